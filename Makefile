@@ -1,0 +1,35 @@
+# Each target sets up .venv first if it is missing or out of date.
+# `python -m venv` needs Python 3.11 or newer; choose one with `make PYTHON=python3.12 test`.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+SOURCES := $(wildcard csrc/*.cpp csrc/*/*)
+
+.PHONY: train test bench lint sanitize clean
+
+train: $(STAMP)  ## the three stages on built-in clips
+	$(BIN)/python -m stmeta.train --fused
+
+test: $(STAMP)  ## the whole test suite
+	$(BIN)/python -m pytest
+
+bench: $(STAMP)  ## fused ops against eager PyTorch
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+lint: $(STAMP)  ## ruff, clang-format, pyright
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+	$(BIN)/pyright
+
+# torch goes in first and by its exact pin: a looser request pulls another build of several GB.
+# The project is built without isolation for the same reason: it uses the torch just installed.
+$(STAMP): pyproject.toml setup.py constraints.txt $(SOURCES)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel pybind11 ninja numpy
+	$(BIN)/pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build stmeta/*.so *.egg-info

@@ -1,0 +1,110 @@
+// What device code of this project stands on: the CUDA toolkit, or, with STMETA_CUDA_HOST, the
+// executor of tests/cuda_host that runs the same source on the CPU. Nothing here knows torch.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#ifdef STMETA_CUDA_HOST
+#include "cuda_host.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+
+namespace stmeta {
+
+constexpr int kWarp = 32;
+
+// Division by a number that the kernel learns at launch: a multiply and a shift instead of some
+// twenty instructions (Granlund and Montgomery 1994). For 0 <= n < 2^31.
+struct Divider {
+  uint32_t divisor = 1, magic = 1, shift = 0;
+
+  Divider() = default;
+  explicit Divider(int64_t d) : divisor(static_cast<uint32_t>(d)) {
+    while ((uint64_t{1} << shift) < divisor) ++shift;
+    magic = static_cast<uint32_t>((((uint64_t{1} << shift) - divisor) << 32) / divisor + 1);
+  }
+  __host__ __device__ uint32_t quotient(uint32_t n) const {
+    return (static_cast<uint32_t>((static_cast<uint64_t>(n) * magic) >> 32) + n) >> shift;
+  }
+  // The quotient; `n` becomes the remainder.
+  __host__ __device__ uint32_t split(uint32_t& n) const {
+    const uint32_t q = quotient(n);
+    n -= q * divisor;
+    return q;
+  }
+};
+
+inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+#ifndef STMETA_CUDA_HOST
+
+using Stream = cudaStream_t;
+
+__device__ inline unsigned char* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char stmeta_dynamic_shared[];
+  return stmeta_dynamic_shared;
+}
+
+inline void check_cuda(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  (void)cudaGetLastError();  // so that the next call does not report this error again
+  throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
+}
+
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  check_cuda(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
+
+// Bytes of shared memory that one block may have.
+inline size_t shared_limit() { return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
+
+inline void allow_shared(const void* kernel, size_t shared) {
+  if (shared <= 48 * 1024) return;  // more than that must be asked for
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(shared)),
+             "shared memory of a kernel");
+}
+
+// Blocks of `kernel` that the device runs at the same time; a kernel whose blocks loop over their
+// work needs no more of them.
+template <typename... Params>
+int64_t resident_blocks(void (*kernel)(Params...), int block, size_t shared) {
+  const void* entry = reinterpret_cast<const void*>(kernel);
+  allow_shared(entry, shared);
+  int each = 0;
+  check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, entry, block, shared),
+             "occupancy of a kernel");
+  return static_cast<int64_t>(std::max(each, 1)) * multiprocessors();
+}
+
+// The only place that launches: kernel<<<grid, block, shared, stream>>>(args...).
+template <typename... Params, typename... Args>
+void launch(void (*kernel)(Params...), dim3 grid, int block, size_t shared, Stream stream,
+            Args... args) {
+  const void* entry = reinterpret_cast<const void*>(kernel);
+  allow_shared(entry, shared);
+  std::tuple<Params...> values(args...);
+  std::apply(
+      [&](auto&... value) {
+        void* pointers[] = {const_cast<void*>(static_cast<const void*>(&value))...};
+        check_cuda(cudaLaunchKernel(entry, grid, dim3(block), pointers, shared, stream), "launch");
+      },
+      values);
+}
+
+#endif
+
+}  // namespace stmeta

@@ -1,0 +1,21 @@
+"""stmeta: fast video loading, fused kernels and memory-augmented learning for video models.
+
+Importing this package loads nothing heavy: `stmeta.ops` and `stmeta.backend` come on first use.
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "backend", "ops"]
+
+
+def __getattr__(name: str) -> object:
+    if name == "backend":
+        from stmeta.ops import backend
+
+        return backend
+    if name == "ops":
+        import importlib
+
+        return importlib.import_module("stmeta.ops")
+    raise AttributeError(f"module 'stmeta' has no attribute {name!r}")

@@ -1,0 +1,185 @@
+"""What a training run is made of: frozen dataclasses, one per concern.
+
+A recipe (`stmeta.recipes`) is a function that returns a `TrainConfig`; the command line is made
+from the same fields (`python -m stmeta.train --help`). Nothing reads a global.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from stmeta.models.small_vit import PRESETS, SmallViTConfig
+
+StageName = Literal["pretrain", "classify", "classify_masked", "fewshot"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW with linear warm-up and a cosine to `min_lr`."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    min_lr: float = 1e-6
+    """Learning rate at the last step."""
+    warmup: float = 0.1
+    """Share of all steps spent warming up."""
+    weight_decay: float = 0.05
+    """Applied to matrices only: no decay on biases, norms, tokens, positions."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_grad: float = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+    layer_decay: float = 1.0
+    """Learning rate of encoder layer i of L is multiplied by layer_decay ** (L + 1 - i)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipConfig:
+    """How a clip is cut from a video and augmented. Its frames and size are the model's."""
+
+    stride: int = 1
+    """Source frames from one clip frame to the next."""
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    """Area share of the random crop (training only)."""
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    hflip: float = 0.5
+    """Chance of a left-right flip. 0 where the direction of motion is the label."""
+    decoder: Literal["auto", "dali", "pyav"] = "auto"
+    threads: int = 2
+    prefetch: int = 2
+    cache_mib: int = 1024
+    """Memory for decoded videos, so that small sets are decoded once."""
+    max_error_rate: float = 0.05
+    """Share of unreadable samples above which the run stops with their list."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Stage 1, masked video autoencoder (Feichtenhofer et al. 2022)."""
+
+    epochs: float = 40
+    batch_size: int = 32
+    mask_ratio: float = 0.9
+    mask_mode: Literal["random", "tube", "frame"] = "random"
+    norm_pix: bool = True
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    evals: int = 5
+    """Validations over the stage, evenly spaced, the last at its end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyConfig:
+    """Stage 2, action classification on the pretrained encoder."""
+
+    epochs: float = 40
+    batch_size: int = 32
+    init: Literal["pretrain", "scratch"] = "pretrain"
+    mask_ratio: float = 0.0
+    """Share of tokens dropped in training; evaluation always sees all of them."""
+    mixup: float = 0.0
+    """Alpha of the Beta distribution of mixup; 0 turns it off."""
+    label_smoothing: float = 0.1
+    drop_path: float = 0.1
+    dropout: float = 0.0
+    balanced: bool = False
+    """Weigh classes by the inverse square root of their frequency in the loss."""
+    views: int = 1
+    """Clips per video at evaluation, spread over its length; logits are averaged."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    evals: int = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotConfig:
+    """Stage 3, few-shot episodes with a memory-augmented network (Santoro et al. 2016)."""
+
+    encoder: Literal["classify", "pretrain", "scratch"] = "classify"
+    """Stage whose encoder turns clips into features. It stays frozen."""
+    ways: int = 5
+    instances: int = 10
+    """Clips of each class in one episode."""
+    episodes: int = 20_000
+    batch_size: int = 32
+    views: int = 4
+    """Augmented clips per training video in the table of features."""
+    test_episodes: int = 1000
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.0, clip_grad=10.0)
+    )
+    evals: int = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One run: data, model, stages and how they execute."""
+
+    recipe: str = "demo"
+    """Name of the recipe that these values came from."""
+    data: Path | None = None
+    """Folder with train/, val/ (and heldout/) shards; none = the built-in motion clips."""
+    out: Path | None = None
+    """Folder of the run; none = runs/<recipe>."""
+    stage: tuple[StageName, ...] = ("pretrain", "classify", "classify_masked", "fewshot")
+    """Stages to run, in order."""
+    model: SmallViTConfig = PRESETS["tiny"]
+    """Encoder and decoder; frames, size, mean and std of the clips are set here too."""
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    classify_masked: ClassifyConfig = field(default_factory=ClassifyConfig)
+    fewshot: FewShotConfig = field(default_factory=FewShotConfig)
+    fused: bool = True
+    """Use the fused ops; off = the eager reference."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    seed: int = 0
+    max_steps: int = 0
+    """Stop every stage after so many steps; 0 = no limit. For trying things out."""
+    save_every: int = 100
+    """Steps between checkpoints."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the run writes."""
+        return self.out or Path("runs") / self.recipe
+
+
+def to_json(config: Any) -> str:
+    """Serialise a config, paths as strings."""
+    return json.dumps(dataclasses.asdict(config), indent=2, default=str)
+
+
+def from_json(text: str) -> TrainConfig:
+    """Read back what `to_json` wrote.
+
+    Raises:
+        ValueError: the file names a field that this version does not know.
+    """
+    return _build(TrainConfig, json.loads(text))
+
+
+def _build(kind: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        unknown = sorted(set(value) - set(hints))
+        if unknown:
+            raise ValueError(
+                f"config: {kind.__name__} has no field {', '.join(unknown)}; the run was made by "
+                "another version of stmeta: train again, or resume with that version"
+            )
+        return kind(**{name: _build(hints[name], item) for name, item in value.items()})
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (Union, types.UnionType):
+        return (
+            None if value is None else _build(next(a for a in args if a is not type(None)), value)
+        )
+    if origin is tuple:
+        return tuple(_build(args[0], item) for item in value)
+    return kind(value) if kind in (Path, float, int) else value

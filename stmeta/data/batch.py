@@ -1,0 +1,85 @@
+"""What passes from the data side to a model: batches of clips, and batches of episodes."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+_Batch = TypeVar("_Batch", bound="_TensorFields")
+
+
+class _TensorFields:
+    """Moves every tensor of a dataclass at once."""
+
+    def to(self: _Batch, device: torch.device | str, non_blocking: bool = False) -> _Batch:
+        """Return the batch with its tensors on `device`.
+
+        Args:
+            device: where to.
+            non_blocking: let a copy from pinned memory overlap with computation.
+        """
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self: _Batch) -> _Batch:
+        """Return the batch in page-locked memory, from which copies to a GPU can overlap."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self: _Batch, move: Any) -> _Batch:
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        values = {field.name: getattr(self, field.name) for field in fields}
+        moved = {k: move(v) if isinstance(v, Tensor) else v for k, v in values.items()}
+        return dataclasses.replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True)
+class ClipBatch(_TensorFields):
+    """A batch of clips; B clips of T frames with C = 3 channels (RGB).
+
+    Normalisation is left to the model (the fused patch op does it on the device).
+    """
+
+    video: Tensor
+    """uint8 [B, T, C, H, W]. The memory behind it is [B, T, H, W, C]: channels are innermost."""
+    label: Tensor
+    """int64 [B], -1 = unlabelled."""
+    frame_index: Tensor
+    """int64 [B, T], positions in the video; the last one repeats where it was too short."""
+    pts_seconds: Tensor
+    """float64 [B, T], time of each frame after the video's first frame."""
+    key: list[str]
+    """Name of each sample."""
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+
+@dataclass(frozen=True)
+class EpisodeBatch(_TensorFields):
+    """A batch of few-shot episodes: B sequences of L clips, or of features of clips.
+
+    The protocol is `offset` (Santoro et al. 2016, figure 1a): at step t a model sees clip t and the
+    label of clip t - 1, and must name clip t.
+    """
+
+    label: Tensor
+    """int64 [B, L], 0 ... ways - 1; every episode numbers its classes anew."""
+    previous_label: Tensor
+    """int64 [B, L], the label of the step before; -1 at the first step."""
+    class_id: Tensor
+    """int64 [B, L], the data set's own label."""
+    instance: Tensor
+    """int64 [B, L], how many clips of this class the episode has shown before this one."""
+    key: list[list[str]]
+    """Names of the samples, per episode."""
+    video: Tensor | None = None
+    """uint8 [B, L, T, C, H, W], or None where features are given."""
+    features: Tensor | None = None
+    """[B, L, D] of a frozen encoder, or None where clips are given."""
+    protocol: str = "offset"
+
+    def __len__(self) -> int:
+        return len(self.key)

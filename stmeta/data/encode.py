@@ -1,0 +1,191 @@
+"""Frames to video files with short groups of pictures, on one thread each."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+
+
+@dataclasses.dataclass(frozen=True)
+class _Codec:
+    encoder: str
+    extension: str
+    options: dict[str, str]
+    quality: str = "crf"  # name of the encoder's quality option
+    default: int = 23
+    # NVDEC refuses smaller pictures (NVIDIA Video Codec SDK, support matrix).
+    smallest: int = 48
+    pixels: str = "yuv420p"
+
+
+# No scene-cut key frames: every group of pictures has the same length, so seeks cost the same.
+_X264 = "scenecut=0:threads=1:lookahead-threads=1"
+_X265 = "scenecut=0:pools=none:frame-threads=1:log-level=none"
+CODECS = {
+    "h264": _Codec("libx264", "mp4", {"preset": "veryfast", "x264-params": _X264}),
+    "hevc": _Codec(
+        "libx265", "mp4", {"preset": "fast", "x265-params": _X265}, default=26, smallest=144
+    ),
+    "vp8": _Codec("libvpx", "webm", {"deadline": "good", "cpu-used": "4"}, default=10),
+    "vp9": _Codec(
+        "libvpx-vp9", "webm", {"deadline": "good", "cpu-used": "4"}, default=31, smallest=128
+    ),
+    "av1": _Codec(
+        "libsvtav1", "mp4", {"preset": "8", "svtav1-params": "lp=1"}, default=35, smallest=128
+    ),
+    "mjpeg": _Codec("mjpeg", "avi", {}, quality="qscale", default=3, pixels="yuvj420p"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EncodeOptions:
+    """How videos are stored."""
+
+    short_side: int | None = 128
+    """Largest short side in pixels; larger videos are scaled down. None = keep the size."""
+    fps: float | None = 12.5
+    """Frames per second. None = the source's own (its mean, where it varies)."""
+    codec: str = "h264"
+    """h264, hevc, vp8, vp9, av1 or mjpeg."""
+    gop: int = 16
+    """Frames from one key frame to the next."""
+    crf: int | None = None
+    """Quality on the codec's own scale, lower is better; None = the codec's usual value."""
+
+    def __post_init__(self) -> None:
+        if self.codec not in CODECS:
+            raise ValueError(
+                f"encode: codec must be one of {', '.join(CODECS)}, got {self.codec!r}"
+            )
+        for name in ("short_side", "fps", "gop"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"encode: {name} must be above 0, got {value}")
+
+
+def encode_frames(
+    frames: Iterable[np.ndarray],
+    fps: float,
+    *,
+    codec: str = "h264",
+    gop: int = 16,
+    crf: int | None = None,
+    rotation: int = 0,
+) -> bytes:
+    """Encode RGB frames as a video file.
+
+    Args:
+        frames: uint8 [T, H, W, 3], or an iterable of [H, W, 3]; H and W even.
+        fps: frames per second.
+        codec: h264, hevc, av1 (MP4), vp8, vp9 (WebM) or mjpeg (AVI).
+        gop: frames from one key frame to the next.
+        crf: quality on the codec's own scale; None = the codec's usual value.
+        rotation: clockwise degrees that a viewer shall turn the frames by (MP4 only).
+
+    Returns:
+        The file's content; MP4s have their index in front.
+
+    Raises:
+        ValueError: no frames, or a frame of another shape, type or odd size.
+    """
+    options = EncodeOptions(codec=codec, gop=gop, crf=crf)
+    encoder: Encoder | None = None
+    with tempfile.TemporaryDirectory(prefix="stmeta-") as folder:
+        path = Path(folder) / "video"
+        for frame in frames:
+            _check_frame(frame, encoder)
+            if encoder is None:
+                height, width = frame.shape[:2]
+                encoder = Encoder(path, width, height, Fraction(fps), options, rotation)
+            encoder.add(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
+        if encoder is None:
+            raise ValueError("encode_frames: needs at least one frame, got none")
+        encoder.close()
+        return path.read_bytes()
+
+
+class Encoder:
+    """Writes frames to a file at a constant rate; one scaler serves all frames."""
+
+    def __init__(
+        self,
+        path: Path,
+        width: int,
+        height: int,
+        fps: Fraction,
+        options: EncodeOptions,
+        rotation: int,
+    ) -> None:
+        codec = CODECS[options.codec]
+        # bitexact: WebM otherwise gets random ids, and the same frames would give other bytes.
+        extra = {"fflags": "+bitexact"}
+        if codec.extension == "mp4":
+            extra["movflags"] = "+faststart"
+        if codec.encoder == "libsvtav1":
+            os.environ.setdefault("SVT_LOG", "1")  # errors only; it prints pages otherwise
+        self.container = av.open(os.fspath(path), "w", format=codec.extension, options=extra)
+        self.pixels, self.scaler, self.count = codec.pixels, VideoReformatter(), 0
+        rate = fps.limit_denominator(1001)
+        settings = codec.options | {"g": str(options.gop)}
+        crf = codec.default if options.crf is None else options.crf
+        if codec.quality == "crf":
+            settings["crf"] = str(crf)
+        self.stream: Any = self.container.add_stream(codec.encoder, rate=rate, options=settings)
+        self.stream.width, self.stream.height = width, height
+        self.stream.pix_fmt = codec.pixels
+        self.stream.time_base = self.tick = 1 / rate
+        self.stream.thread_type = "NONE"
+        context = self.stream.codec_context
+        context.thread_count = 1
+        if codec.quality == "qscale":
+            context.qscale = True
+            context.global_quality = crf * 118  # FFmpeg's FF_QP2LAMBDA
+        if codec.encoder.startswith("libvpx"):
+            # VP8 needs a rate that crf then bounds; VP9 follows crf alone at rate 0.
+            context.bit_rate = 4_000_000 if codec.encoder == "libvpx" else 0
+        if rotation:
+            self.stream.set_display_rotation(-rotation)
+
+    def add(self, frame: av.VideoFrame) -> None:
+        """Scale and encode the next frame."""
+        frame = self.scaler.reformat(
+            frame,
+            self.stream.width,
+            self.stream.height,
+            self.pixels,
+            interpolation=Interpolation.AREA
+            if frame.width > 2 * self.stream.width
+            else Interpolation.BICUBIC,
+        )
+        frame.pts, frame.time_base = self.count, self.tick
+        frame.pict_type = av.video.frame.PictureType.NONE  # the source's key frames are not ours
+        self.count += 1
+        self.container.mux(self.stream.encode(frame))
+
+    def close(self) -> None:
+        """Flush and write the index."""
+        self.container.mux(self.stream.encode(None))
+        self.container.close()
+
+
+def _check_frame(frame: np.ndarray, encoder: Encoder | None) -> None:
+    fits = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3
+    if not fits or frame.shape[2] != 3 or frame.shape[0] % 2 or frame.shape[1] % 2:
+        raise ValueError(
+            "encode_frames: frames must be uint8 [H, W, 3] with even H and W, got "
+            f"{getattr(frame, 'dtype', type(frame))} {getattr(frame, 'shape', '')}; crop or resize"
+        )
+    if encoder and frame.shape[:2] != (encoder.stream.height, encoder.stream.width):
+        raise ValueError(
+            f"encode_frames: all frames must be {encoder.stream.height}×{encoder.stream.width} "
+            f"like the first, got {frame.shape[0]}×{frame.shape[1]}"
+        )

@@ -1,0 +1,306 @@
+"""A user's own videos to a data set of shards, over all cores; a killed run goes on where it was.
+
+Each video is decoded to its end and encoded again, so that what lies in a shard is known to be
+whole. `ingest.json` holds the options and a hash of the plan; each split's `shards.jsonl` gets one
+line per finished shard. The plan is a pure function of the source folder and the options, so the
+two files are enough to go on, and the result does not depend on interruptions or on `workers`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+
+from stmeta._errors import DataError
+from stmeta.data.encode import CODECS, EncodeOptions
+from stmeta.data.probe import VideoInfo, probe
+from stmeta.data.shards import EncodedSample, KeyMaker, ShardWriter, build_index, write_classes
+from stmeta.data.sources import Bad, Plan, Source, plan_sources
+from stmeta.data.transcode import check_decodes, fits, transcode
+from stmeta.data.workers import ordered_map
+
+MANIFEST = "ingest.json"
+JOURNAL = "shards.jsonl"
+
+Progress = Callable[[str, int, int, int], None]
+"""Called with split, videos done, videos in all, bad ones so far."""
+
+
+@dataclasses.dataclass(frozen=True)
+class IngestReport:
+    """What became of the videos."""
+
+    out: str
+    """Folder of the data set."""
+    classes: list[str]
+    """Names; the position is the label."""
+    splits: dict[str, dict[str, int]]
+    """Per split: samples, shards, bytes, frames."""
+    bad: list[Bad]
+    """What could not be taken in, with the reason."""
+    seconds: float
+    """Time of this run."""
+
+
+def ingest(
+    videos: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    annotations: Sequence[str] = (),
+    path_column: str | None = None,
+    label_column: str | None = None,
+    val_fraction: float = 0.0,
+    seed: int = 0,
+    encode: EncodeOptions | None = None,
+    copy: bool = False,
+    shard_mib: float = 64,
+    workers: int | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> IngestReport:
+    """Make a data set from a folder of videos.
+
+    Args:
+        videos: folder of videos.
+        out: folder of the data set to make.
+        annotations: as in `sources.plan_sources`, like the four arguments after it.
+        path_column: column with the path of a video.
+        label_column: column with its label.
+        val_fraction: part of each class that goes to val.
+        seed: of that choice and of the order.
+        encode: how videos are stored; None = the defaults.
+        copy: copy videos that are stored so already, instead of encoding them again.
+        shard_mib: a shard is closed once its videos pass this many MiB.
+        workers: processes; None = one per core. 1 = no other process.
+        resume: go on with an interrupted run; with nothing to go on from, start.
+        progress: called after each video.
+
+    Raises:
+        DataError: there are no videos, `out` has data already, or a resumed run differs.
+        ValueError: an option is not valid.
+    """
+    begin = time.monotonic()
+    videos, out = Path(videos), Path(out)
+    encode = encode or EncodeOptions()
+    workers = workers or len(os.sched_getaffinity(0))
+    plan = plan_sources(
+        videos,
+        annotations,
+        path_column=path_column,
+        label_column=label_column,
+        val_fraction=val_fraction,
+        seed=seed,
+    )
+    options = dataclasses.asdict(encode) | {"copy": copy, "shard_mib": shard_mib}
+    out.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        _claim(out, {"version": 1, "options": options, "plan": _fingerprint(plan)}, resume)
+        write_classes(out, plan.classes)
+        bad, splits, keys = list(plan.bad), {}, KeyMaker()
+        for split, sources in plan.splits.items():
+            named = [(keys(os.path.splitext(source.path)[0]), source) for source in sources]
+            job = _Split(split, out / split, videos, named, plan.classes, encode, copy, shard_mib)
+            bad += job.run(workers, progress)
+            splits[split], more = _finish(out / split, workers)
+            bad += more
+    return IngestReport(str(out), plan.classes, splits, bad, time.monotonic() - begin)
+
+
+class _Job(NamedTuple):
+    path: str
+    encode: EncodeOptions
+    copy: bool
+
+
+class _Encoded(NamedTuple):
+    video: bytes
+    extension: str
+    info: VideoInfo
+    source: VideoInfo
+
+
+def _encode(job: _Job) -> _Encoded:
+    """Work of one process on one video."""
+    options = job.encode
+    try:
+        info = probe(job.path)
+        extension = os.path.splitext(job.path)[1][1:].lower()
+        if job.copy and fits(info, extension, options):
+            check_decodes(job.path, info)
+            return _Encoded(Path(job.path).read_bytes(), extension, info, info)
+        settings = dataclasses.asdict(options)
+        video = transcode(job.path, info=info, **settings)
+        return _Encoded(video, CODECS[options.codec].extension, probe(video), info)
+    except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
+        raise DataError(f"{type(error).__name__}: {error}") from error
+
+
+@dataclasses.dataclass
+class _Split:
+    name: str
+    folder: Path
+    videos: Path
+    sources: list[tuple[str, Source]]
+    classes: list[str]
+    encode: EncodeOptions
+    copy: bool
+    shard_mib: float
+
+    def run(self, workers: int, progress: Progress | None) -> list[Bad]:
+        """Write the shards that are still missing; return the bad videos of all."""
+        self.folder.mkdir(exist_ok=True)
+        shards, done, bad = self._finished()
+        todo = self.sources[done:]
+        jobs = [_Job(str(self.videos / s.path), self.encode, self.copy) for _, s in todo]
+        results = ordered_map(_encode, jobs, min(workers, len(jobs)))
+        for part in self._parts(zip(todo, results, strict=True)):
+            fresh: list[Bad] = []
+            writer: ShardWriter | None = None
+            count = 0
+            try:
+                for (key, source), (_, result) in part:
+                    count += 1
+                    if isinstance(result, DataError):
+                        fresh.append(Bad(self.name, source.path, str(result)))
+                    else:
+                        writer = writer or ShardWriter(self.folder / f"{shards:06d}.tar")
+                        writer.add(self._sample(key, source, result))
+                    if progress:
+                        progress(self.name, done + count, len(self.sources), len(bad) + len(fresh))
+            except BaseException:
+                if writer:
+                    writer.abort()
+                raise
+            size = writer.close() if writer else 0
+            shards, done, bad = shards + bool(writer), done + count, bad + fresh
+            self._record({"shards": shards, "size": size, "next": done, "bad": fresh})
+        return bad
+
+    def _parts(self, results: Iterator[Any]) -> Iterator[Iterator[Any]]:
+        """Results, shard by shard; each inner iterator must be used up before the next."""
+
+        def part(result: Any) -> Iterator[Any]:
+            size = 0.0
+            while result is not None:
+                yield result
+                encoded = result[1][1]
+                size += 0 if isinstance(encoded, DataError) else len(encoded.video)
+                result = next(results, None) if size < self.shard_mib * 2**20 else None
+
+        while (first := next(results, None)) is not None:
+            yield part(first)
+
+    def _sample(self, key: str, source: Source, result: _Encoded) -> EncodedSample:
+        return EncodedSample(
+            key=key,
+            video=result.video,
+            extension=result.extension,
+            label=self.classes.index(source.label) if source.label else -1,
+            label_text=source.label,
+            source=source.path,
+            info=result.info,
+            meta={"source_video": result.source._replace(keyframes=())._asdict()},
+        )
+
+    def _finished(self) -> tuple[int, int, list[Bad]]:
+        """Shards, videos and bad videos of earlier runs; files past them are removed."""
+        shards = done = 0
+        bad: list[Bad] = []
+        journal = self.folder / JOURNAL
+        lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []
+        good = []
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                break  # the run was killed while it wrote this line
+            path = self.folder / f"{record['shards'] - 1:06d}.tar"
+            if record["size"] and (not path.exists() or path.stat().st_size != record["size"]):
+                break
+            shards, done = record["shards"], record["next"]
+            bad += [Bad(*entry) for entry in record["bad"]]
+            good.append(line)
+        if good != lines:
+            journal.write_text("".join(good))
+        for path in [*self.folder.glob("*.tar"), *self.folder.glob("*.idx")]:
+            if not path.stem.isdigit() or int(path.stem) >= shards:
+                path.unlink()
+        for path in self.folder.glob("*.tmp"):
+            path.unlink()
+        return shards, done, bad
+
+    def _record(self, record: dict[str, Any]) -> None:
+        with open(self.folder / JOURNAL, "a") as file:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _finish(folder: Path, workers: int) -> tuple[dict[str, int], list[Bad]]:
+    shards = sorted(folder.glob("*.tar"))
+    if not shards:
+        return {"samples": 0, "shards": 0, "bytes": 0, "frames": 0}, []
+    index = build_index(folder, workers=workers)
+    counts = {
+        "samples": len(index),
+        "shards": len(shards),
+        "bytes": sum(path.stat().st_size for path in shards),
+        "frames": int(index.frames.sum()),
+    }
+    return counts, [Bad(folder.name, f"{row.shard}: {row.key}", row.error) for row in index.bad]
+
+
+def _fingerprint(plan: Plan) -> str:
+    text = json.dumps([plan.splits, plan.classes])
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _claim(out: Path, manifest: dict[str, Any], resume: bool) -> None:
+    """Write the manifest, or check that the one there is the same."""
+    path = out / MANIFEST
+    if not path.exists():
+        if any(out.glob("*/*.tar")):
+            raise DataError(f"{out}: holds shards already; choose another folder")
+        partial = path.with_name(path.name + ".tmp")
+        partial.write_text(json.dumps(manifest, indent=1) + "\n")
+        os.replace(partial, path)
+        return
+    if not resume:
+        raise DataError(
+            f"{out}: holds a data set or a part of one; go on with --resume, or choose another "
+            "folder"
+        )
+    before = json.loads(path.read_text())
+    if before.get("options") != manifest["options"]:
+        old, new = before.get("options", {}), manifest["options"]
+        changed = ", ".join(f"{k}: {old.get(k)} → {new[k]}" for k in new if old.get(k) != new[k])
+        raise DataError(f"{out}: cannot go on with other options ({changed})")
+    if before != manifest:
+        raise DataError(
+            f"{out}: cannot go on, as the videos or their labels changed since it was begun; "
+            "choose another folder"
+        )
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keep a second run out of the folder; the lock goes away with the process."""
+    handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{out}: another run is writing here") from None
+        yield
+    finally:
+        os.close(handle)

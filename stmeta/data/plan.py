@@ -1,0 +1,200 @@
+"""Which clips are read, and when: a pure function of (seed, epoch, position, rank, world size).
+
+Nothing is drawn in advance and nothing is stored, so a position is all that a checkpoint needs, and
+every rank, process and backend reads the same clips.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+_MASK = (1 << 64) - 1
+
+
+class ClipRequest(NamedTuple):
+    """One clip to read.
+
+    Attributes:
+        sample: position in the index.
+        start: first frame.
+        seed: source of everything random in the augmentation of this clip, 64 bits.
+    """
+
+    sample: int
+    start: int
+    seed: int
+
+
+def mix(*values: int) -> int:
+    """Hash integers to 64 well-mixed bits (the finaliser of SplitMix64, Steele et al. 2014)."""
+    state = 0
+    for value in values:
+        state = (state ^ (value & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
+        state ^= state >> 31
+    return state
+
+
+def uniform(seed: int, number: int) -> float:
+    """The `number`-th of a seed's random values in [0, 1)."""
+    return (mix(seed, number) >> 11) * 2.0**-53
+
+
+def shuffled(position: int, count: int, seed: int) -> int:
+    """Element `position` of a random permutation of 0 ... count - 1, computed without a table.
+
+    A Feistel network on a grid of about √count × √count cells (Black and Rogaway 2002); positions
+    that leave the range are sent through again, which happens less than √count times in count.
+    """
+    rows = max(1, round(count**0.5))
+    columns = -(-count // rows)
+    while True:
+        high, low = divmod(position, columns)
+        for turn in range(4):
+            high = (high + mix(seed ^ 2 * turn, low)) % rows
+            low = (low + mix(seed ^ 2 * turn + 1, high)) % columns
+        position = high * columns + low
+        if position < count:
+            return position
+
+
+class ClipPlan:
+    """Says which clips make up a batch.
+
+    Training: each epoch is a new permutation of the samples, dealt out to the ranks batch by batch;
+    what does not fill a batch on every rank is dropped. A set smaller than one batch on every rank
+    goes round again until it fills one. Clips start anywhere in the video.
+
+    Evaluation: samples in order, `views` clips of each next to each other, spread evenly from the
+    start to the end of the video (one view = the centre). Every rank gets the same number of
+    batches; the last is short, and shared out evenly.
+
+    A clip that is longer than its video holds the video's last frame.
+    """
+
+    def __init__(
+        self,
+        frames: np.ndarray,
+        *,
+        clip_frames: int,
+        batch_size: int,
+        stride: int = 1,
+        labels: np.ndarray | None = None,
+        train: bool = True,
+        views: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        """Plan over n samples.
+
+        Args:
+            frames: int [n], frames of each video, at least 1.
+            clip_frames: frames of a clip.
+            batch_size: clips in a batch on one rank.
+            stride: source frames from one clip frame to the next.
+            labels: int [n]; a bad sample is then replaced by one with the same label.
+            train: shuffle and start anywhere, or read in order.
+            views: clips of one video in an evaluation.
+            seed: other seeds give other orders, starts and augmentations.
+            rank: this process, 0 ... world_size - 1.
+            world_size: number of processes that share the epoch.
+
+        Raises:
+            ValueError: an argument is out of range.
+        """
+        for name, value in {
+            "clip_frames": clip_frames,
+            "batch_size": batch_size,
+            "stride": stride,
+            "views": views,
+            "world_size": world_size,
+        }.items():
+            if value < 1:
+                raise ValueError(f"ClipPlan: {name} must be at least 1, got {value}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"ClipPlan: rank must be in [0, {world_size}), got {rank}")
+        if len(frames) == 0 or int(np.min(frames)) < 1:
+            raise ValueError(
+                f"ClipPlan: every one of the {len(frames)} samples (at least 1) must have frames; "
+                "index the shards again"
+            )
+        self.frames, self.labels = frames, labels
+        self.clip_frames, self.stride, self.batch_size = clip_frames, stride, batch_size
+        self.train, self.views, self.seed = train, 1 if train else views, seed
+        self.rank, self.world_size = rank, world_size
+        self.span = (clip_frames - 1) * stride + 1
+        self._members: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        """Batches in an epoch, the same on every rank."""
+        clips, share = len(self.frames) * self.views, self.batch_size * self.world_size
+        return max(1, clips // share) if self.train else -(-clips // share)
+
+    def batch(self, epoch: int, index: int) -> list[ClipRequest]:
+        """Clips of this rank's batch `index` of an epoch."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        share = self.batch_size * self.world_size
+        if self.train:
+            first = index * share + self.rank * self.batch_size
+            return [self.request(epoch, first + i) for i in range(self.batch_size)]
+        first, clips = index * share, len(self.frames) * self.views
+        count = min(share, clips - first)
+        if count < self.world_size:  # no rank may go without, or the others would wait for it
+            return [self.request(epoch, first + self.rank % count)]
+        begin = first + self.rank * count // self.world_size
+        end = first + (self.rank + 1) * count // self.world_size
+        return [self.request(epoch, position) for position in range(begin, end)]
+
+    def request(self, epoch: int, position: int) -> ClipRequest:
+        """The clip at a position of an epoch; positions count over all ranks."""
+        count = len(self.frames)
+        if self.train:
+            lap, position = divmod(position, count)
+            sample = shuffled(position, count, mix(self.seed, epoch))
+            return self.clip(sample, epoch=epoch, lap=lap)
+        return self.clip(position // self.views, view=position % self.views)
+
+    def clip(self, sample: int, *, epoch: int = 0, lap: int = 0, view: int = 0) -> ClipRequest:
+        """The clip that a sample contributes to an epoch (training) or a view (evaluation)."""
+        seed = mix(self.seed, epoch, sample, lap, view) if self.train else mix(self.seed, sample)
+        return ClipRequest(sample, self._start(sample, seed, view), seed)
+
+    def substitutes(self, request: ClipRequest, attempt: int) -> ClipRequest | None:
+        """A clip in place of one that cannot be read: same label, other sample.
+
+        Args:
+            request: the clip that was planned.
+            attempt: 0, 1, 2, ...: how many substitutes were tried before.
+
+        Returns:
+            The next candidate, or None when every sample with this label was tried.
+        """
+        label = -1 if self.labels is None else int(self.labels[request.sample])
+        if label not in self._members:
+            every = np.arange(len(self.frames))
+            self._members[label] = every if self.labels is None else every[self.labels == label]
+        members = self._members[label]
+        if attempt >= len(members):
+            return None
+        sample = int(members[(mix(request.seed, 1) + attempt) % len(members)])
+        seed = mix(request.seed, 2, attempt)
+        return ClipRequest(sample, self._start(sample, seed, 0), seed)
+
+    def indices(self, request: ClipRequest) -> np.ndarray:
+        """Frames of a clip, int64 [clip_frames]; the last frame repeats past the end."""
+        last = int(self.frames[request.sample]) - 1
+        steps = np.arange(self.clip_frames, dtype=np.int64) * self.stride
+        return np.minimum(request.start + steps, last)
+
+    def _start(self, sample: int, seed: int, view: int) -> int:
+        room = max(0, int(self.frames[sample]) - self.span)
+        if self.train:
+            return int(uniform(seed, 0) * (room + 1))
+        if self.views == 1:
+            return room // 2
+        return round(room * view / (self.views - 1))

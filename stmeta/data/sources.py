@@ -1,0 +1,194 @@
+"""Finds a user's videos and their labels: class folders, or CSV files with paths and labels."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from stmeta._errors import DataError
+from stmeta.data.annotations import Finder, read_rows, split_of
+
+_SUFFIXES = frozenset(
+    ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .ts .mts .wmv .flv .3gp .ogv .gif".split()
+)
+_SPLITS = {
+    "train": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "heldout": "heldout",
+}
+
+
+class Source(NamedTuple):
+    """One video to take in.
+
+    Attributes:
+        path: relative to the folder of videos, with "/".
+        label: name of its class; "" = unlabelled.
+    """
+
+    path: str
+    label: str
+
+
+class Bad(NamedTuple):
+    """Something that could not be taken in.
+
+    Attributes:
+        split: where it was meant to go.
+        source: path, or file and line of the annotation.
+        reason: why.
+    """
+
+    split: str
+    source: str
+    reason: str
+
+
+class Plan(NamedTuple):
+    """What goes where.
+
+    Attributes:
+        splits: sources of each split, in the order in which they will lie.
+        classes: names, sorted; the position is the label.
+        bad: annotations without a video.
+    """
+
+    splits: dict[str, list[Source]]
+    classes: list[str]
+    bad: list[Bad]
+
+
+def plan_sources(
+    videos: Path,
+    annotations: Sequence[str] = (),
+    *,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    val_fraction: float = 0.0,
+    seed: int = 0,
+) -> Plan:
+    """List the videos of a folder with their splits and labels.
+
+    Args:
+        videos: VIDEOS/<class>/..., VIDEOS/<split>/<class>/..., or anything with annotations.
+        annotations: "file.csv" or "SPLIT=file.csv"; empty = labels come from the folders.
+        path_column: column with the path, name or stem of a video; None = found by its name.
+        label_column: column with the label; None = found by its name.
+        val_fraction: part of each class that goes from train to val.
+        seed: of that choice and of the order.
+
+    Raises:
+        DataError: there are no videos, or an annotation file cannot be read.
+        ValueError: `val_fraction` is not in [0, 1), or val is given already.
+    """
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"shard: val_fraction must be at least 0 and below 1, got {val_fraction}")
+    files = find_videos(videos)
+    bad: list[Bad] = []
+    if annotations:
+        finder, splits = Finder(videos, files), defaultdict(list)
+        for entry in annotations:
+            split, path = split_of(entry)
+            rows = read_rows(path, path_column, label_column)
+            found = _match(rows, finder, split, path.name, bad)
+            splits[split] += found
+        _drop_repeated(splits, bad)
+    else:
+        splits = _by_folder(files)
+    if val_fraction:
+        if splits.get("val"):
+            raise ValueError("shard: val_fraction needs a data set without a val split; it has one")
+        splits["train"], splits["val"] = _part(splits.get("train", []), val_fraction, seed)
+    # Mixed order: whoever reads shards from front to back then sees the classes mixed.
+    ordered = {
+        name: sorted(sources, key=lambda source: _hash(seed, source.path))
+        for name, sources in splits.items()
+    }
+    names = {source.label for sources in ordered.values() for source in sources} - {""}
+    classes = sorted(
+        names, key=lambda name: (not name.isdigit(), int(name or 0) if name.isdigit() else 0, name)
+    )
+    return Plan(ordered, classes, bad)
+
+
+def find_videos(folder: Path) -> list[str]:
+    """Paths of the videos under a folder, relative to it, sorted; hidden ones are left out.
+
+    Raises:
+        DataError: there is no such folder, or no video in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder")
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [
+            (Path(root) / name).relative_to(folder).as_posix()
+            for name in files
+            if not name.startswith(".") and Path(name).suffix.lower() in _SUFFIXES
+        ]
+    if not found:
+        raise DataError(f"{folder}: there are no videos ({' '.join(sorted(_SUFFIXES))})")
+    return sorted(found)
+
+
+def _by_folder(files: list[str]) -> dict[str, list[Source]]:
+    """The class is the first folder, unless all first folders are splits: then the second one."""
+    parts = [PurePosixPath(path).parts for path in files]
+    split_first = all(len(part) > 2 and part[0].lower() in _SPLITS for part in parts)
+    splits: dict[str, list[Source]] = defaultdict(list)
+    for path, part in zip(files, parts, strict=True):
+        split = _SPLITS[part[0].lower()] if split_first else "train"
+        folders = part[1:-1] if split_first else part[:-1]
+        splits[split].append(Source(path, folders[0] if folders else ""))
+    return splits
+
+
+def _part(sources: list[Source], fraction: float, seed: int) -> tuple[list[Source], list[Source]]:
+    """Split off a fraction of each class; a class of two or more gives and keeps at least one."""
+    by_class: dict[str, list[Source]] = defaultdict(list)
+    for source in sources:
+        by_class[source.label].append(source)
+    chosen: set[Source] = set()
+    for members in by_class.values():
+        members.sort(key=lambda source: _hash(seed, "val", source.path))
+        count = round(fraction * len(members))
+        chosen.update(members[: min(max(count, 1), len(members) - 1)])
+    return [s for s in sources if s not in chosen], [s for s in sources if s in chosen]
+
+
+def _hash(*parts: object) -> bytes:
+    return hashlib.blake2b("\0".join(map(str, parts)).encode("utf-8", "surrogateescape")).digest()
+
+
+def _match(
+    rows: list[tuple[int, str, str]], finder: Finder, split: str, name: str, bad: list[Bad]
+) -> list[Source]:
+    found = []
+    for line, value, label in rows:
+        try:
+            found.append(Source(finder.find(value, label), label))
+        except DataError as error:
+            bad.append(Bad(split, f"{value} ({name}, line {line})", str(error)))
+    return found
+
+
+def _drop_repeated(splits: dict[str, list[Source]], bad: list[Bad]) -> None:
+    """Keep a video only where it is named first: one in two splits would leak."""
+    seen: dict[str, str] = {}
+    for split, sources in splits.items():
+        kept = []
+        for source in sources:
+            if source.path in seen:
+                bad.append(Bad(split, source.path, f"listed already, in {seen[source.path]}"))
+            else:
+                seen[source.path] = split
+                kept.append(source)
+        sources[:] = kept

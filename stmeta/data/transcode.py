@@ -1,0 +1,171 @@
+"""Video files to small, upright ones at a constant frame rate with short groups of pictures.
+
+One thread each: the parallelism of sharding is over videos, one process per core.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from stmeta._errors import DataError
+from stmeta.data.encode import CODECS, EncodeOptions, Encoder
+from stmeta.data.probe import VideoInfo, open_video, probe, video_stream
+
+
+def transcode(
+    video: bytes | str | os.PathLike[str],
+    *,
+    short_side: int | None = 128,
+    fps: float | None = 12.5,
+    codec: str = "h264",
+    gop: int = 16,
+    crf: int | None = None,
+    info: VideoInfo | None = None,
+) -> bytes:
+    """Decode a whole video and encode it small, upright and at a constant frame rate.
+
+    Every tick of the new frame rate takes the frame nearest to it in time. Rotation marks and
+    non-square pixels are applied. Sizes are even; small videos are enlarged only where a GPU's
+    decoder could not read them otherwise.
+
+    Args:
+        video: the file's content, or its path.
+        short_side: largest short side in pixels; None = keep the size.
+        fps: frames per second; None = the source's own.
+        codec: as in `encode_frames`.
+        gop: frames from one key frame to the next.
+        crf: as in `encode_frames`.
+        info: what `probe` says about the video; None = it is probed.
+
+    Returns:
+        The new file's content; `CODECS[codec].extension` is its container.
+
+    Raises:
+        DataError: the video is broken, at its start or later on; the message is the reason.
+    """
+    options = EncodeOptions(short_side=short_side, fps=fps, codec=codec, gop=gop, crf=crf)
+    info = info or probe(video)
+    rate = Fraction(fps or info.fps).limit_denominator(1001)
+    with tempfile.TemporaryDirectory(prefix="stmeta-") as folder:
+        path = Path(folder) / "video"
+        encoder: Encoder | None = None
+        for frame in _at_rate(_timed_frames(video, info), rate, keep=_keeps(info, fps)):
+            if encoder is None:
+                size = _target_size(frame, info.rotation, options)
+                encoder = Encoder(path, *size, rate, options, 0)
+            encoder.add(_upright(frame, info.rotation))
+        assert encoder is not None, "probe found frames"
+        encoder.close()
+        return path.read_bytes()
+
+
+def check_decodes(video: bytes | str | os.PathLike[str], info: VideoInfo) -> None:
+    """Decode a whole video, keeping nothing.
+
+    Raises:
+        DataError: decoding fails on the way, or yields clearly fewer frames than `info` says.
+    """
+    for _ in _timed_frames(video, info):
+        pass
+
+
+def _timed_frames(
+    video: bytes | str | os.PathLike[str], info: VideoInfo
+) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """Every frame in display order with its time in seconds, from 0; raises where data is lost."""
+    count = damaged = 0
+    start, last = None, Fraction(-1)
+    step = 1 / Fraction(info.fps).limit_denominator(100_000)
+    try:
+        with open_video(video) as container:
+            for frame in container.decode(video_stream(container)):
+                damaged += frame.is_corrupt
+                time = count * step
+                # The time stamps of packed MPEG-4 are wrong; the order of decoding is right.
+                if info.variable_rate and frame.pts is not None:
+                    time = frame.pts * Fraction(frame.time_base)
+                    start = time if start is None else start
+                    time -= start
+                time = max(time, last)
+                count, last = count + 1, time
+                yield time, frame
+    except (av.FFmpegError, OSError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(
+            f"decoding stopped after {count} of {info.frames} frames: {reason}"
+        ) from error
+    if count < min(0.95 * info.frames, info.frames - 1):
+        raise DataError(f"truncated: {count} of {info.frames} frames can be decoded")
+    if damaged > 0.05 * count:
+        raise DataError(f"{damaged} of {count} frames are damaged")
+
+
+def _keeps(info: VideoInfo, fps: float | None) -> bool:
+    """Whether every source frame is one output frame."""
+    return not info.variable_rate and (fps is None or abs(fps - info.fps) < 1e-3 * info.fps)
+
+
+def _at_rate(
+    frames: Iterator[tuple[Fraction, av.VideoFrame]], fps: Fraction, *, keep: bool
+) -> Iterator[av.VideoFrame]:
+    """For each tick of a constant rate, the frame nearest in time; the earlier one of two."""
+    if keep:
+        yield from (frame for _, frame in frames)
+        return
+    tick, held, gap = 0, None, Fraction(0)
+    for time, frame in frames:
+        if held is not None:
+            gap = time - held[0]
+            while Fraction(tick) / fps <= held[0] + gap / 2:
+                yield held[1]
+                tick += 1
+        held = (time, frame)
+    if held is not None:
+        # The last frame stays for as long as the one before it; a one-frame video gives one.
+        while tick == 0 or Fraction(tick) / fps < held[0] + gap:
+            yield held[1]
+            tick += 1
+
+
+def _target_size(frame: av.VideoFrame, rotation: int, options: EncodeOptions) -> tuple[int, int]:
+    """Even width and height of the output, upright and with square pixels."""
+    aspect = getattr(frame, "sample_aspect_ratio", None) or Fraction(1)
+    width, height = float(frame.width * aspect), float(frame.height)
+    if rotation in (90, 270):
+        width, height = height, width
+    short = min(width, height)
+    target = min(options.short_side or short, short)
+    target = max(target, CODECS[options.codec].smallest)
+    scale = target / short
+    return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
+
+
+def _upright(frame: av.VideoFrame, rotation: int) -> av.VideoFrame:
+    if rotation == 0:
+        return frame
+    turned = np.rot90(frame.to_ndarray(format="rgb24"), k=-rotation // 90)  # k counts ccw
+    return av.VideoFrame.from_ndarray(np.ascontiguousarray(turned), format="rgb24")
+
+
+def fits(info: VideoInfo, extension: str, options: EncodeOptions) -> bool:
+    """Whether a video is already as `transcode` would store it, so that it can be copied."""
+    gaps = np.diff([*info.keyframes, info.frames]) if info.keyframes else [math.inf]
+    short = min(info.width, info.height)
+    codec = CODECS[options.codec]
+    return (
+        info.codec == options.codec
+        and extension == codec.extension
+        and not info.variable_rate
+        and info.rotation == 0
+        and codec.smallest <= short <= (options.short_side or short)
+        and (options.fps is None or abs(info.fps - options.fps) < 1e-3 * options.fps)
+        and max(gaps) <= options.gop
+    )

@@ -1,0 +1,219 @@
+"""MANN: an LSTM with an external memory, written where it was least recently used.
+
+Santoro et al. 2016, "Meta-learning with memory-augmented neural networks", section 3. What the paper
+leaves open is a field of `MANNConfig`. The state is explicit: `y, state = cell(x, state)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+EPS = 1e-6
+
+
+class MANNState(NamedTuple):
+    """All that a `MANNCell` remembers. B batch, N rows, M width, R heads, H hidden."""
+
+    memory: Tensor
+    """[B, N, M]"""
+    usage: Tensor
+    """[B, N], decayed sum of read and write weights; without gradient."""
+    read_weights: Tensor
+    """[B, R, N], of the last step."""
+    reads: Tensor
+    """[B, R * M], what the last step read."""
+    h: Tensor
+    """[B, H], output of the LSTM."""
+    c: Tensor
+    """[B, H], cell of the LSTM."""
+
+    def detach(self) -> MANNState:
+        """The same values, cut from the graph (truncated backpropagation)."""
+        return MANNState(*(part.detach() for part in self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MANNConfig:
+    """Sizes, and the choices on which public implementations disagree."""
+
+    hidden: int = 200
+    """Width of the LSTM."""
+    rows: int = 128
+    """Rows N of the memory."""
+    width: int = 40
+    """Width M of a row."""
+    reads: int = 4
+    """Heads R, each with a read and a write."""
+    decay: float = 0.99
+    """How slowly usage fades, gamma in eq. 4."""
+    read_first: bool = True
+    """Read the memory as it was before this step's write. A read after the write mostly finds the
+    row just written, whose label has not come yet."""
+    write: Literal["add", "key"] = "add"
+    """What is written: a vector of its own, or the read key (eq. 8 of the paper)."""
+    least_used: Literal["per_head", "shared"] = "per_head"
+    """Head i writes to the i-th least used row, or every head to all R of them."""
+    strength: bool = True
+    """Sharpen the read softmax by beta = 1 + 10 softplus(.). Without it a cosine in [-1, 1] spreads
+    a read over all rows."""
+    feed_reads: bool = True
+    """The controller sees what the last step read."""
+    initial: float = 1e-6
+    """Value of the memory at the start."""
+
+
+class MANNCell(nn.Module):
+    """LSTM controller with least-recently-used-access (LRUA) memory.
+
+    One step (Santoro et al. 2016, eq. 2-8), per head with key k, write vector a, gate alpha:
+
+    1. w_w = sigmoid(alpha) * w_r(t-1) + (1 - sigmoid(alpha)) * w_lu(t-1)
+    2. the least used rows are set to zero, then M += sum over heads of w_w a^T
+    3. w_r = softmax(beta * cos(k, M)),  r = w_r M  (before step 2 with `read_first`)
+    4. usage = decay * usage + w_r + w_w;  w_lu marks the least used rows, the lower row on a tie
+    5. the output is (h, r)
+
+    Args:
+        in_dim: width of the input.
+        config: sizes and choices.
+    """
+
+    def __init__(self, in_dim: int, config: MANNConfig | None = None) -> None:
+        super().__init__()
+        config = config or MANNConfig()
+        if config.reads > config.rows:
+            raise ValueError(
+                f"MANNCell: rows must be at least reads = {config.reads}, got {config.rows}"
+            )
+        self.config, self.in_dim = config, in_dim
+        fed = config.reads * config.width if config.feed_reads else 0
+        self.out_dim = config.hidden + config.reads * config.width
+        self.input = nn.Linear(in_dim, 4 * config.hidden)
+        self.recurrent = nn.Linear(config.hidden + fed, 4 * config.hidden, bias=False)
+        vectors = 2 if config.write == "add" else 1
+        # Per head: key, write vector, strength, gate.
+        self.interface = nn.Linear(config.hidden, config.reads * (vectors * config.width + 2))
+        with torch.no_grad():  # remember by default: forget gate open (Jozefowicz et al. 2015)
+            self.input.bias[config.hidden : 2 * config.hidden] += 1.0
+
+    def initial_state(self, batch: int) -> MANNState:
+        """State before the first step, on the device and in the dtype of the weights."""
+        c, like = self.config, self.input.weight
+        return MANNState(
+            memory=like.new_full((batch, c.rows, c.width), c.initial),
+            usage=like.new_zeros(batch, c.rows),
+            read_weights=like.new_zeros(batch, c.reads, c.rows),
+            reads=like.new_zeros(batch, c.reads * c.width),
+            h=like.new_zeros(batch, c.hidden),
+            c=like.new_zeros(batch, c.hidden),
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        state: MANNState | None = None,
+        *,
+        key: Tensor | None = None,
+        add: Tensor | None = None,
+    ) -> tuple[Tensor, MANNState]:
+        """Run over a sequence.
+
+        Args:
+            x: [B, T, in_dim].
+            state: where to start; None = `initial_state`.
+            key: [B, T, R, M], added to the controller's read keys.
+            add: [B, T, R, M], added to the controller's write vectors.
+
+        Returns:
+            [B, T, H + R * M], LSTM output and reads of every step, and the last state.
+
+        Raises:
+            ValueError: a shape does not fit.
+        """
+        self._check(x, key=key, add=add)
+        state = state or self.initial_state(x.shape[0])
+        steps = x.shape[1]
+        # One product for all steps. unbind, not indexing: the backward of gates[:, t] would fill a
+        # zero tensor of all steps at every step.
+        gates = self.input(x).unbind(1)
+        keys = [None] * steps if key is None else key.unbind(1)
+        adds = [None] * steps if add is None else add.unbind(1)
+        outputs = []
+        for now in zip(gates, keys, adds, strict=True):
+            state = self._step(state, *now)
+            outputs += [state.h, state.reads]
+        y = torch.cat(outputs, dim=1) if outputs else x.new_zeros(x.shape[0], 0)
+        return y.view(x.shape[0], x.shape[1], self.out_dim), state
+
+    def _step(
+        self, state: MANNState, gates: Tensor, key: Tensor | None, add: Tensor | None
+    ) -> MANNState:
+        config = self.config
+        fed = torch.cat([state.h, state.reads], 1) if config.feed_reads else state.h
+        h, c = lstm_gates(gates + F.linear(fed, self.recurrent.weight), state.c)
+        keys, adds, beta, alpha = self._heads(h, key, add)
+        written, w_write = self._write(state, adds, alpha)
+        source = state.memory if config.read_first else written
+        w_read = torch.softmax(beta * cosine(keys, source), dim=-1)
+        reads = (w_read @ source).flatten(1)
+        with torch.no_grad():  # w_lu is a choice of rows: no gradient passes through it
+            usage = config.decay * state.usage + (w_read + w_write).sum(1)
+        return MANNState(written, usage, w_read, reads, h, c)
+
+    def _heads(
+        self, h: Tensor, key: Tensor | None, add: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        config = self.config
+        heads = self.interface(h).view(h.shape[0], config.reads, -1)
+        width = config.width
+        keys = heads[..., :width] if key is None else heads[..., :width] + key
+        adds = keys if config.write == "key" else heads[..., width : 2 * width]
+        adds = adds if add is None else adds + add
+        beta = 1 + 10 * F.softplus(heads[..., -2:-1]) if config.strength else h.new_ones(())
+        return keys, adds, beta, torch.sigmoid(heads[..., -1:])
+
+    def _write(self, state: MANNState, adds: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        rows = least_used(state.usage, self.config.reads)  # [B, R]
+        erased = torch.zeros_like(state.usage).scatter_(1, rows, 1.0)
+        if self.config.least_used == "shared":
+            w_least = erased[:, None]
+        else:
+            w_least = torch.zeros_like(state.read_weights).scatter_(2, rows[:, :, None], 1.0)
+        w_write = torch.lerp(w_least.expand_as(state.read_weights), state.read_weights, alpha)
+        kept = state.memory * (1 - erased)[:, :, None]
+        return torch.baddbmm(kept, w_write.transpose(1, 2), adds), w_write
+
+    def _check(self, x: Tensor, **extra: Tensor | None) -> None:
+        if x.ndim != 3 or x.shape[2] != self.in_dim:
+            raise ValueError(f"MANNCell: x must be [B, T, {self.in_dim}], got {list(x.shape)}")
+        want = (*x.shape[:2], self.config.reads, self.config.width)
+        for name, tensor in extra.items():
+            if tensor is not None and tuple(tensor.shape) != want:
+                raise ValueError(
+                    f"MANNCell: {name} must be [B, T, R, M] = {list(want)} to match x and the "
+                    f"config, got {list(tensor.shape)}"
+                )
+
+
+def lstm_gates(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """The point-wise part of an LSTM; `gates` [B, 4 H] in the order input, forget, cell, output."""
+    i, f, g, o = gates.chunk(4, dim=1)
+    c = torch.addcmul(torch.sigmoid(f) * c, torch.sigmoid(i), torch.tanh(g))
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def cosine(keys: Tensor, memory: Tensor) -> Tensor:
+    """Cosine of keys [B, R, M] with rows [B, N, M], as [B, R, N] (eq. 2); 0 for an empty row."""
+    keys = keys / (keys.norm(dim=-1, keepdim=True) + EPS)
+    scale = 1 / (memory.norm(dim=-1) + EPS)
+    return (keys @ memory.transpose(1, 2)) * scale[:, None]
+
+
+def least_used(usage: Tensor, count: int) -> Tensor:
+    """Indices [B, count] of the least used rows, least first; the lower row on a tie (eq. 5)."""
+    return usage.sort(dim=1, stable=True).indices[:, :count]

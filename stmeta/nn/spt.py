@@ -1,0 +1,97 @@
+"""Video to tokens: shifted patch tokenization, or the plain patch embedding without shifts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stmeta.ops.patch_shift import patch_shift, shift_offsets
+
+Shifts = str | Sequence[tuple[int, int, int]]
+
+
+class ShiftedPatchTokenization(nn.Module):
+    """Shifted patch tokenization (Lee et al. 2021, eq. 3-5), tubelets instead of patches.
+
+    Bytes of video become tokens in one op (normalise, shift, concatenate, cut into tubelets,
+    LayerNorm), followed by a Linear. `shifts="none", norm=False` is the plain patch embedding.
+
+    Args:
+        dim: width D of a token.
+        tubelet: frames per token.
+        patch: pixels per token, in height and in width.
+        in_chans: channels of the video.
+        shifts: "diagonal" (half a patch, as the paper's authors), "cardinal" (one pixel), "none",
+            or offsets (dt, dy, dx), the first of which is (0, 0, 0).
+        temporal: add two shifts of half a tubelet, to the past and to the future.
+        norm: LayerNorm over the concatenated pixels of a token.
+        mean: subtracted from pixels in [0, 1], one per channel.
+        std: divides the result, one per channel.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        tubelet: int,
+        patch: int,
+        in_chans: int = 3,
+        shifts: Shifts = "diagonal",
+        temporal: bool = False,
+        norm: bool = True,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        super().__init__()
+        offsets = shift_offsets(shifts, tubelet, patch, temporal) if isinstance(shifts, str) else shifts
+        self.shifts = tuple((int(dt), int(dy), int(dx)) for dt, dy, dx in offsets)
+        self.tubelet, self.patch = tubelet, patch
+        self.mean = None if mean is None else tuple(float(m) for m in mean)
+        self.std = None if std is None else tuple(float(s) for s in std)
+        features = tubelet * patch * patch * len(self.shifts) * in_chans
+        self.norm = nn.LayerNorm(features) if norm else None
+        self.proj = nn.Linear(features, dim)
+
+    def forward(self, video: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Embed a video.
+
+        Args:
+            video: [B, C, T, H, W], uint8 (divided by 255) or float (taken as it is); any strides.
+            ids_keep: int64 [B, K], the tokens to compute; None = all N.
+
+        Returns:
+            [B, K or N, D] in the autocast dtype, or else the dtype of the weights.
+
+        Raises:
+            ValueError: shapes or dtypes do not fit (from `stmeta.ops.patch_shift`).
+        """
+        norm = self.norm
+        tokens = patch_shift(
+            video,
+            tubelet=self.tubelet,
+            patch=self.patch,
+            shifts=self.shifts,
+            mean=self.mean,
+            std=self.std,
+            norm_weight=None if norm is None else norm.weight,
+            norm_bias=None if norm is None else norm.bias,
+            eps=1e-5 if norm is None else norm.eps,
+            ids_keep=ids_keep,
+            dtype=compute_dtype(self.proj.weight),
+        )
+        return F.linear(tokens, self.proj.weight, self.proj.bias)
+
+    def extra_repr(self) -> str:
+        """Fields that the child modules do not show."""
+        return f"tubelet={self.tubelet}, patch={self.patch}, shifts={self.shifts}"
+
+
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """Dtype that a Linear with this weight computes in: that of autocast where it is on."""
+    kind = weight.device.type
+    if torch.is_autocast_enabled(kind) and weight.dtype == torch.float32:
+        return torch.get_autocast_dtype(kind)
+    return weight.dtype

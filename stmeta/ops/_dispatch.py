@@ -1,0 +1,115 @@
+"""Picks the implementation of each call, and says why.
+
+torch picks between CPU and CUDA kernels by device. The choice that is ours is between them, Triton
+and plain eager. A backend that is named never falls back: it runs, or raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stmeta._errors import BackendUnavailableError
+from stmeta.ops._register import INTERPRET, missing, orders, overloads
+
+BACKENDS = ("eager", "cpu", "triton", "cuda")
+_NAMESPACE = {"cpu": "stmeta", "cuda": "stmeta", "triton": "stmeta_triton"}
+_DEVICES = {"cpu": ("cpu",), "cuda": ("cuda",), "triton": ("cuda", "cpu")[: 1 + INTERPRET]}
+
+# A plain list, because torch.compile guards on it (it cannot read a ContextVar): a changed scope
+# recompiles. It is the process's scope, so autograd's and checkpointing's threads see it as well.
+_scope = ["auto"]
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Use one backend for the ops called inside: `with stmeta.backend("eager"): ...`.
+
+    It holds for the whole process, autograd's threads included, and compiled functions obey it.
+    An op's own `backend=` argument goes before it.
+
+    Args:
+        name: one of `BACKENDS`, or "auto".
+
+    Raises:
+        ValueError: there is no such backend.
+    """
+    _check_name(name)
+    previous = _scope[0]
+    _scope[0] = name
+    try:
+        yield
+    finally:
+        _scope[0] = previous
+
+
+def resolve(op: str, tensor: Tensor, requested: str = "auto") -> str:
+    """Name of the backend that runs `op` on `tensor`.
+
+    Raises:
+        ValueError: there is no such backend.
+        BackendUnavailableError: the named backend cannot run here.
+    """
+    _check_name(requested)
+    name = _scope[0] if requested == "auto" else requested
+    device = tensor.device.type
+    if name != "auto":
+        reason = _why_not(op, name, device, tensor.dtype)
+        if reason:
+            raise BackendUnavailableError(f"{op}: backend {name!r} cannot run: {reason}")
+        return name
+    for candidate in orders[op].get(device, ()):
+        if not _why_not(op, candidate, device, tensor.dtype):
+            return candidate
+    return "eager"
+
+
+def _check_name(name: str) -> None:
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"stmeta: backend must be one of {('auto', *BACKENDS)}, got {name!r}")
+
+
+def _why_not(op: str, name: str, device: str, dtype: torch.dtype = torch.float32) -> str:
+    if name == "eager" or missing[op][name]:
+        return missing[op][name]
+    if device not in _DEVICES[name]:
+        hint = " (TRITON_INTERPRET=1 runs it on the CPU, slowly)" if name == "triton" else ""
+        return f"it takes tensors on {_DEVICES[name][0]}, got one on {device}{hint}"
+    if dtype == torch.float64:
+        return "it computes in fp32 and the input is float64; pass backend='eager'"
+    return ""
+
+
+def overload(op: str, name: str) -> Any:
+    """The registered op that backend `name` runs: `torch.ops.<namespace>.<op>.default`."""
+    return overloads[_NAMESPACE[name]][op]
+
+
+def registered_ops() -> tuple[str, ...]:
+    """Names of the public ops."""
+    return tuple(orders)
+
+
+def availability(op: str) -> dict[str, str]:
+    """Backend -> why it can run nothing on this machine; "" where it can."""
+    cells = dict(missing[op])
+    for name in BACKENDS[1:]:
+        if "cpu" not in _DEVICES[name] and not torch.cuda.is_available():
+            cells[name] = cells[name] or "there is no CUDA device here"
+    return cells
+
+
+def explain() -> str:
+    """What `backend="auto"` runs for each op and device type, and why, one line each."""
+    lines = [f"scope: {_scope[0]}"]
+    for op, order_of in orders.items():
+        for device, order in order_of.items():
+            reasons = {name: _why_not(op, name, device) for name in order}
+            chosen = next(name for name in order if not reasons[name])
+            skipped = "; ".join(f"{name}: {why}" for name, why in reasons.items() if why)
+            lines.append(f"{op} on {device}: {chosen}" + (f" ({skipped})" if skipped else ""))
+    return "\n".join(lines)

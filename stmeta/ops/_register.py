@@ -1,0 +1,106 @@
+"""Registers ops with torch.
+
+An op is one schema in two namespaces with the same fake and the same autograd: `stmeta` (the
+compiled extension gives its CPU and CUDA kernels) and `stmeta_triton` (a Python launcher).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+ORDER = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
+_REMEDY = "build it with `pip install --no-build-isolation -e .` (needs a C++17 compiler)"
+
+Formula = Callable[[Any], tuple[Callable[..., Any], Callable[..., Any]]]
+
+orders: dict[str, dict[str, tuple[str, ...]]] = {}  # op -> device type -> backends, best first
+missing: dict[str, dict[str, str]] = {}  # op -> backend -> why it cannot run, "" where it can
+overloads: dict[str, dict[str, Any]] = {"stmeta": {}, "stmeta_triton": {}}
+_libraries = {name: torch.library.Library(name, "FRAGMENT") for name in overloads}
+
+
+def _load_extension() -> tuple[Any, str]:
+    """The compiled extension or None, and why it is missing."""
+    try:
+        return importlib.import_module("stmeta._C"), ""
+    except ModuleNotFoundError:
+        return None, f"stmeta._C is not built; {_REMEDY}"
+    except ImportError as error:
+        return None, f"stmeta._C does not load ({error}); {_REMEDY} against this torch"
+
+
+extension, _extension_missing = _load_extension()
+
+
+def register(
+    op: str,
+    schema: str,
+    fake: Callable[..., Any],
+    *,
+    module: str,
+    autograd: Formula | None = None,
+    order: dict[str, tuple[str, ...]] | None = None,
+) -> None:
+    """Register one op in both namespaces.
+
+    Args:
+        op: name of the op, which is also the name of the Triton launcher.
+        schema: arguments and results, `"(Tensor x) -> Tensor"`.
+        fake: computes the results' shapes, dtypes and devices.
+        module: stem of the Triton launcher's module in `stmeta.kernels.triton`.
+        autograd: takes a namespace (`torch.ops.stmeta` or `torch.ops.stmeta_triton`), gives
+            `(setup_context, backward)` that call that namespace's backward op. None: the op is
+            itself a backward, and differentiating it is an error.
+        order: device type -> backends, best first, where a benchmark says otherwise than `ORDER`.
+    """
+
+    def launch(*args: Any) -> Any:
+        return getattr(importlib.import_module(f"stmeta.kernels.triton.{module}"), op)(*args)
+
+    for namespace, library in _libraries.items():
+        name = f"{namespace}::{op}"
+        library.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.register_fake(name, fake, lib=library)
+        setup, backward = (autograd or _no_second_derivative)(getattr(torch.ops, namespace))
+        torch.library.register_autograd(name, backward, setup_context=setup, lib=library)
+        overloads[namespace][op] = getattr(getattr(torch.ops, namespace), op).default
+    for device in ("CUDA", "CPU") if INTERPRET else ("CUDA",):
+        _libraries["stmeta_triton"].impl(op, launch, device)
+    if autograd:
+        orders[op] = {**ORDER, **(order or {})}
+        missing[op] = {"eager": "", "cpu": _why_no_kernel(op, "cpu")}
+        missing[op] |= {"triton": _why_no_triton(module), "cuda": _why_no_kernel(op, "cuda")}
+
+
+def _no_second_derivative(_: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    def backward(ctx: Any, *grads: Any) -> None:
+        raise NotImplementedError(
+            "stmeta: fused ops have no second derivative; use backend='eager' for it"
+        )
+
+    return lambda ctx, inputs, output: None, backward
+
+
+def _why_no_kernel(op: str, backend: str) -> str:
+    if extension is None:
+        return _extension_missing
+    if torch._C._dispatch_has_kernel_for_dispatch_key(f"stmeta::{op}", backend.upper()):
+        return ""
+    if backend == "cuda" and not extension.build_info()["cuda"]:
+        return "stmeta._C was built without CUDA; rebuild with nvcc and a CUDA build of torch"
+    return f"stmeta._C has no {backend} kernel of {op}"
+
+
+def _why_no_triton(module: str) -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed; `pip install triton` (Linux only)"
+    if importlib.util.find_spec(f"stmeta.kernels.triton.{module}") is None:
+        return f"there is no Triton kernel {module}"
+    return ""

@@ -1,0 +1,304 @@
+"""Puts a run together: folders, data, the stages in their order, and what they leave behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_f1_score
+
+import stmeta
+from stmeta import report
+from stmeta._errors import DataError
+from stmeta.config import ClassifyConfig, TrainConfig, to_json
+from stmeta.data.episodes import EpisodeLoader, EpisodePlan
+from stmeta.data.loader import ClipLoader
+from stmeta.data.shards import ShardIndex
+from stmeta.models.classifier import VideoClassifier
+from stmeta.models.mann import FewShotMANN
+from stmeta.models.video_mae import VideoMAE
+from stmeta.stages import ClassifyStage, FewShotStage, PretrainStage, clip_loader, to_model
+from stmeta.trainer import Trainer
+
+
+def run(config: TrainConfig, *, resume: bool, console: Console) -> dict[str, Any]:
+    """Run the stages of a config and write everything to `config.folder`.
+
+    Returns:
+        What metrics.json holds: one record per stage.
+    """
+    config = _claim_folder(config, resume)
+    device = torch.device(
+        config.device
+        if config.device != "auto"
+        else ("cuda" if torch.cuda.is_available() else "cpu")
+    )
+    data = _data_root(config)
+    console.print(
+        f"[bold]{config.recipe}[/] → {config.folder}   {device}, {config.precision}, "
+        f"{'fused' if config.fused else 'eager'} ops, data {data.name}",
+        highlight=False,
+    )
+    records: dict[str, Any] = {}
+    with stmeta.backend("auto" if config.fused else "eager"):
+        for name in config.stage:
+            runner = {"pretrain": _pretrain, "fewshot": _fewshot}.get(name, _classify)
+            record = runner(_Context(config, data, device, console, name, resume))
+            records[name] = record
+            _write_metrics(config, records)
+            report.curves(records, config.folder / "curves.png")
+    console.print(report.summary(records))
+    console.print(f"pictures, weights and metrics are in {config.folder}", highlight=False)
+    return records
+
+
+@dataclasses.dataclass(frozen=True)
+class _Context:
+    config: TrainConfig
+    data: Path
+    device: torch.device
+    console: Console
+    stage: str
+    resume: bool
+
+    def loader(
+        self, split: str, *, batch_size: int, train: bool, epoch_seed: int = 0
+    ) -> ClipLoader:
+        root = self.data / split
+        if not root.is_dir():
+            raise DataError(
+                f"data: {self.stage} needs the split {split!r}, and {self.data} has none; make it "
+                "with `stmeta shard` (see --val-fraction), or leave the stage out with --stage"
+            )
+        return clip_loader(
+            root,
+            self.config.clip,
+            self.config.model,
+            batch_size=batch_size,
+            train=train,
+            seed=self.config.seed + epoch_seed,
+            device=self.device,
+        )
+
+    def train(self, stage: Any) -> dict[str, Any]:
+        if self.config.compile:
+            stage.model.compile()
+        trainer = Trainer(stage, self.config, device=self.device, console=self.console)
+        return trainer.run(resume=self.resume)
+
+
+def _pretrain(context: _Context) -> dict[str, Any]:
+    settings = context.config.pretrain
+    torch.manual_seed(context.config.seed)
+    model = VideoMAE(context.config.model, norm_pix=settings.norm_pix).to(context.device)
+    size = settings.batch_size
+    with (
+        context.loader("train", batch_size=size, train=True) as train,
+        context.loader("val", batch_size=size, train=False) as val,
+    ):
+        stage = PretrainStage(model, settings, train, val)
+        record = context.train(stage)
+        batch = next(stage.val_batches())
+        video = to_model(batch, context.device)[:1]
+        model.eval()
+        parts = model.reconstruct(
+            video, mask_ratio=settings.mask_ratio, generator=torch.Generator().manual_seed(0)
+        )
+        report.reconstruction(
+            *(part[0] for part in parts), context.config.folder / "reconstruction.png"
+        )
+        record["skipped"] = _skipped(train, val)
+    return record
+
+
+def _classify(context: _Context) -> dict[str, Any]:
+    settings: ClassifyConfig = getattr(context.config, context.stage)
+    size = settings.batch_size
+    with (
+        context.loader("train", batch_size=size, train=True, epoch_seed=1) as train,
+        context.loader("val", batch_size=size, train=False) as val,
+    ):
+        classes = _classes_of(train.index)
+        torch.manual_seed(context.config.seed)
+        encoder = dataclasses.replace(
+            context.config.model, drop_path=settings.drop_path, dropout=settings.dropout
+        )
+        model = VideoClassifier(encoder, num_classes=len(classes)).to(context.device)
+        if settings.init == "pretrain":
+            _load_encoder(model, context.config.folder / "pretrain" / "last.safetensors")
+        stage = ClassifyStage(context.stage, model, settings, train, val)
+        record = context.train(stage)
+        model.eval()
+        with torch.inference_mode():
+            logits, labels = stage.predict()
+        record["final"] |= bootstrap_macro_f1(logits.argmax(1), labels, len(classes))
+        record["chance"] = 1 / len(classes)
+        record["skipped"] = _skipped(train, val)
+        name = "confusion.png" if context.stage == "classify" else f"confusion_{context.stage}.png"
+        report.confusion(labels, logits.argmax(1), classes, context.config.folder / name)
+    return record
+
+
+def _fewshot(context: _Context) -> dict[str, Any]:
+    settings, config = context.config.fewshot, context.config
+    size = config.classify.batch_size
+    torch.manual_seed(config.seed)
+    encoder = VideoClassifier(context.config.model, num_classes=1).to(context.device)
+    if settings.encoder != "scratch":
+        _load_encoder(encoder, config.folder / settings.encoder / "last.safetensors")
+    encoder.eval()
+    tables = {}
+    for split, views, train in (("train", settings.views, True), ("heldout", 1, False)):
+        with context.loader(split, batch_size=size, train=train, epoch_seed=2) as loader:
+            tables[split] = _feature_table(encoder, loader, views, context.device)
+    torch.manual_seed(config.seed)
+    model = FewShotMANN(tables["train"][0].shape[-1], ways=settings.ways).to(context.device)
+    loaders = [
+        EpisodeLoader(
+            EpisodePlan(
+                labels.numpy(),
+                ways=settings.ways,
+                instances=settings.instances,
+                seed=config.seed + (split == "heldout"),
+            ),
+            features=features,
+            keys=keys,
+            batch_size=settings.batch_size,
+            episodes=settings.test_episodes if split == "heldout" else settings.episodes,
+        )
+        for split, (features, labels, keys) in tables.items()
+    ]
+    record = context.train(FewShotStage(model, settings, *loaders))
+    record["chance"] = 1 / settings.ways
+    report.instances(record["final"], settings.ways, config.folder / "fewshot.png")
+    return record
+
+
+@torch.inference_mode()
+def _feature_table(
+    model: VideoClassifier, loader: ClipLoader, views: int, device: torch.device
+) -> tuple[Tensor, Tensor, list[str]]:
+    """Features [views, n, D] of the videos of a split, labels [n] and keys [n], in key order.
+
+    View v is epoch v of the loader's plan: another random clip and crop of every video.
+    """
+    table: dict[str, list[Tensor]] = {}
+    labels: dict[str, int] = {}
+    for view in range(views):
+        loader.set_epoch(view)
+        for batch in loader:
+            features = model.features(to_model(batch, device)).float().cpu()
+            for key, label, row in zip(batch.key, batch.label.tolist(), features, strict=True):
+                table.setdefault(key, []).append(row)
+                labels[key] = label
+    # A training epoch drops its last short batch, so a video may have been seen less often.
+    keys = sorted(key for key, rows in table.items() if len(rows) == views)
+    stacked = torch.stack([torch.stack(table[key]) for key in keys], dim=1)
+    return stacked, torch.tensor([labels[key] for key in keys]), keys
+
+
+def bootstrap_macro_f1(
+    predicted: Tensor, labels: Tensor, classes: int, *, rounds: int = 2000, seed: int = 0
+) -> dict[str, float]:
+    """Macro F1 and its 95 % interval over resampled clips (percentile bootstrap, Efron 1979).
+
+    Args:
+        predicted: int64 [n], predicted classes.
+        labels: int64 [n], true classes; -1 = unlabelled, left out.
+        classes: number of classes.
+        rounds: resamplings.
+        seed: of the resampling.
+    """
+    predicted, labels = predicted[labels >= 0], labels[labels >= 0]
+    draws = np.random.default_rng(seed).integers(0, len(labels), (rounds, len(labels)))
+    scores = [
+        float(multiclass_f1_score(predicted[d], labels[d], classes, average="macro"))
+        for d in torch.from_numpy(draws)
+    ]
+    low, high = np.quantile(scores, [0.025, 0.975])
+    exact = float(multiclass_f1_score(predicted, labels, classes, average="macro"))
+    return {"macro_f1": exact, "macro_f1_low": float(low), "macro_f1_high": float(high)}
+
+
+def _classes_of(index: ShardIndex) -> list[str]:
+    """Names of the classes up to the largest label of the training split."""
+    count = int(index.labels.max(initial=-1)) + 1
+    if count < 2:
+        raise DataError(
+            f"data: {index.root} holds {count} class(es), and classification needs at least 2; "
+            "label the videos by folder or with --annotations and shard them again"
+        )
+    return list(index.classes[:count])
+
+
+def _load_encoder(model: VideoClassifier, path: Path) -> None:
+    if not path.exists():
+        raise DataError(
+            f"weights: {path} is missing; run the stage {path.parent.name!r} first (--stage), "
+            "or start from random weights with init/encoder = scratch"
+        )
+    model.load_encoder(load_file(path))
+
+
+def _skipped(*loaders: ClipLoader) -> list[dict[str, str]]:
+    return [skip._asdict() for loader in loaders for skip in loader.skipped]
+
+
+def _data_root(config: TrainConfig) -> Path:
+    if config.data is not None:
+        if not config.data.is_dir():
+            raise DataError(
+                f"data: the folder {config.data} does not exist; make it with `stmeta shard`"
+            )
+        return config.data
+    from stmeta.data.datasets import motions
+
+    return motions.build()
+
+
+def _claim_folder(config: TrainConfig, resume: bool) -> TrainConfig:
+    """Choose the folder and write config.json; a finished or stopped run is never overwritten."""
+    folder = config.folder
+    if not resume and (folder / "config.json").exists():
+        if config.out is not None:
+            raise ValueError(
+                f"out: {folder} already holds a run; go on with --resume {folder}, or choose "
+                "another --out"
+            )
+        number = 2
+        while (folder.with_name(f"{folder.name}-{number}") / "config.json").exists():
+            number += 1
+        config = dataclasses.replace(config, out=folder.with_name(f"{folder.name}-{number}"))
+        folder = config.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        _write(folder / "config.json", to_json(config))
+    return config
+
+
+def _write_metrics(config: TrainConfig, records: dict[str, Any]) -> None:
+    environment = {
+        "stmeta": stmeta.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+    text = json.dumps({"environment": environment, "stages": records}, indent=1)
+    _write(config.folder / "metrics.json", text)
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(path.name + ".tmp")
+    partial.write_text(text)
+    os.replace(partial, path)

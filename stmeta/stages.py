@@ -1,0 +1,256 @@
+"""The three stages of the paper as the trainer sees them: batches, loss, validation.
+
+1. `PretrainStage`: masked video autoencoder (Feichtenhofer et al. 2022).
+2. `ClassifyStage`: action classification on its encoder, with or without masking.
+3. `FewShotStage`: episodes with a memory-augmented network on frozen features (Santoro et al. 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchmetrics.functional.classification import multiclass_f1_score
+
+from stmeta.config import ClassifyConfig, ClipConfig, FewShotConfig, PretrainConfig
+from stmeta.data.batch import ClipBatch, EpisodeBatch
+from stmeta.data.episodes import EpisodeLoader
+from stmeta.data.loader import ClipLoader, LoaderConfig
+from stmeta.models.classifier import VideoClassifier
+from stmeta.models.mann import FewShotMANN
+from stmeta.models.small_vit import SmallViTConfig
+from stmeta.models.video_mae import VideoMAE
+
+
+def clip_loader(
+    root: Path,
+    clip: ClipConfig,
+    model: SmallViTConfig,
+    *,
+    batch_size: int,
+    train: bool,
+    seed: int,
+    device: torch.device,
+) -> ClipLoader:
+    """Make the loader of one split; `train` switches shuffling and augmentation on."""
+    return ClipLoader(
+        root,
+        LoaderConfig(
+            batch_size=batch_size,
+            frames=model.frames,
+            stride=clip.stride,
+            size=model.image_size,
+            train=train,
+            crop_scale=clip.crop_scale,
+            crop_ratio=clip.crop_ratio,
+            hflip=clip.hflip,
+            decoder=clip.decoder,
+            device=device.type,
+            threads=clip.threads,
+            prefetch=clip.prefetch,
+            cache_mib=clip.cache_mib,
+            max_error_rate=clip.max_error_rate,
+            seed=seed,
+        ),
+    )
+
+
+def to_model(batch: ClipBatch, device: torch.device) -> Tensor:
+    """The clips of a batch as the models take them: uint8 [B, C, T, H, W], a view."""
+    return batch.video.to(device, non_blocking=True).transpose(1, 2)
+
+
+class _ClipStage:
+    """What the stages that read clips share."""
+
+    def __init__(self, train: ClipLoader, val: ClipLoader, epochs: float, evals: int) -> None:
+        self.train_loader, self.val_loader = train, val
+        self.steps = max(1, round(epochs * len(train)))
+        self.evals = evals
+
+    def batches(self) -> Iterator[ClipBatch]:
+        while True:
+            yield from self.train_loader
+
+    def data_state(self) -> dict[str, int]:
+        return self.train_loader.state_dict()
+
+    def load_data_state(self, state: dict[str, int]) -> None:
+        self.train_loader.load_state_dict(state)
+
+    def keys(self, batch: ClipBatch) -> list[str]:
+        return list(batch.key)
+
+    def val_batches(self) -> Iterator[ClipBatch]:
+        self.val_loader.set_epoch(0)
+        return iter(self.val_loader)
+
+
+class PretrainStage(_ClipStage):
+    """Reconstruct masked tokens; validation uses the same masks every time."""
+
+    name = "pretrain"
+    metric = "negative_loss"
+
+    def __init__(
+        self, model: VideoMAE, config: PretrainConfig, train: ClipLoader, val: ClipLoader
+    ) -> None:
+        super().__init__(train, val, config.epochs, config.evals)
+        self.model, self.config, self.optim = model, config, config.optim
+        self.device = next(model.parameters()).device
+
+    def loss(
+        self, batch: ClipBatch, generator: torch.Generator
+    ) -> tuple[Tensor, int, dict[str, float]]:
+        out = self.model(
+            to_model(batch, self.device),
+            mask_ratio=self.config.mask_ratio,
+            mask_mode=self.config.mask_mode,
+            generator=generator,
+        )
+        return out.loss, len(batch), {}
+
+    def evaluate(self) -> dict[str, float]:
+        generator = torch.Generator().manual_seed(0)
+        total = count = 0.0
+        for batch in self.val_batches():
+            loss, clips, _ = self.loss(batch, generator)
+            total, count = total + float(loss) * clips, count + clips
+        return {"loss": total / count, "negative_loss": -total / count}
+
+
+class ClassifyStage(_ClipStage):
+    """Cross-entropy on labelled clips; validation on all tokens of unseen clips."""
+
+    metric = "top1"
+
+    def __init__(
+        self,
+        name: str,
+        model: VideoClassifier,
+        config: ClassifyConfig,
+        train: ClipLoader,
+        val: ClipLoader,
+    ) -> None:
+        super().__init__(train, val, config.epochs, config.evals)
+        self.name, self.model, self.config, self.optim = name, model, config, config.optim
+        self.device = next(model.parameters()).device
+        self.classes = model.num_classes
+        self.weight = self._class_weight() if config.balanced else None
+
+    def _class_weight(self) -> Tensor:
+        labels = self.train_loader.index.labels
+        counts = np.bincount(labels[labels >= 0], minlength=self.classes).clip(min=1)
+        weight = torch.from_numpy(counts.astype(np.float32)).rsqrt()
+        return (weight / weight.mean()).to(self.device)
+
+    def loss(
+        self, batch: ClipBatch, generator: torch.Generator
+    ) -> tuple[Tensor, int, dict[str, float]]:
+        video, label = to_model(batch, self.device), batch.label.to(self.device)
+        share, other = 1.0, label
+        if self.config.mixup > 0:
+            share = float(
+                np.random.default_rng(generator.initial_seed()).beta(*[self.config.mixup] * 2)
+            )
+            video, other = mix(video, share), label.flip(0)
+        logits = self.model(video, mask_ratio=self.config.mask_ratio, generator=generator)
+        loss = share * self._entropy(logits, label)
+        if share < 1:
+            loss = loss + (1 - share) * self._entropy(logits, other)
+        hits = (logits.detach().argmax(1) == label).float().mean()
+        return loss, len(batch), {"top1": float(hits)}
+
+    def _entropy(self, logits: Tensor, label: Tensor) -> Tensor:
+        # Unlabelled clips (-1) take no part.
+        return F.cross_entropy(
+            logits.float(),
+            label,
+            weight=self.weight,
+            ignore_index=-1,
+            label_smoothing=self.config.label_smoothing,
+        )
+
+    def predict(self) -> tuple[Tensor, Tensor]:
+        """Logits [n, classes] and labels [n] of the validation split, views averaged."""
+        logits, labels = [], []
+        for batch in self.val_batches():
+            logits.append(self.model(to_model(batch, self.device)).float().cpu())
+            labels.append(batch.label.cpu())
+        return torch.cat(logits), torch.cat(labels)
+
+    def evaluate(self) -> dict[str, float]:
+        logits, labels = self.predict()
+        known = labels >= 0
+        logits, labels = logits[known], labels[known]
+        top = logits.topk(min(5, self.classes), dim=1).indices == labels[:, None]
+        return {
+            "loss": float(F.cross_entropy(logits, labels)),
+            "top1": float(top[:, :1].any(1).float().mean()),
+            "top5": float(top.any(1).float().mean()),
+            "macro_f1": float(multiclass_f1_score(logits, labels, self.classes, average="macro")),
+        }
+
+
+def mix(video: Tensor, share: float) -> Tensor:
+    """Mixup of uint8 clips with the flipped batch (Zhang et al. 2018, eq. 1); stays uint8."""
+    return video.float().lerp_(video.flip(0).float(), 1 - share).round_().to(torch.uint8)
+
+
+class FewShotStage:
+    """Classify each clip of an episode from the clips and labels that came before it."""
+
+    name = "fewshot"
+    metric = "instance_5"
+
+    def __init__(
+        self, model: FewShotMANN, config: FewShotConfig, train: EpisodeLoader, test: EpisodeLoader
+    ) -> None:
+        self.model, self.config, self.optim = model, config, config.optim
+        self.train_loader, self.test_loader = train, test
+        self.steps = max(1, config.episodes // config.batch_size)
+        self.evals = config.evals
+        self.device = next(model.parameters()).device
+        if config.instances < 5:
+            self.metric = f"instance_{config.instances}"
+
+    def batches(self) -> Iterator[EpisodeBatch]:
+        while True:
+            yield from self.train_loader
+
+    def data_state(self) -> dict[str, int]:
+        return self.train_loader.state_dict()
+
+    def load_data_state(self, state: dict[str, int]) -> None:
+        self.train_loader.load_state_dict(state)
+
+    def keys(self, batch: EpisodeBatch) -> list[str]:
+        return [key for episode in batch.key for key in episode]
+
+    def loss(
+        self, batch: EpisodeBatch, generator: torch.Generator
+    ) -> tuple[Tensor, int, dict[str, float]]:
+        label = batch.label.to(self.device)
+        logits = self.model(batch.features.to(self.device), label, generator=generator)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), label.flatten())
+        hits = (logits.detach().argmax(2) == label).float().mean()
+        return loss, label.numel(), {"accuracy": float(hits)}
+
+    def evaluate(self) -> dict[str, float]:
+        """Accuracy at the k-th clip of a class within an episode, on classes never trained on."""
+        hits = torch.zeros(self.config.instances)
+        seen = torch.zeros(self.config.instances)
+        self.test_loader.load_state_dict({"epoch": 0, "position": 0})
+        for batch in self.test_loader:
+            label = batch.label.to(self.device)
+            hit = (
+                (self.model(batch.features.to(self.device), label).argmax(2) == label).float().cpu()
+            )
+            instance = batch.instance.cpu()
+            hits.scatter_add_(0, instance.flatten(), hit.flatten())
+            seen.scatter_add_(0, instance.flatten(), torch.ones(hit.numel()))
+        return {f"instance_{k + 1}": float(hits[k] / seen[k]) for k in range(self.config.instances)}

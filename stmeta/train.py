@@ -1,0 +1,72 @@
+"""Train from the command line: `python -m stmeta.train --recipe demo --fused`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+
+from stmeta import recipes
+from stmeta._errors import BackendUnavailableError, DataError
+from stmeta.config import TrainConfig, from_json
+
+
+def parse(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
+    """Turn the command line into a config and whether to resume.
+
+    The recipe gives the defaults; every field can be changed (`--help` lists them).
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", default="demo")
+    first.add_argument("--resume", nargs="?", const="", default=None)
+    known, rest = first.parse_known_args(argv)
+    default = recipes.get(known.recipe)
+    if known.resume:  # a folder: its config is the default, so the bare command goes on
+        default = from_json((Path(known.resume) / "config.json").read_text())
+        default = dataclasses.replace(default, out=Path(known.resume))
+    config = tyro.cli(
+        TrainConfig,
+        prog="python -m stmeta.train",
+        description=(
+            "Train the stages of a recipe. --recipe NAME chooses the defaults "
+            f"({', '.join(recipes.names())}); --resume [DIR] goes on where a run stopped."
+        ),
+        default=default,
+        args=rest,
+        config=(tyro.conf.FlagCreatePairsOff,) if hasattr(tyro.conf, "FlagCreatePairsOff") else (),
+    )
+    return config, known.resume is not None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run and return the exit code: 0 done, 1 failed, 130 interrupted."""
+    console = Console(stderr=False)
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(message)s",
+        handlers=[RichHandler(console=console, show_path=False)],
+    )
+    config, resume = parse(sys.argv[1:] if argv is None else argv)
+    from stmeta.pipeline import run
+    from stmeta.trainer import NonFiniteLossError
+
+    try:
+        run(config, resume=resume, console=console)
+    except KeyboardInterrupt:
+        console.print(f"saved; go on with: python -m stmeta.train --resume {config.folder}")
+        return 130
+    except (BackendUnavailableError, DataError, NonFiniteLossError, ValueError) as error:
+        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,303 @@
+"""Runs one stage: steps, checkpoints, validation, progress. Knows no model and no data set.
+
+Every random choice of a step is a function of (seed, stage, step), and batches come from a plan that
+is a function of its position, so a run that was killed and resumed ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from stmeta.config import OptimConfig, TrainConfig
+
+
+class Stage(Protocol):
+    """What a stage tells the trainer. Implementations: `stmeta.stages`."""
+
+    name: str
+    model: nn.Module
+    steps: int
+    evals: int
+    optim: OptimConfig
+    metric: str  # the figure of `evaluate` that picks the best weights, higher is better
+
+    def batches(self) -> Iterator[Any]:
+        """Yield batches for ever, from the current position."""
+        ...
+
+    def data_state(self) -> dict[str, int]:
+        """Position of the data, as integers."""
+        ...
+
+    def load_data_state(self, state: dict[str, int]) -> None:
+        """Go to a position that `data_state` returned."""
+        ...
+
+    def loss(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, int, dict[str, float]]:
+        """Return the loss, the number of clips in the batch, and figures for the curves."""
+        ...
+
+    def keys(self, batch: Any) -> list[str]:
+        """Keys of the clips in a batch, for error messages."""
+        ...
+
+    def evaluate(self) -> dict[str, float]:
+        """Figures on validation data."""
+        ...
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became NaN or infinite; the state before that step was saved."""
+
+
+class Trainer:
+    """Trains one stage to its end, or from its last checkpoint to its end."""
+
+    def __init__(
+        self, stage: Stage, config: TrainConfig, *, device: torch.device, console: Console
+    ) -> None:
+        self.stage, self.config, self.device, self.console = stage, config, device, console
+        self.folder = config.folder / stage.name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.steps = min(stage.steps, config.max_steps or stage.steps)
+        self.optimizer = make_optimizer(stage.model, stage.optim)
+        self.step = 0
+        self.history: list[dict[str, float]] = []
+        self.evals: list[dict[str, float]] = []
+        self.best = -math.inf
+        self.seconds = self.waited = 0.0
+        self.clips = 0
+
+    def run(self, *, resume: bool) -> dict[str, Any]:
+        """Train; returns the record that goes into metrics.json.
+
+        Raises:
+            NonFiniteLossError: the loss became NaN or infinite.
+        """
+        if resume and (self.folder / "last.pt").exists():
+            self._load()
+        eval_steps = {
+            round(self.steps * (i + 1) / self.stage.evals) for i in range(self.stage.evals)
+        }
+        with (
+            SummaryWriter(str(self.folder), purge_step=self.step) as writer,
+            progress_bar(self.console) as bar,
+        ):
+            task = bar.add_task(self.stage.name, total=self.steps, completed=self.step, note="")
+            source = self.stage.batches()
+            with interruptible() as interrupted:
+                while self.step < self.steps:
+                    self._train_step(source, writer)
+                    bar.update(task, completed=self.step, note=self._note())
+                    if self.step in eval_steps:
+                        self._evaluate(writer)
+                    stop = interrupted() and self.step < self.steps
+                    if stop or self.step % self.config.save_every == 0 or self.step == self.steps:
+                        self._save()
+                    if stop:
+                        raise KeyboardInterrupt
+        return self._record()
+
+    def _train_step(self, source: Iterator[Any], writer: SummaryWriter) -> None:
+        began = time.perf_counter()
+        before = self.stage.data_state()
+        batch = next(source)
+        waited = time.perf_counter() - began
+        rate = self._set_learning_rate()
+        # Masks, dropout and drop path: the same in an interrupted and in an uninterrupted run.
+        seed = step_seed(self.config.seed, self.stage.name, self.step)
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
+        self.stage.model.train()
+        with precision(self.device, self.config.precision):
+            loss, clips, figures = self.stage.loss(batch, generator)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            self._save(before)
+            raise NonFiniteLossError(
+                f"{self.stage.name}: the loss is {value} at step {self.step}; clips: "
+                f"{', '.join(self.stage.keys(batch))}. The state before this step is in "
+                f"{self.folder / 'last.pt'}; lower {self.stage.name}.optim.lr or use "
+                "--precision fp32"
+            )
+        loss.backward()
+        if self.stage.optim.clip_grad > 0:
+            nn.utils.clip_grad_norm_(self.stage.model.parameters(), self.stage.optim.clip_grad)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.clips += clips
+        self.waited += waited
+        self.seconds += time.perf_counter() - began
+        self.history.append({"step": self.step, "loss": value, "lr": rate, **figures})
+        for name, figure in {"loss": value, "lr": rate, **figures}.items():
+            writer.add_scalar(f"train/{name}", figure, self.step)
+
+    def _set_learning_rate(self) -> float:
+        rate = learning_rate(self.stage.optim, self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        return rate
+
+    def _evaluate(self, writer: SummaryWriter) -> None:
+        began = time.perf_counter()
+        self.stage.model.eval()
+        with torch.inference_mode(), precision(self.device, self.config.precision):
+            figures = self.stage.evaluate()
+        for name, figure in figures.items():
+            writer.add_scalar(f"val/{name}", figure, self.step)
+        self.evals.append({"step": self.step, **figures})
+        self.console.print(
+            f"[dim]{self.stage.name:>15} {self.step:>6}/{self.steps}[/]  {self._note()}  "
+            + "  ".join(f"val {k} {v:.4g}" for k, v in figures.items())
+            + f"  [dim]({time.perf_counter() - began:.1f} s)[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
+        if figures[self.stage.metric] > self.best:
+            self.best = figures[self.stage.metric]
+            save_weights(self.stage.model, self.folder / "best.safetensors")
+
+    def _note(self) -> str:
+        recent = self.history[-50:]
+        loss = sum(item["loss"] for item in recent) / max(len(recent), 1)
+        speed = self.clips / max(self.seconds, 1e-9)
+        wait = self.waited / max(self.seconds, 1e-9)
+        return f"loss {loss:.4f}  {speed:,.0f} clips/s  data wait {wait:.0%}"
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "steps": self.step,
+            "seconds": self.seconds,
+            "clips_per_second": self.clips / max(self.seconds, 1e-9),
+            "data_wait_share": self.waited / max(self.seconds, 1e-9),
+            "history": self.history,
+            "evals": self.evals,
+            "final": self.evals[-1] if self.evals else {},
+        }
+
+    def _save(self, data: dict[str, int] | None = None) -> None:
+        state = {
+            "model": self.stage.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "data": data or self.stage.data_state(),
+            "step": self.step,
+            "best": self.best,
+            "history": self.history,
+            "evals": self.evals,
+            "seconds": self.seconds,
+            "waited": self.waited,
+            "clips": self.clips,
+        }
+        partial = self.folder / "last.pt.tmp"
+        torch.save(state, partial)
+        os.replace(partial, self.folder / "last.pt")
+        save_weights(self.stage.model, self.folder / "last.safetensors")
+
+    def _load(self) -> None:
+        state = torch.load(self.folder / "last.pt", map_location=self.device, weights_only=True)
+        self.stage.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.stage.load_data_state(state["data"])
+        for name in ("step", "best", "history", "evals", "seconds", "waited", "clips"):
+            setattr(self, name, state[name])
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Hold the first Ctrl-C back until the step is whole; a second one interrupts at once."""
+    asked = False
+
+    def ask(*_: object) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    previous = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def progress_bar(console: Console) -> Progress:
+    """One line: name, bar, steps, loss and speed, time left."""
+    return Progress(
+        TextColumn("{task.description:>15}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def precision(device: torch.device, name: str) -> torch.autocast:
+    """Autocast for bf16, or a context that does nothing for fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16")
+
+
+def step_seed(seed: int, stage: str, step: int) -> int:
+    """A seed for one step, different for every stage."""
+    return (seed * 1_000_003 + zlib.crc32(stage.encode()) * 7919 + step) & 0x7FFF_FFFF_FFFF_FFFF
+
+
+def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
+    """Linear warm-up, then a half cosine down to `min_lr` at the last step."""
+    warmup = max(1, round(optim.warmup * steps))
+    if step < warmup:
+        return optim.lr * (step + 1) / warmup
+    share = (step - warmup) / max(1, steps - warmup)
+    return optim.min_lr + (optim.lr - optim.min_lr) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
+    """AdamW with layer-wise rates and no decay on 1-D parameters (biases, norms).
+
+    A model with a method `layer_of(name) -> (layer, layers)` gets `layer_decay`; tokens and
+    positions, which are tables and not matrices, are told by `no_decay() -> set of names`.
+    """
+    layer_of = getattr(model, "layer_of", None)
+    no_decay: set[str] = getattr(model, "no_decay", set)()
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer, layers = layer_of(name) if layer_of and optim.layer_decay < 1 else (0, 0)
+        decay = 0.0 if parameter.ndim <= 1 or name in no_decay else optim.weight_decay
+        scale = optim.layer_decay ** (layers - layer)
+        groups.setdefault((scale, decay), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": p, "weight_decay": d, "scale": s} for (s, d), p in groups.items()],
+        lr=optim.lr,
+        betas=optim.betas,
+        fused=True,
+    )
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the state dict as safetensors, whole or not at all."""
+    partial = path.with_name(path.name + ".tmp")
+    save_file({k: v.detach().contiguous() for k, v in model.state_dict().items()}, partial)
+    os.replace(partial, path)

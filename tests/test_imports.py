@@ -1,0 +1,66 @@
+"""Imports go one way, and `import stmeta` stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Layer -> the layers of stmeta it may import. A layer may always import itself.
+ALLOWED = {
+    "_errors": set(),
+    "kernels": set(),
+    "ops": {"_errors", "kernels"},
+    "nn": {"_errors", "ops"},
+    "memory": {"_errors", "ops", "nn"},
+    "models": {"_errors", "ops", "nn", "memory"},
+    "data": {"_errors"},
+    "config": {"models"},
+    "report": set(),
+    "recipes": {"config", "models"},
+    "trainer": {"_errors", "config"},
+    "stages": {"_errors", "config", "data", "models", "nn"},
+    "pipeline": {"_errors", "config", "data", "models", "report", "stages", "trainer", "ops"},
+    "train": {"_errors", "config", "pipeline", "recipes", "trainer"},
+    "cli": {"_errors", "data"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Layers of stmeta that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("stmeta.")}
+
+
+def sources() -> list[tuple[str, Path]]:
+    files = [(p.relative_to(ROOT / "stmeta").parts[0], p) for p in (ROOT / "stmeta").rglob("*.py")]
+    files += [("kernels", p) for p in (ROOT / "kernels").rglob("*.py")]
+    return [(layer.removesuffix(".py"), path) for layer, path in files if layer != "__init__.py"]
+
+
+@pytest.mark.parametrize(
+    ("layer", "path"), [pytest.param(a, b, id=str(b.relative_to(ROOT))) for a, b in sources()]
+)
+def test_direction(layer, path):
+    assert layer in ALLOWED, f"{path.name}: say in ALLOWED what the layer {layer!r} may import"
+    layers = {name for name in imported(path) if name in ALLOWED}
+    assert layers <= ALLOWED[layer] | {layer}
+
+
+def test_import_is_light():
+    code = (
+        "import sys, stmeta; heavy = {'triton', 'nvidia.dali', 'av', 'matplotlib', 'pyarrow'};"
+        "sys.exit(', '.join(sorted(heavy & set(sys.modules))))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, f"import stmeta loads {done.stderr}"
