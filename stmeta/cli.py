@@ -17,11 +17,11 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from tyro.conf import Positional, subcommand
 
 from stmeta._errors import DataError
+from stmeta.data.progress import ProgressBar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ class Shard:
             gop=self.gop,
             crf=self.crf,
         )
-        with _Bar(hidden=self.json) as bar:
+        with ProgressBar(hidden=self.json) as bar:
             report = ingest(
                 self.videos,
                 self.out,
@@ -152,7 +152,7 @@ class Dataset:
         """Run the command; return the exit code."""
         from stmeta.data.datasets import motions
 
-        with _Bar(hidden=False) as bar:
+        with ProgressBar(hidden=False) as bar:
             path = motions.build(self.root, size=self.size, workers=self.workers, progress=bar)
         print(path)
         return 0
@@ -171,41 +171,14 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         code = command.run()
     except (DataError, ValueError) as error:
-        Console(stderr=True, soft_wrap=True).print(f"[red]error:[/] {escape(str(error))}", highlight=False)
+        Console(stderr=True, soft_wrap=True).print(
+            f"[red]error:[/] {escape(str(error))}", highlight=False
+        )
         code = 1 if isinstance(error, DataError) else 2
     except KeyboardInterrupt:
         print("stopped; go on with --resume", file=sys.stderr)
         code = 130
     sys.exit(code)
-
-
-class _Bar:
-    """A progress bar on stderr, one line per split."""
-
-    def __init__(self, *, hidden: bool) -> None:
-        self.console = Console(stderr=True)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=hidden,
-        )
-        self.tasks: dict[str, int] = {}
-
-    def __enter__(self) -> _Bar:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.progress.stop()
-
-    def __call__(self, split: str, done: int, total: int, bad: int) -> None:
-        if split not in self.tasks:
-            self.tasks[split] = self.progress.add_task(split, total=total)
-        text = f"{split} [red]({bad} bad)[/]" if bad else split
-        self.progress.update(self.tasks[split], completed=done, description=text)
 
 
 def _print_splits(splits: dict[str, dict[str, int]], classes: int, seconds: float) -> None:
@@ -223,7 +196,8 @@ def _print_bad(bad: list[tuple[str, str]]) -> None:
     if bad:
         print(f"{len(bad)} could not be taken in:")
         for source, reason in bad:
-            print(f"  {source}: {reason}")
+            # A name that is not UTF-8 must not stop the list.
+            print(f"  {source}: {reason}".encode("utf-8", "replace").decode())
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union
 
+from stmeta.models.mann import FewShotConfig as FewShotHead
 from stmeta.models.small_vit import PRESETS, SmallViTConfig
 
 StageName = Literal["pretrain", "classify", "classify_masked", "fewshot"]
@@ -108,6 +109,8 @@ class FewShotConfig:
     views: int = 4
     """Augmented clips per training video in the table of features."""
     test_episodes: int = 1000
+    head: FewShotHead = field(default_factory=FewShotHead)
+    """The memory and how features and labels get into it."""
     optim: OptimConfig = field(
         default_factory=lambda: OptimConfig(lr=1e-3, weight_decay=0.0, clip_grad=10.0)
     )
@@ -133,7 +136,7 @@ class TrainConfig:
     classify: ClassifyConfig = field(default_factory=ClassifyConfig)
     classify_masked: ClassifyConfig = field(default_factory=ClassifyConfig)
     fewshot: FewShotConfig = field(default_factory=FewShotConfig)
-    fused: bool = True
+    fused: bool = False
     """Use the fused ops; off = the eager reference."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -71,7 +71,7 @@ class _Context:
     resume: bool
 
     def loader(
-        self, split: str, *, batch_size: int, train: bool, epoch_seed: int = 0
+        self, split: str, *, batch_size: int, train: bool, epoch_seed: int = 0, views: int = 1
     ) -> ClipLoader:
         root = self.data / split
         if not root.is_dir():
@@ -85,6 +85,7 @@ class _Context:
             self.config.model,
             batch_size=batch_size,
             train=train,
+            views=views,
             seed=self.config.seed + epoch_seed,
             device=self.device,
         )
@@ -125,7 +126,7 @@ def _classify(context: _Context) -> dict[str, Any]:
     size = settings.batch_size
     with (
         context.loader("train", batch_size=size, train=True, epoch_seed=1) as train,
-        context.loader("val", batch_size=size, train=False) as val,
+        context.loader("val", batch_size=size, train=False, views=settings.views) as val,
     ):
         classes = _classes_of(train.index)
         torch.manual_seed(context.config.seed)
@@ -161,7 +162,7 @@ def _fewshot(context: _Context) -> dict[str, Any]:
         with context.loader(split, batch_size=size, train=train, epoch_seed=2) as loader:
             tables[split] = _feature_table(encoder, loader, views, context.device)
     torch.manual_seed(config.seed)
-    model = FewShotMANN(tables["train"][0].shape[-1], ways=settings.ways).to(context.device)
+    model = FewShotMANN(context.config.model.dim, settings.ways, settings.head).to(context.device)
     loaders = [
         EpisodeLoader(
             EpisodePlan(
@@ -189,18 +190,17 @@ def _feature_table(
 ) -> tuple[Tensor, Tensor, list[str]]:
     """Features [views, n, D] of the videos of a split, labels [n] and keys [n], in key order.
 
-    View v is epoch v of the loader's plan: another random clip and crop of every video.
+    View v of a training split is another random clip and crop of every video.
     """
     table: dict[str, list[Tensor]] = {}
     labels: dict[str, int] = {}
     for view in range(views):
-        loader.set_epoch(view)
-        for batch in loader:
+        for batch in loader.sweep(view):
             features = model.features(to_model(batch, device)).float().cpu()
             for key, label, row in zip(batch.key, batch.label.tolist(), features, strict=True):
                 table.setdefault(key, []).append(row)
                 labels[key] = label
-    # A training epoch drops its last short batch, so a video may have been seen less often.
+    # A video that could not be read every time is left out.
     keys = sorted(key for key, rows in table.items() if len(rows) == views)
     stacked = torch.stack([torch.stack(table[key]) for key in keys], dim=1)
     return stacked, torch.tensor([labels[key] for key in keys]), keys

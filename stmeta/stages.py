@@ -33,6 +33,7 @@ def clip_loader(
     *,
     batch_size: int,
     train: bool,
+    views: int,
     seed: int,
     device: torch.device,
 ) -> ClipLoader:
@@ -45,6 +46,7 @@ def clip_loader(
             stride=clip.stride,
             size=model.image_size,
             train=train,
+            views=views,
             crop_scale=clip.crop_scale,
             crop_ratio=clip.crop_ratio,
             hflip=clip.hflip,
@@ -176,12 +178,16 @@ class ClassifyStage(_ClipStage):
         )
 
     def predict(self) -> tuple[Tensor, Tensor]:
-        """Logits [n, classes] and labels [n] of the validation split, views averaged."""
-        logits, labels = [], []
+        """Logits [n, classes] and labels [n] of the validation split, averaged over views."""
+        logits: dict[str, Tensor] = {}
+        labels: dict[str, int] = {}
         for batch in self.val_batches():
-            logits.append(self.model(to_model(batch, self.device)).float().cpu())
-            labels.append(batch.label.cpu())
-        return torch.cat(logits), torch.cat(labels)
+            rows = self.model(to_model(batch, self.device)).float().cpu()
+            for key, label, row in zip(batch.key, batch.label.tolist(), rows, strict=True):
+                logits[key] = logits[key] + row if key in logits else row
+                labels[key] = label
+        table = torch.stack(list(logits.values())) / self.config.views
+        return table, torch.tensor(list(labels.values()))
 
     def evaluate(self) -> dict[str, float]:
         logits, labels = self.predict()

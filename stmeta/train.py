@@ -40,7 +40,6 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
         ),
         default=default,
         args=rest,
-        config=(tyro.conf.FlagCreatePairsOff,) if hasattr(tyro.conf, "FlagCreatePairsOff") else (),
     )
     return config, known.resume is not None
 

@@ -42,6 +42,10 @@ struct Divider {
   }
 };
 
+inline void require(bool condition, const char* message) {
+  if (!condition) throw std::runtime_error(message);
+}
+
 inline int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 #ifndef STMETA_CUDA_HOST
@@ -88,6 +92,11 @@ int64_t resident_blocks(void (*kernel)(Params...), int block, size_t shared) {
   check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, entry, block, shared),
              "occupancy of a kernel");
   return static_cast<int64_t>(std::max(each, 1)) * multiprocessors();
+}
+
+// Blocks of `threads` that keep the device busy, where each block leaves a partial result behind.
+inline int64_t busy_blocks(int threads) {
+  return int64_t{multiprocessors()} * std::max(1, 1024 / threads);
 }
 
 // The only place that launches: kernel<<<grid, block, shared, stream>>>(args...).

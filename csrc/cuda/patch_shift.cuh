@@ -10,82 +10,95 @@
 
 namespace stmeta::patch_shift {
 
-constexpr int kForwardGroups = 4;   // groups of a thread: all of the token in registers
-constexpr int kBackwardGroups = 2;  // fewer: each feature has two sums beside its value
-constexpr int kForwardThreads = 1024;
-constexpr int kBackwardThreads = 512;
+constexpr int kGroups = 2;  // of a thread at a time; more of them spill
+constexpr int kThreads = 512;
 constexpr int kVideoThreads = 256;
 constexpr int kVideoChannels = 4;  // of the video gradient, summed at a time
 
-// Mean and 1 / standard deviation of the block's features, in two passes over registers.
-template <int kGroups>
-__device__ inline void statistics(const float (&x)[kGroups][kGroup], int features, float eps,
-                                  float& mean, float& rstd) {
-  const int stride = static_cast<int>(blockDim.x) * kGroup;
-  const int own = static_cast<int>(threadIdx.x) * kGroup;
-  float centre = 0.0f;
+// Where group g of this thread begins in the block's chunk of features.
+__device__ inline int own_feature(int g) {
+  return (g * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x)) * kGroup;
+}
+
+// Loads the groups of this thread from feature `first` on; those past the end keep what they hold.
+__device__ inline void take(const Shared& shared, int first, int features,
+                            float (&x)[kGroups][kGroup]) {
+#pragma unroll
+  for (int g = 0; g < kGroups; ++g) {
+    const int f = first + own_feature(g);
+    if (f < features) gather(shared, f, x[g]);
+  }
+}
+
+// Mean and 1 / standard deviation of a token, in two passes. `x` holds its first chunk of features,
+// which nearly always is all of it; other chunks are taken anew in each pass.
+__device__ inline void statistics(const Shared& shared, int features, float eps,
+                                  float (&x)[kGroups][kGroup], float& mean, float& rstd) {
+  const int chunk = static_cast<int>(blockDim.x) * kGroup * kGroups;
+  float result[2] = {};
 #pragma unroll
   for (int pass = 0; pass < 2; ++pass) {
     float sum[1] = {};
+    for (int first = 0; first < features; first += chunk) {
+      if (features > chunk) take(shared, first, features, x);
 #pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
+      for (int g = 0; g < kGroups; ++g) {
+        const int f = first + own_feature(g);
 #pragma unroll
-      for (int k = 0; k < kGroup; ++k) {
-        const float d = x[g][k] - centre;
-        if (own + g * stride + k < features) sum[0] += pass == 0 ? d : d * d;
+        for (int k = 0; k < kGroup; ++k) {
+          const float d = x[g][k] - result[0];
+          if (f + k < features) sum[0] += pass == 0 ? d : d * d;
+        }
       }
     }
     block_sum(sum);
-    (pass == 0 ? centre : rstd) = sum[0] / features;
+    result[pass] = sum[0] / features;
   }
-  mean = centre;
-  rstd = rsqrtf(rstd + eps);
+  mean = result[0];
+  rstd = rsqrtf(result[1] + eps);
 }
 
 // Reads at most the pixels of the tokens' windows, writes B * K * F features.
 template <typename In, typename Out>
-__global__ void __launch_bounds__(kForwardThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     forward_kernel(const __grid_constant__ Problem p, const __grid_constant__ Window w,
                    const In* __restrict__ video,
                    const float* __restrict__ weight,  // [F], or null: no LayerNorm
                    const float* __restrict__ bias,    // [F]
                    float eps, bool wide,
-                   Out* __restrict__ tokens,  // [B, K, F]
+                   Out* __restrict__ tokens,                              // [B, K, F]
                    float* __restrict__ mean, float* __restrict__ rstd) {  // [B, K]
   const Shared shared(w, p);
-  const int stride = static_cast<int>(blockDim.x) * kGroup;
-  const int own = static_cast<int>(threadIdx.x) * kGroup;
+  const int chunk = static_cast<int>(blockDim.x) * kGroup * kGroups;
   prepare(p, w, shared, 0, whole_groups(p.features));
   __syncthreads();
   for (int index = blockIdx.x; index < p.total(); index += gridDim.x) {
     stage_token(p, w, video, find_token(p, index), shared);
     __syncthreads();
-    float x[kForwardGroups][kGroup] = {};
-#pragma unroll
-    for (int g = 0; g < kForwardGroups; ++g) {
-      if (own + g * stride < p.features) gather(shared, own + g * stride, x[g]);
-    }
-    __syncthreads();  // the window may be overwritten from here on
-
+    float x[kGroups][kGroup] = {};
+    take(shared, 0, p.features, x);
     float centre = 0.0f, scale = 1.0f;
     if (weight) {
-      statistics(x, p.features, eps, centre, scale);
+      statistics(shared, p.features, eps, x, centre, scale);
       if (threadIdx.x == 0) mean[index] = centre, rstd[index] = scale;
     }
     Out* row = tokens + static_cast<int64_t>(index) * p.features;
+    for (int first = 0; first < p.features; first += chunk) {
+      if (p.features > chunk) take(shared, first, p.features, x);
 #pragma unroll
-    for (int g = 0; g < kForwardGroups; ++g) {
-      const int f = own + g * stride;
-      if (f >= p.features) break;
-      if (weight) {
-        float w8[kGroup], b8[kGroup];
-        load_row(weight, f, p.features, 1, wide, w8);
-        load_row(bias, f, p.features, 1, wide, b8);
+      for (int g = 0; g < kGroups; ++g) {
+        const int f = first + own_feature(g);
+        if (weight) {
+          float w8[kGroup], b8[kGroup];
+          load_row(weight, f, p.features, 1, wide, w8);
+          load_row(bias, f, p.features, 1, wide, b8);
 #pragma unroll
-        for (int k = 0; k < kGroup; ++k) x[g][k] = (x[g][k] - centre) * scale * w8[k] + b8[k];
+          for (int k = 0; k < kGroup; ++k) x[g][k] = (x[g][k] - centre) * scale * w8[k] + b8[k];
+        }
+        store_row(row, f, p.features, wide, x[g]);
       }
-      store_row(row, f, p.features, wide, x[g]);
     }
+    __syncthreads();  // the window may be overwritten from here on
   }
 }
 
@@ -107,19 +120,18 @@ struct Norm {
 
 // One pass over the gradient; blockIdx.y is a chunk of the features.
 template <typename In, typename Grad>
-__global__ void __launch_bounds__(kBackwardThreads)
+__global__ void __launch_bounds__(kThreads)
     backward_rows_kernel(const __grid_constant__ Problem p, const __grid_constant__ Window w,
                          const In* __restrict__ video, const __grid_constant__ Gradient<Grad> grad,
                          const __grid_constant__ Norm norm,
-                         float* __restrict__ row_means,  // [chunks, B*K, 2] or null: g*w, g*w*xhat
+                         float* __restrict__ row_means,   // [chunks, B*K, 2] or null: g*w, g*w*xhat
                          float* __restrict__ partials) {  // [2, blocks, F] or null: g*xhat, g
   const Shared shared(w, p);
-  const int stride = static_cast<int>(blockDim.x) * kGroup;
-  const int own = static_cast<int>(threadIdx.x) * kGroup;
-  const int first = static_cast<int>(blockIdx.y) * stride * kBackwardGroups;
-  prepare(p, w, shared, first, stride * kBackwardGroups);
+  const int chunk = static_cast<int>(blockDim.x) * kGroup * kGroups;
+  const int first = static_cast<int>(blockIdx.y) * chunk;
+  prepare(p, w, shared, first, chunk);
   __syncthreads();
-  float grad_weight[kBackwardGroups][kGroup] = {}, grad_bias[kBackwardGroups][kGroup] = {};
+  float grad_weight[kGroups][kGroup] = {}, grad_bias[kGroups][kGroup] = {};
   for (int index = blockIdx.x; index < p.total(); index += gridDim.x) {
     const Token token = find_token(p, index);
     stage_token(p, w, video, token, shared);
@@ -129,11 +141,11 @@ __global__ void __launch_bounds__(kBackwardThreads)
     const float mean = norm.mean[index], rstd = norm.rstd[index];
     float sums[2] = {};
 #pragma unroll
-    for (int g = 0; g < kBackwardGroups; ++g) {
-      const int f = first + own + g * stride;
+    for (int g = 0; g < kGroups; ++g) {
+      const int f = first + own_feature(g);
       if (f >= p.features) break;
       float x[kGroup], dy[kGroup], w8[kGroup] = {};
-      gather(shared, own + g * stride, x);
+      gather(shared, own_feature(g), x);
       load_row(row, f, p.features, grad.stride_f, grad.wide, dy);
       if (row_means) load_row(norm.weight, f, p.features, 1, norm.wide, w8);
 #pragma unroll
@@ -154,8 +166,8 @@ __global__ void __launch_bounds__(kBackwardThreads)
   }
   if (!partials) return;
 #pragma unroll
-  for (int g = 0; g < kBackwardGroups; ++g) {
-    const int f = first + own + g * stride;
+  for (int g = 0; g < kGroups; ++g) {
+    const int f = first + own_feature(g);
     float* out = partials + static_cast<int64_t>(blockIdx.x) * p.features;
     store_row(out, f, p.features, norm.wide, grad_weight[g]);
     out += static_cast<int64_t>(gridDim.x) * p.features;
@@ -164,37 +176,173 @@ __global__ void __launch_bounds__(kBackwardThreads)
 }
 
 // slots[b, n] = where token n lies among the kept ones of sample b, or -1. A block is a sample.
-template <int kThreads>
+template <int kStep>
 __global__ void slots_kernel(const int64_t* __restrict__ ids, int* __restrict__ slots, int kept,
                              int tokens) {
   ids += static_cast<int64_t>(blockIdx.x) * kept;
   slots += static_cast<int64_t>(blockIdx.x) * tokens;
-  for (int n = threadIdx.x; n < tokens; n += kThreads) slots[n] = -1;
+  for (int n = threadIdx.x; n < tokens; n += kStep) slots[n] = -1;
   __syncthreads();
-  for (int k = threadIdx.x; k < kept; k += kThreads) slots[ids[k]] = k;
+  for (int k = threadIdx.x; k < kept; k += kStep) {
+    if (ids[k] >= 0 && ids[k] < tokens) slots[ids[k]] = k;  // nobody has checked them on a GPU
+  }
 }
 
-// The gradient of one pixel through shift s: dx of the feature at the pixel minus the shift.
+// The feature that reads pixel (t, y, x) through shift s, channel 0; its token's slot.
 struct Reader {
-  int64_t row;      // of [B * K]; negative: no token reads the pixel so
-  int64_t slot;     // of K
-  int feature;      // of channel 0
+  int slot, feature;  // slot < 0: there is none
 };
 
-__device__ inline Reader find_reader(const Problem& p, const int* __restrict__ slots, int batch,
-                                     int t, int y, int x, int s) {
-  t -= p.shift_t[s], y -= p.shift_y[s], x -= p.shift_x[s];
-  if (static_cast<unsigned>(t) >= static_cast<unsigned>(p.frames) ||
-      static_cast<unsigned>(y) >= static_cast<unsigned>(p.height) ||
-      static_cast<unsigned>(x) >= static_cast<unsigned>(p.width)) {
-    return {-1, 0, 0};
+__device__ inline Reader find_reader(const Problem& p, const int* __restrict__ slots, int t, int y,
+                                     int x, int s) {
+  uint32_t dt = t - p.shift_t[s], dy = y - p.shift_y[s], dx = x - p.shift_x[s];
+  if (dt >= static_cast<uint32_t>(p.frames) || dy >= static_cast<uint32_t>(p.height) ||
+      dx >= static_cast<uint32_t>(p.width)) {
+    return {-1, 0};  // a negative coordinate is large as an unsigned number
   }
-  uint32_t dt = t, dy = y, dx = x;
-  const int frame = p.by_tubelet.split(dt), row = p.by_patch.split(dy), col = p.by_patch.split(dx);
-  int64_t slot = (static_cast<int64_t>(frame) * (p.height / p.patch) + row) *
-                     (p.width / p.patch) + col;
-  if (slots) slot = slots[batch * (static_cast<int64_t>(p.frames / p.tubelet) * (p.height / p.patch) * (p.width / p.patch)) + slot];
+  const int frame = p.by_tubelet.split(dt);
+  const int row = p.by_patch.split(dy);
+  const int column = p.by_patch.split(dx);
+  const int token = (frame * p.rows + row) * p.columns + column;
   const int pixel = (dt * p.patch + dy) * p.patch + dx;
-  return {slot < 0 ? -1 : static_cast<int64_t>(batch) * p.kept + slot, slot,
-          (pixel * p.shifts + s) * p.channels};
+  return {slots ? slots[token] : token, (pixel * p.shifts + s) * p.channels};
 }
+
+// A gather: a thread is a pixel and sums over the S features that read it, so no two threads meet.
+template <typename In, typename Grad>
+__global__ void __launch_bounds__(kVideoThreads, 4)
+    backward_video_kernel(const __grid_constant__ Problem p, const In* __restrict__ video,
+                          const __grid_constant__ Gradient<Grad> grad,
+                          const __grid_constant__ Norm norm,
+                          const float* __restrict__ row_means,  // [chunks, B*K, 2], or null
+                          int chunks,
+                          const int* __restrict__ slots,  // [B, N], or null: all tokens are there
+                          In* __restrict__ out) {         // [B, C, T, H, W], contiguous
+  const int pixel = static_cast<int>(blockIdx.x * kVideoThreads + threadIdx.x);  // of a frame
+  if (pixel >= p.height * p.width) return;
+  const int y = pixel / p.width, x = pixel % p.width;
+  for (int frame = blockIdx.y; frame < p.batch * p.frames; frame += gridDim.y) {
+    const int batch = frame / p.frames, t = frame % p.frames;
+    const In* source =
+        video + batch * p.stride_b + t * p.stride_t + y * p.stride_y + x * p.stride_x;
+    const int* own_slots = slots ? slots + static_cast<int64_t>(batch) * p.sites : nullptr;
+    for (int c = 0; c < p.channels; c += kVideoChannels) {
+      const int count = min(kVideoChannels, p.channels - c);
+      float value[kVideoChannels] = {}, sum[kVideoChannels] = {};
+#pragma unroll
+      for (int k = 0; k < kVideoChannels; ++k) {
+        if (!norm.weight || k >= count) break;
+        value[k] = to_float(source[(c + k) * p.stride_c]) * p.scale[c + k] + p.offset[c + k];
+      }
+      for (int s = 0; s < p.shifts; ++s) {
+        const Reader reader = find_reader(p, own_slots, t, y, x, s);
+        if (reader.slot < 0) continue;
+        const int64_t row = static_cast<int64_t>(batch) * p.kept + reader.slot;
+        float mean = 0.0f, rstd = 1.0f, first = 0.0f, second = 0.0f;
+        if (norm.weight) mean = norm.mean[row], rstd = norm.rstd[row];
+        for (int chunk = 0; norm.weight && chunk < chunks; ++chunk) {
+          first += row_means[(static_cast<int64_t>(chunk) * p.total() + row) * 2];
+          second += row_means[(static_cast<int64_t>(chunk) * p.total() + row) * 2 + 1];
+        }
+        const Grad* dy = grad.data + batch * grad.stride_b + reader.slot * grad.stride_k;
+#pragma unroll
+        for (int k = 0; k < kVideoChannels; ++k) {
+          if (k >= count) break;
+          const int f = reader.feature + c + k;
+          const float weight = norm.weight ? norm.weight[f] : 1.0f;
+          const float xhat = (value[k] - mean) * rstd;
+          sum[k] += (to_float(dy[f * grad.stride_f]) * weight - first - xhat * second) * rstd;
+        }
+      }
+#pragma unroll
+      for (int k = 0; k < kVideoChannels; ++k) {
+        if (k >= count) break;
+        const int64_t plane = (static_cast<int64_t>(batch) * p.channels + c + k) * p.frames + t;
+        out[plane * p.height * p.width + pixel] = from_float<In>(sum[k] * p.scale[c + k]);
+      }
+    }
+  }
+}
+
+// ---- host ----
+
+// Shared memory of a block that makes `features` of a token at a time.
+inline size_t shared_bytes(const Problem& p, const Window& w, int features) {
+  const size_t bytes = Shared::bytes(w, p, features);
+  require(bytes <= shared_limit(),
+          "patch_shift: a token's pixels do not fit the shared memory of this GPU; use 'triton'");
+  return bytes;
+}
+
+// Whole warps that take all of a token at once, if a block can.
+inline int threads_of(const Problem& p) {
+  const int64_t warps = ceil_divide(p.features, kWarp * kGroup * kGroups);
+  return static_cast<int>(std::min<int64_t>(warps * kWarp, kThreads));
+}
+
+// weight and bias: [F], or null for no LayerNorm; then mean and rstd, [B, K], may be null too.
+template <typename In, typename Out>
+void forward(const Problem& p, const In* video, const float* weight, const float* bias, float eps,
+             Out* tokens, float* mean, float* rstd, Stream stream) {
+  if (p.total() == 0) return;
+  const Window w = make_window(p, video);
+  const int threads = threads_of(p);
+  const size_t shared = shared_bytes(p, w, whole_groups(p.features));
+  const bool wide =
+      p.features % kGroup == 0 && aligned(tokens, 16) && aligned(weight, 16) && aligned(bias, 16);
+  const auto kernel = forward_kernel<In, Out>;
+  const int64_t blocks = std::min<int64_t>(p.total(), resident_blocks(kernel, threads, shared));
+  launch(kernel, dim3(static_cast<unsigned>(blocks)), threads, shared, stream, p, w, video, weight,
+         bias, eps, wide, tokens, mean, rstd);
+}
+
+// How the backward cuts its work: chunks of the features, and blocks that share the tokens.
+struct BackwardGrid {
+  int threads, chunks, blocks;
+
+  explicit BackwardGrid(const Problem& p) {
+    threads = threads_of(p);
+    chunks = static_cast<int>(ceil_divide(p.features, int64_t{threads} * kGroup * kGroups));
+    blocks = static_cast<int>(std::min<int64_t>(busy_blocks(threads * chunks), p.total()));
+  }
+};
+
+template <typename In, typename Grad>
+void backward_rows(const Problem& p, const BackwardGrid& grid, const In* video,
+                   const Gradient<Grad>& grad, const Norm& norm, float* row_means, float* partials,
+                   Stream stream) {
+  const Window w = make_window(p, video);
+  const size_t shared = shared_bytes(p, w, grid.threads * kGroup * kGroups);
+  const dim3 size(static_cast<unsigned>(grid.blocks), static_cast<unsigned>(grid.chunks));
+  launch(backward_rows_kernel<In, Grad>, size, grid.threads, shared, stream, p, w, video, grad,
+         norm, row_means, partials);
+}
+
+// `slots` is scratch, [B, N], needed with ids only.
+template <typename In, typename Grad>
+void backward_video(const Problem& p, const BackwardGrid& grid, const In* video,
+                    const Gradient<Grad>& grad, const Norm& norm, const float* row_means,
+                    int* slots, In* out, Stream stream) {
+  if (p.ids) {
+    const dim3 samples(static_cast<unsigned>(p.batch));
+    launch(slots_kernel<256>, samples, 256, 0, stream, p.ids, slots, p.kept, p.sites);
+  }
+  const int64_t blocks = ceil_divide(int64_t{p.height} * p.width, kVideoThreads);
+  const int64_t frames = std::min<int64_t>(int64_t{p.batch} * p.frames, 65535);
+  launch(backward_video_kernel<In, Grad>,
+         dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(frames)), kVideoThreads, 0,
+         stream, p, video, grad, norm, row_means, grid.chunks, p.ids ? slots : nullptr, out);
+}
+
+template <typename T>
+Gradient<T> make_gradient(const Problem& p, const T* data, const int64_t* strides) {
+  const bool wide = strides[2] == 1 && p.features % kGroup == 0 && strides[0] % kGroup == 0 &&
+                    strides[1] % kGroup == 0 && aligned(data, 16);
+  return {data, strides[0], strides[1], strides[2], wide};
+}
+
+inline Norm make_norm(const Problem& p, const float* weight, const float* mean, const float* rstd) {
+  return {weight, mean, rstd, p.features % kGroup == 0 && aligned(weight, 16)};
+}
+
+}  // namespace stmeta::patch_shift

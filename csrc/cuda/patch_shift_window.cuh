@@ -7,6 +7,8 @@
 // sample, K of them made (K = N without ids).
 #pragma once
 
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../common/cuda_vector.cuh"
@@ -22,7 +24,9 @@ struct Problem {
   const int64_t* ids;                                        // [B, K] contiguous; null: all tokens
   int64_t stride_b, stride_c, stride_t, stride_y, stride_x;  // of the video [B, C, T, H, W]
   int batch, channels, frames, height, width;
-  int tubelet, patch, shifts, kept, features;
+  int tubelet, patch, shifts, features;
+  int rows, columns;  // of tokens in a frame
+  int sites, kept;    // N and K
   int shift_t[kMaxShifts], shift_y[kMaxShifts], shift_x[kMaxShifts];
   float scale[kMaxChannels], offset[kMaxChannels];
   Divider by_kept, by_columns, by_rows, by_channels, by_shifts, by_patch, by_tubelet;
@@ -34,14 +38,18 @@ struct Problem {
 // that this is less, one box for each shift. A box is stored as rows along x: [t, y, x, c] where
 // channels are innermost in the video too ("packed"), else [c, t, y, x].
 struct Window {
-  int boxes, size;              // size: elements of all boxes
+  int boxes, size;                // size: elements of all boxes
   int first_t, first_y, first_x;  // of the one box, relative to the token
   int extent_t, extent_y, extent_x;
-  int unit;     // elements that one step along x takes: C if packed, else 1
+  int unit;  // elements that one step along x takes: C if packed, else 1
   bool packed;
-  bool quads;   // rows can be loaded four elements at a time
+  bool quads;                  // rows can be loaded four elements at a time
   Divider by_row, by_y, by_t;  // loads in a row; rows in a frame; frames in a box
 };
+
+__host__ __device__ inline int whole_groups(int features) {
+  return (features + kGroup - 1) / kGroup * kGroup;
+}
 
 struct Token {
   int batch, t, y, x;
@@ -59,9 +67,9 @@ __device__ inline Token find_token(const Problem& p, int index) {
 
 // Parts of the dynamic shared memory, and their size for `features` table entries.
 struct Shared {
-  float* window;         // [size]
+  float* window;           // [size]
   Pack<float, 2>* affine;  // [C]: scale and offset
-  uint16_t* table;       // [features], whole groups
+  uint16_t* table;         // [features], whole groups
 
   __device__ Shared(const Window& w, const Problem& p)
       : window(reinterpret_cast<float*>(dynamic_shared())),
@@ -164,7 +172,7 @@ inline Problem make_problem(const int64_t* sizes, const int64_t* strides, const 
   const int64_t channels = sizes[1], count = static_cast<int64_t>(shifts.size()) / 3;
   require(count <= kMaxShifts && channels <= kMaxChannels,
           "patch_shift: the cuda backend takes at most 32 shifts and 32 channels; use 'triton'");
-  require(sizes[0] * kept < (int64_t{1} << 31), "patch_shift: B * K must be below 2^31");
+  require(sizes[0] * kept < (int64_t{1} << 30), "patch_shift: B * K must be below 2^30");
   Problem p{};
   p.ids = ids;
   p.stride_b = strides[0], p.stride_c = strides[1], p.stride_t = strides[2];
@@ -174,16 +182,22 @@ inline Problem make_problem(const int64_t* sizes, const int64_t* strides, const 
   p.width = static_cast<int>(sizes[4]);
   p.tubelet = static_cast<int>(patch[0]), p.patch = static_cast<int>(patch[1]);
   p.shifts = static_cast<int>(count), p.kept = static_cast<int>(kept);
+  p.rows = p.height / p.patch, p.columns = p.width / p.patch;
+  p.sites = p.frames / p.tubelet * p.rows * p.columns;
   p.features = p.tubelet * p.patch * p.patch * p.shifts * p.channels;
+  // A shift by the whole clip already reads nothing; a longer one could only overflow.
+  const auto near = [](int64_t shift, int64_t size) {
+    return static_cast<int>(std::clamp(shift, -size, size));
+  };
   for (int s = 0; s < p.shifts; ++s) {
-    p.shift_t[s] = static_cast<int>(shifts[3 * s]);
-    p.shift_y[s] = static_cast<int>(shifts[3 * s + 1]);
-    p.shift_x[s] = static_cast<int>(shifts[3 * s + 2]);
+    p.shift_t[s] = near(shifts[3 * s], p.frames);
+    p.shift_y[s] = near(shifts[3 * s + 1], p.height);
+    p.shift_x[s] = near(shifts[3 * s + 2], p.width);
   }
   std::copy(scale.begin(), scale.end(), p.scale);
   std::copy(offset.begin(), offset.end(), p.offset);
-  p.by_kept = Divider(p.kept), p.by_channels = Divider(p.channels);
-  p.by_columns = Divider(p.width / p.patch), p.by_rows = Divider(p.height / p.patch);
+  p.by_kept = Divider(std::max(p.kept, 1)), p.by_channels = Divider(p.channels);
+  p.by_columns = Divider(p.columns), p.by_rows = Divider(p.rows);
   p.by_shifts = Divider(p.shifts), p.by_patch = Divider(p.patch), p.by_tubelet = Divider(p.tubelet);
   return p;
 }

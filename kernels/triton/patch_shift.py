@@ -1,8 +1,8 @@
 """Triton implementation of stmeta::patch_shift. Reference: stmeta/ops/patch_shift.py.
 
 One program owns one token. Its F = t*p*p*S*C features form a tile [t*p*p, S*C] that stays in
-registers, so LayerNorm needs no second read. Decoding a feature into (pixel, shift, channel) costs
-a few divisions per row and per column of the tile, and none per feature.
+registers, so LayerNorm needs no second read. A feature's address and its test against the frame are
+the sum of a part for its row (pixel) and one for its column (shift and channel): no divisions.
 
 Letters: B batch, C channels, T frames, H W pixels, (t, p, p) tubelet, S shifts, N tokens of a
 sample, K of them computed (K = N without ids_keep), J = t*p*p and Q = S*C, rounded up.
@@ -16,8 +16,8 @@ import triton.language as tl
 
 from ._reduce import column_sum
 
-PIXELS_PER_PROGRAM = 256  # of the video gradient
-PROGRAMS_PER_MULTIPROCESSOR = 4  # of the weight gradient: each leaves one partial sum
+NUMBERS_PER_PROGRAM = 256  # of the video gradient
+PROGRAMS_PER_MULTIPROCESSOR = 8  # of the weight gradient: each leaves one partial sum
 
 
 @triton.jit
@@ -89,7 +89,7 @@ def _per_channel(c, VALUES: tl.constexpr):
 # Reads each pixel S times (from L1 and L2 after the first), writes B * K * F features.
 @triton.jit
 def _forward_kernel(
-    video_ptr, ids_ptr, weight_ptr, bias_ptr,  # in:  [B, C, T, H, W], [B, K], [F] x2; last 3 or None
+    video_ptr, ids_ptr, weight_ptr, bias_ptr,  # in:  [B, C, T, H, W], then [B, K], [F] x2 or None
     tokens_ptr, mean_ptr, rstd_ptr,  # out: [B, K, F], [B, K] x2 fp32 (with weight only)
     kept, frames, height, width,
     stride_b, stride_c, stride_t, stride_y, stride_x,
@@ -134,7 +134,8 @@ def _backward_rows_kernel(
 ):  # fmt: skip
     FEATURES: tl.constexpr = TUBELET * PATCH * PATCH * (len(SHIFTS) // 3) * CHANNELS
     program = tl.program_id(0).to(tl.int64)
-    first = tl.program_id(1) * BLOCK_J  # a chunk of the token: all of it would spill
+    chunk = tl.program_id(1).to(tl.int64)  # of the token: all of it would spill
+    first = tl.program_id(1) * BLOCK_J
     grad_weight = tl.zeros([BLOCK_J, BLOCK_Q], tl.float32)
     grad_bias = tl.zeros([BLOCK_J, BLOCK_Q], tl.float32)
     for row in range(program, total, tl.num_programs(0)):
@@ -151,7 +152,7 @@ def _backward_rows_kernel(
         grad_bias += grad
         if row_means_ptr is not None:
             weight = tl.load(weight_ptr + feature, mask=exists, other=0.0).to(tl.float32)
-            out_ptr = row_means_ptr + 2 * (tl.program_id(1) * total + row)
+            out_ptr = row_means_ptr + 2 * (chunk * total + row)
             tl.store(out_ptr, tl.sum(grad * weight) / FEATURES)
             tl.store(out_ptr + 1, tl.sum(grad * weight * xhat) / FEATURES)
     if partial_ptr is not None:
@@ -174,13 +175,15 @@ def _slots_kernel(
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    token = tl.load(ids_ptr + row, mask=row < total, other=0)
-    tl.store(slots_ptr + row // kept * tokens + token, (row % kept).to(tl.int32), mask=row < total)
+    token = tl.load(ids_ptr + row, mask=row < total, other=-1)
+    slot = (row % kept).to(tl.int32)
+    live = (token >= 0) & (token < tokens)  # nobody has checked them on a GPU
+    tl.store(slots_ptr + row // kept * tokens + token, slot, mask=live)
 
 
 # A gather: each pixel sums over the S features that read it, so no two programs meet.
 @triton.jit
-def _grad_video_kernel(
+def _backward_video_kernel(
     grad_ptr, video_ptr, slots_ptr, weight_ptr,  # in: slots [B, N] or None; the others as above
     mean_ptr, rstd_ptr, row_means_ptr,  # in:  [B, K] x2, [B * K, 2]; with weight only
     out_ptr,  # out: [B, C, T, H, W], contiguous
@@ -227,7 +230,9 @@ def _grad_video_kernel(
         feature = ((j * (len(SHIFTS) // 3) + s) * CHANNELS)[:, None] + c[None, :]
         live = read[:, None] & exists
         grad_row = grad_ptr + (batch * grad_b + slot * grad_k)[:, None]
-        grad = tl.load(grad_row + feature.to(tl.int64) * grad_f, mask=live, other=0.0).to(tl.float32)
+        grad = tl.load(grad_row + feature.to(tl.int64) * grad_f, mask=live, other=0.0).to(
+            tl.float32
+        )
         if weight_ptr is not None:
             row = batch * kept + slot
             mean = tl.load(mean_ptr + row, mask=read, other=0.0)[:, None]
@@ -244,7 +249,7 @@ def _grad_video_kernel(
 
 
 def _constants(video, patch, shifts, scale, offset) -> dict:
-    """What all the kernels are compiled for."""
+    """What all kernels are compiled for."""
     return {
         "TUBELET": patch[0],
         "PATCH": patch[1],
@@ -255,20 +260,29 @@ def _constants(video, patch, shifts, scale, offset) -> dict:
     }
 
 
-def _tile(video, patch, shifts, largest: int, per_thread: int) -> dict:
-    """A tile [J, Q] of a token, and the warps that hold `per_thread` features a thread."""
-    block_q = triton.next_power_of_2(len(shifts) // 3 * video.shape[1])
+def _tile(channels: int, patch, shifts, largest: int | None, per_thread: int | None) -> dict:
+    """A tile [J, Q] of at most `largest` features, and warps for `per_thread` a thread.
+
+    None: all of the token, in 16 or, where that would spill, 8 registers a thread.
+    """
+    block_q = triton.next_power_of_2(len(shifts) // 3 * channels)
     block_j = triton.next_power_of_2(patch[0] * patch[1] ** 2)
-    block_j = min(block_j, max(1, largest // block_q))
+    if largest is not None:
+        block_j = min(block_j, max(1, largest // block_q))
+    per_thread = per_thread or (16 if block_j * block_q <= 4096 else 8)
     warps = max(1, block_j * block_q // (32 * per_thread))
     return {"BLOCK_J": block_j, "BLOCK_Q": block_q, "num_warps": min(warps, 32)}
 
 
 def _counts(video, ids_keep, patch) -> tuple[int, int]:
-    """Tokens of a sample: all of them, and those computed."""
+    """N and K."""
     _, _, frames, height, width = video.shape
     tokens = (frames // patch[0]) * (height // patch[1]) * (width // patch[1])
     return tokens, tokens if ids_keep is None else ids_keep.shape[1]
+
+
+def _contiguous(x: torch.Tensor | None) -> torch.Tensor | None:
+    return None if x is None else x.contiguous()
 
 
 def patch_shift(
@@ -283,31 +297,21 @@ def patch_shift(
     eps: float,
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Launch the forward: (tokens [B, K, F], mean, rstd fp32 [B, K], or [0] without weight)."""
+    """Launch the forward: tokens [B, K, F]; mean and rstd, fp32 [B, K], or [0] without weight."""
+    batch, channels = video.shape[:2]
     _, kept = _counts(video, ids_keep, patch)
-    batch = video.shape[0]
-    features = patch[0] * patch[1] ** 2 * (len(shifts) // 3) * video.shape[1]
+    features = patch[0] * patch[1] ** 2 * (len(shifts) // 3) * channels
     tokens = video.new_empty(batch, kept, features, dtype=dtype)
-    shape = (0,) if weight is None else (batch, kept)
-    mean = video.new_empty(shape, dtype=torch.float32)
-    rstd = video.new_empty(shape, dtype=torch.float32)
+    stats = 0 if weight is None else (batch, kept)
+    mean, rstd = (video.new_empty(stats, dtype=torch.float32) for _ in range(2))
     if tokens.numel() == 0:
         return tokens, mean, rstd
     with torch.cuda.device_of(video):
         _forward_kernel[(batch * kept,)](
-            video,
-            None if ids_keep is None else ids_keep.contiguous(),
-            None if weight is None else weight.contiguous(),
-            None if bias is None else bias.contiguous(),
-            tokens,
-            mean,
-            rstd,
-            kept,
-            *video.shape[2:],
-            *video.stride(),
-            eps,
+            *(video, *map(_contiguous, (ids_keep, weight, bias)), tokens, mean, rstd),
+            *(kept, *video.shape[2:], *video.stride(), eps),
             **_constants(video, patch, shifts, scale, offset),
-            **_tile(video, patch, shifts, largest=2**20, per_thread=16),
+            **_tile(channels, patch, shifts, None, None),
         )
     return tokens, mean, rstd
 
@@ -333,56 +337,40 @@ def patch_shift_backward(
     features = grad.shape[2]
     shapes = [video.shape if needs[0] else 0, *(features if need else 0 for need in needs[1:])]
     dtypes = [video.dtype, torch.float32, torch.float32]
-    out = [video.new_zeros(s, dtype=d) for s, d in zip(shapes, dtypes, strict=True)]
     if grad.numel() == 0:
-        return tuple(out)
-    ids_keep = None if ids_keep is None else ids_keep.contiguous()
-    weight = None if weight is None else weight.contiguous()
-    sizes = (*video.shape[2:], *grad.stride(), *video.stride())
+        return tuple(video.new_zeros(s, dtype=d) for s, d in zip(shapes, dtypes, strict=True))
+    out = [video.new_empty(s, dtype=d) for s, d in zip(shapes, dtypes, strict=True)]
+    tensors = (grad, video, *map(_contiguous, (ids_keep, weight, mean, rstd)))
     constants = _constants(video, patch, shifts, scale, offset)
-    row_means = partial = None
     with torch.cuda.device_of(video):
+        row_means = partial = None
         if weight is not None:
-            row_means, partial = _backward_rows(
-                grad, video, ids_keep, weight, mean, rstd, patch, shifts, sizes, constants, needs
-            )
-        if needs[1]:
-            out[1] = column_sum(partial[0])
-        if needs[2]:
-            out[2] = column_sum(partial[1])
+            row_means, partial = _backward_rows(tensors, patch, shifts, constants, needs)
+        for i in (1, 2):
+            if needs[i]:
+                out[i] = column_sum(partial[i - 1])
         if needs[0]:
-            out[0] = _grad_video(
-                grad, video, ids_keep, weight, mean, rstd, row_means, patch, sizes, constants
-            )
+            _backward_video(tensors, patch, row_means, constants, out[0])
     return tuple(out)
 
 
-def _backward_rows(
-    grad, video, ids_keep, weight, mean, rstd, patch, shifts, sizes, constants, needs
-):
+def _backward_rows(tensors, patch, shifts, constants, needs):
     """Means of each token that the video gradient needs, and partial sums of the weights'."""
+    grad, video, _, _, mean, _ = tensors
     batch, kept, features = grad.shape
+    tile = _tile(video.shape[1], patch, shifts, 1024, 4)
+    chunks = triton.cdiv(patch[0] * patch[1] ** 2, tile["BLOCK_J"])
     processors = 1
     if video.is_cuda:
         processors = torch.cuda.get_device_properties(video.device).multi_processor_count
-    programs = min(batch * kept, processors * PROGRAMS_PER_MULTIPROCESSOR)
-    tile = _tile(video, patch, shifts, largest=2048, per_thread=8)
-    chunks = triton.cdiv(patch[0] * patch[1] ** 2, tile["BLOCK_J"])
+    programs = max(1, processors * PROGRAMS_PER_MULTIPROCESSOR // chunks)
+    programs = min(batch * kept, programs)
     row_means = mean.new_empty(chunks, batch * kept, 2) if needs[0] else None
     partial = mean.new_empty(2, programs, features) if needs[1] or needs[2] else None
     if row_means is not None or partial is not None:
         _backward_rows_kernel[(programs, chunks)](
-            grad,
-            video,
-            ids_keep,
-            weight,
-            mean,
-            rstd,
-            row_means,
-            partial,
-            batch * kept,
-            kept,
-            *sizes,
+            *(*tensors, row_means, partial, batch * kept, kept, *video.shape[2:]),
+            *(*grad.stride(), *video.stride()),
             **constants,
             **tile,
         )
@@ -391,31 +379,22 @@ def _backward_rows(
     return row_means, partial
 
 
-def _grad_video(grad, video, ids_keep, weight, mean, rstd, row_means, patch, sizes, constants):
-    """The gradient of the video, contiguous."""
-    tokens, kept = _counts(video, ids_keep, patch)
+def _backward_video(tensors, patch, row_means, constants, out):
+    """Write the gradient of the video into `out`, contiguous."""
+    grad, video, ids_keep, weight, mean, rstd = tensors
     batch, channels, frames, height, width = video.shape
+    tokens, kept = _counts(video, ids_keep, patch)
     slots = None
     if ids_keep is not None:
         slots = ids_keep.new_full((batch, tokens), -1, dtype=torch.int32)
         grid = (triton.cdiv(batch * kept, 256),)
         _slots_kernel[grid](ids_keep, slots, batch * kept, kept, tokens, BLOCK=256)
-    out = video.new_empty(video.shape)
     block_c = triton.next_power_of_2(channels)
-    block = max(1, PIXELS_PER_PROGRAM // block_c)
-    _grad_video_kernel[(batch * frames * triton.cdiv(height * width, block),)](
-        grad,
-        video,
-        slots,
-        weight,
-        mean,
-        rstd,
-        row_means,
-        out,
-        kept,
-        *sizes,
+    block = max(1, NUMBERS_PER_PROGRAM // block_c)
+    _backward_video_kernel[(batch * frames * triton.cdiv(height * width, block),)](
+        *(grad, video, slots, weight, mean, rstd, row_means, out),
+        *(kept, frames, height, width, *grad.stride(), *video.stride()),
         **constants,
         BLOCK=block,
         BLOCK_C=block_c,
     )
-    return out

@@ -105,14 +105,19 @@ class Finder:
         if value.startswith("/"):
             value = os.path.normpath(value).removeprefix(self.root)
         path = PurePosixPath(value)
-        full = str(path)
         if not path.name:
             raise DataError("the path is empty")
-        for table, key in zip(
-            self.tables, (full, str(path.with_suffix("")), path.name, path.stem), strict=True
+        by_path, by_path_stem, by_name, by_stem = self.tables
+        # What follows the last dot may be an extension or, in "clip.v2", a part of the stem.
+        for table, key in (
+            (by_path, str(path)),
+            (by_path_stem, str(path)),
+            (by_path_stem, str(path.with_suffix(""))),
+            (by_name, path.name),
+            (by_stem, path.name),
+            (by_stem, path.stem),
         ):
-            # A stem may hold dots of its own: "clip.v2" is a stem of "clip.v2.mp4".
-            found = table.get(key) or (table.get(full) if table is self.tables[1] else None) or []
+            found = table.get(key, [])
             if len(found) > 1:
                 found = [file for file in found if label in PurePosixPath(file).parts[:-1]] or found
             if len(found) == 1:

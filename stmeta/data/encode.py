@@ -7,12 +7,12 @@ import os
 import tempfile
 from collections.abc import Iterable
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.frame import PictureType
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,8 @@ class _Codec:
 
 
 # No scene-cut key frames: every group of pictures has the same length, so seeks cost the same.
-_X264 = "scenecut=0:threads=1:lookahead-threads=1"
+# No mbtree: with it, the same frames give other bytes from call to call (x264's SIMD code).
+_X264 = "scenecut=0:mbtree=0:threads=1:lookahead-threads=1"
 _X265 = "scenecut=0:pools=none:frame-threads=1:log-level=none"
 CODECS = {
     "h264": _Codec("libx264", "mp4", {"preset": "veryfast", "x264-params": _X264}),
@@ -99,18 +100,18 @@ def encode_frames(
     """
     options = EncodeOptions(codec=codec, gop=gop, crf=crf)
     encoder: Encoder | None = None
-    with tempfile.TemporaryDirectory(prefix="stmeta-") as folder:
-        path = Path(folder) / "video"
+    # A real file: an MP4's index goes to the front in a second pass.
+    with tempfile.NamedTemporaryFile(prefix="stmeta-") as file:
         for frame in frames:
             _check_frame(frame, encoder)
             if encoder is None:
                 height, width = frame.shape[:2]
-                encoder = Encoder(path, width, height, Fraction(fps), options, rotation)
+                encoder = Encoder(file.name, width, height, Fraction(fps), options, rotation)
             encoder.add(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
         if encoder is None:
             raise ValueError("encode_frames: needs at least one frame, got none")
         encoder.close()
-        return path.read_bytes()
+        return file.read()
 
 
 class Encoder:
@@ -118,7 +119,7 @@ class Encoder:
 
     def __init__(
         self,
-        path: Path,
+        path: str,
         width: int,
         height: int,
         fps: Fraction,
@@ -132,7 +133,7 @@ class Encoder:
             extra["movflags"] = "+faststart"
         if codec.encoder == "libsvtav1":
             os.environ.setdefault("SVT_LOG", "1")  # errors only; it prints pages otherwise
-        self.container = av.open(os.fspath(path), "w", format=codec.extension, options=extra)
+        self.container = av.open(path, "w", format=codec.extension, options=extra)
         self.pixels, self.scaler, self.count = codec.pixels, VideoReformatter(), 0
         rate = fps.limit_denominator(1001)
         settings = codec.options | {"g": str(options.gop)}
@@ -165,9 +166,11 @@ class Encoder:
             interpolation=Interpolation.AREA
             if frame.width > 2 * self.stream.width
             else Interpolation.BICUBIC,
+            dst_colorspace=Colorspace.ITU601,  # what decoders take an unmarked small video for
+            threads=1,
         )
         frame.pts, frame.time_base = self.count, self.tick
-        frame.pict_type = av.video.frame.PictureType.NONE  # the source's key frames are not ours
+        frame.pict_type = PictureType.NONE  # the source's key frames are not ours
         self.count += 1
         self.container.mux(self.stream.encode(frame))
 

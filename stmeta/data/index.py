@@ -17,15 +17,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stmeta._errors import DataError
-from stmeta.data.tarscan import EXTENSIONS, SampleInfo, scan_shard
+from stmeta.data.classes import read_classes
+from stmeta.data.tarscan import EXTENSIONS, SampleInfo, scan_shard, write_dali_index
 
 __all__ = [
     "EXTENSIONS",
     "SampleInfo",
     "ShardIndex",
     "build_index",
-    "read_classes",
-    "write_classes",
 ]
 
 INDEX_NAME = "index.parquet"
@@ -70,11 +69,14 @@ class ShardIndex:
 
     def __init__(self, root: Path, table: pa.Table, classes: Sequence[str] | None) -> None:
         self.root = Path(root)
-        good = pc.equal(table["error"].cast(pa.string()), "")
-        self._table = table.filter(good).combine_chunks()
-        self._bad = table.filter(pc.invert(good))
-        self.labels: np.ndarray = self._table["label"].to_numpy()
-        self.frames: np.ndarray = self._table["frames"].to_numpy()
+        good = _equals(table["error"], "")
+        bad = pc.call_function("invert", [good])
+        # A filter copies, and most data sets need none.
+        some_bad = pc.call_function("any", [bad]).as_py()
+        self._table = table.filter(good).combine_chunks() if some_bad else table.combine_chunks()
+        self._bad = table.filter(bad)
+        self.labels: np.ndarray = np.array(self._table["label"])
+        self.frames: np.ndarray = np.array(self._table["frames"])
         count = int(self.labels.max(initial=-1)) + 1
         self.classes: list[str] = [str(i) for i in range(count)] if classes is None else [*classes]
 
@@ -133,7 +135,7 @@ class ShardIndex:
     @property
     def codecs(self) -> set[str]:
         """Codecs of the good samples."""
-        return set(pc.unique(self._table["codec"]).to_pylist())
+        return set(self._table["codec"].unique().to_pylist())
 
     @property
     def keys(self) -> list[str]:
@@ -146,8 +148,9 @@ def build_index(
 ) -> ShardIndex:
     """Index the shards of a split and write `index.parquet`; broken samples are listed as such.
 
-    Rows of shards that did not change since the last index are kept. Where the folder cannot be
-    written to, the index is built in memory only.
+    DALI's `.idx` is written beside shards that have none or an older one. Rows of shards that did
+    not change since the last index are kept. Where the folder cannot be written to, the index is
+    built in memory only.
 
     Args:
         split_dir: folder with the shards.
@@ -165,6 +168,8 @@ def build_index(
     todo = [root / name for name in shards if name not in kept]
     for path, rows in zip(todo, _scan_all(todo, classes, workers), strict=True):
         kept[path.name] = _to_table(rows)
+    for name in shards:
+        write_dali_index(root / name)
     table = pa.concat_tables([kept[name] for name in shards]).unify_dictionaries()
     meta = {"version": _VERSION, "shards": shards, "classes": classes}
     table = table.replace_schema_metadata({_META: json.dumps(meta).encode()})
@@ -180,48 +185,7 @@ def build_index(
     return ShardIndex(root, table, classes)
 
 
-def read_classes(split_dir: str | os.PathLike[str]) -> list[str] | None:
-    """Class names of a split, from classes.json above it or in it; None = there is no such file.
-
-    Raises:
-        DataError: the file is not a list of names.
-    """
-    for folder in (Path(split_dir).absolute().parent, Path(split_dir)):
-        path = folder / "classes.json"
-        if not path.is_file():
-            continue
-        try:
-            names = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path}: not JSON: {error}") from error
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise DataError(f"{path}: must be a list of names, one per label")
-        return names
-    return None
-
-
-def write_classes(folder: str | os.PathLike[str], classes: Sequence[str]) -> None:
-    """Write classes.json into a data set's folder.
-
-    Raises:
-        DataError: the folder has other names already.
-    """
-    path = Path(folder) / "classes.json"
-    text = json.dumps(list(classes), ensure_ascii=False, indent=1) + "\n"
-    if path.exists():
-        if json.loads(path.read_text(encoding="utf-8")) == list(classes):
-            return
-        raise DataError(
-            f"{path}: lists other classes, so labels would change their meaning; "
-            "choose another folder"
-        )
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
 def _shard_stamps(root: Path) -> dict[str, list[int]]:
-    """Size and mtime_ns of each shard, by name, in name order."""
     if not root.is_dir():
         raise DataError(f"{root}: there is no such folder; `stmeta shard` makes one from videos")
     stamps = {}
@@ -235,22 +199,25 @@ def _shard_stamps(root: Path) -> dict[str, list[int]]:
     return stamps
 
 
-def _load(path: Path) -> tuple[pa.Table | None, dict[str, Any], str]:
+def _load(
+    path: Path, columns: list[str] | None = None
+) -> tuple[pa.Table | None, dict[str, Any], str]:
     """The stored table, what its metadata says, and why there is none."""
     if not path.is_file():
         return None, {}, "there is no index"
     try:
-        table = pq.read_table(path, memory_map=True)
-        meta = json.loads((table.schema.metadata or {})[_META])
+        schema = pq.read_schema(path)
+        meta = json.loads((schema.metadata or {})[_META])
+        if meta["version"] != _VERSION or not schema.equals(_SCHEMA):
+            return None, {}, "the index has another format"
+        return pq.read_table(path, columns=columns), meta, ""
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         return None, {}, f"the index cannot be read ({error})"
-    if meta.get("version") != _VERSION or not table.schema.equals(_SCHEMA):
-        return None, {}, "the index has another format"
-    return table, meta, ""
 
 
 def _read(path: Path, shards: dict[str, list[int]]) -> tuple[pa.Table | None, str]:
-    table, meta, reason = _load(path)
+    # Hashes are for checking the files, half of the index's memory, and of no use to a reader.
+    table, meta, reason = _load(path, [name for name in _SCHEMA.names if name != "sha256"])
     if table is None:
         return None, reason
     if meta["shards"] != shards:
@@ -271,9 +238,12 @@ def _unchanged(
     table, meta, _ = _load(path)
     if table is None or meta["classes"] != classes:
         return {}
-    names = table["shard"].cast(pa.string())
     same = [name for name, stamp in shards.items() if meta["shards"].get(name) == stamp]
-    return {name: table.filter(pc.equal(names, name)) for name in same}
+    return {name: table.filter(_equals(table["shard"], name)) for name in same}
+
+
+def _equals(column: pa.ChunkedArray, text: str) -> pa.ChunkedArray:
+    return pc.call_function("equal", [column.cast(pa.string()), pa.scalar(text)])
 
 
 def _scan_all(paths: list[Path], classes: list[str] | None, workers: int) -> list[list[SampleInfo]]:
@@ -293,5 +263,6 @@ def _to_table(rows: list[SampleInfo]) -> pa.Table:
 
 
 def _row(table: pa.Table, i: int) -> SampleInfo:
-    values = {name: table[name][i].as_py() for name in SampleInfo._fields}
-    return SampleInfo(**values | {"keyframes": tuple(values["keyframes"])})
+    values: dict[str, Any] = {name: table[name][i].as_py() for name in table.column_names}
+    values["keyframes"] = tuple(values["keyframes"])
+    return SampleInfo(**values)

@@ -8,10 +8,7 @@ two files are enough to go on, and the result does not depend on interruptions o
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
-import hashlib
 import json
 import os
 import time
@@ -19,17 +16,17 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import av
+from av.error import FFmpegError
 
 from stmeta._errors import DataError
 from stmeta.data.encode import CODECS, EncodeOptions
+from stmeta.data.manifest import claim, fingerprint, locked
 from stmeta.data.probe import VideoInfo, probe
 from stmeta.data.shards import EncodedSample, KeyMaker, ShardWriter, build_index, write_classes
-from stmeta.data.sources import Bad, Plan, Source, plan_sources
+from stmeta.data.sources import Bad, Source, plan_sources
 from stmeta.data.transcode import check_decodes, fits, transcode
 from stmeta.data.workers import ordered_map
 
-MANIFEST = "ingest.json"
 JOURNAL = "shards.jsonl"
 
 Progress = Callable[[str, int, int, int], None]
@@ -88,6 +85,7 @@ def ingest(
     Raises:
         DataError: there are no videos, `out` has data already, or a resumed run differs.
         ValueError: an option is not valid.
+        RuntimeError: processes cannot start.
     """
     begin = time.monotonic()
     videos, out = Path(videos), Path(out)
@@ -103,8 +101,8 @@ def ingest(
     )
     options = dataclasses.asdict(encode) | {"copy": copy, "shard_mib": shard_mib}
     out.mkdir(parents=True, exist_ok=True)
-    with _locked(out):
-        _claim(out, {"version": 1, "options": options, "plan": _fingerprint(plan)}, resume)
+    with locked(out):
+        claim(out, {"version": 1, "options": options, "plan": fingerprint(plan)}, resume)
         write_classes(out, plan.classes)
         bad, splits, keys = list(plan.bad), {}, KeyMaker()
         for split, sources in plan.splits.items():
@@ -141,7 +139,7 @@ def _encode(job: _Job) -> _Encoded:
         settings = dataclasses.asdict(options)
         video = transcode(job.path, info=info, **settings)
         return _Encoded(video, CODECS[options.codec].extension, probe(video), info)
-    except (av.FFmpegError, OSError, ValueError, MemoryError) as error:
+    except (FFmpegError, OSError, ValueError, MemoryError) as error:
         raise DataError(f"{type(error).__name__}: {error}") from error
 
 
@@ -258,49 +256,3 @@ def _finish(folder: Path, workers: int) -> tuple[dict[str, int], list[Bad]]:
         "frames": int(index.frames.sum()),
     }
     return counts, [Bad(folder.name, f"{row.shard}: {row.key}", row.error) for row in index.bad]
-
-
-def _fingerprint(plan: Plan) -> str:
-    text = json.dumps([plan.splits, plan.classes])
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _claim(out: Path, manifest: dict[str, Any], resume: bool) -> None:
-    """Write the manifest, or check that the one there is the same."""
-    path = out / MANIFEST
-    if not path.exists():
-        if any(out.glob("*/*.tar")):
-            raise DataError(f"{out}: holds shards already; choose another folder")
-        partial = path.with_name(path.name + ".tmp")
-        partial.write_text(json.dumps(manifest, indent=1) + "\n")
-        os.replace(partial, path)
-        return
-    if not resume:
-        raise DataError(
-            f"{out}: holds a data set or a part of one; go on with --resume, or choose another "
-            "folder"
-        )
-    before = json.loads(path.read_text())
-    if before.get("options") != manifest["options"]:
-        old, new = before.get("options", {}), manifest["options"]
-        changed = ", ".join(f"{k}: {old.get(k)} → {new[k]}" for k in new if old.get(k) != new[k])
-        raise DataError(f"{out}: cannot go on with other options ({changed})")
-    if before != manifest:
-        raise DataError(
-            f"{out}: cannot go on, as the videos or their labels changed since it was begun; "
-            "choose another folder"
-        )
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keep a second run out of the folder; the lock goes away with the process."""
-    handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{out}: another run is writing here") from None
-        yield
-    finally:
-        os.close(handle)

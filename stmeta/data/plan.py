@@ -161,7 +161,7 @@ class ClipPlan:
 
     def clip(self, sample: int, *, epoch: int = 0, lap: int = 0, view: int = 0) -> ClipRequest:
         """The clip that a sample contributes to an epoch (training) or a view (evaluation)."""
-        seed = mix(self.seed, epoch, sample, lap, view) if self.train else mix(self.seed, sample)
+        seed = mix(self.seed, epoch, sample, lap) if self.train else mix(self.seed, sample)
         return ClipRequest(sample, self._start(sample, seed, view), seed)
 
     def substitutes(self, request: ClipRequest, attempt: int) -> ClipRequest | None:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.container import InputContainer
+from av.error import ArgumentError, FFmpegError, InvalidDataError
 
 from stmeta._errors import DataError
 
@@ -81,11 +83,11 @@ def probe(video: bytes | str | os.PathLike[str]) -> VideoInfo:
     try:
         with open_video(video) as container:
             return _describe(container, size)
-    except (av.FFmpegError, OSError, ValueError, EOFError) as error:
+    except (FFmpegError, OSError, ValueError, EOFError) as error:
         raise DataError(_reason(error, head)) from error
 
 
-def open_video(video: bytes | str | os.PathLike[str]) -> av.container.InputContainer:
+def open_video(video: bytes | str | os.PathLike[str]) -> InputContainer:
     """Open a video for reading; tags in odd encodings do not matter.
 
     Args:
@@ -99,7 +101,7 @@ def open_video(video: bytes | str | os.PathLike[str]) -> av.container.InputConta
     return av.open(source, mode="r", metadata_errors="replace", container_options=options)
 
 
-def video_stream(container: av.container.InputContainer) -> av.VideoStream:
+def video_stream(container: InputContainer) -> av.VideoStream:
     """Return the first video stream, set to decode on the calling thread alone.
 
     Raises:
@@ -115,7 +117,7 @@ def video_stream(container: av.container.InputContainer) -> av.VideoStream:
     return stream
 
 
-def _describe(container: av.container.InputContainer, size: int) -> VideoInfo:
+def _describe(container: InputContainer, size: int) -> VideoInfo:
     stream = video_stream(container)
     codec = stream.codec_context
     name = container.format.name.split(",")[0].replace("mov", "mp4")
@@ -159,7 +161,7 @@ def _describe(container: av.container.InputContainer, size: int) -> VideoInfo:
 
 
 def _scan(
-    container: av.container.InputContainer, stream: av.VideoStream
+    container: InputContainer, stream: av.VideoStream
 ) -> tuple[av.VideoFrame | None, list[av.Packet]]:
     """Read every packet and decode the first frame; return both.
 
@@ -180,7 +182,7 @@ def _scan(
     return first, packets
 
 
-def _decode_all(container: av.container.InputContainer, stream: av.VideoStream) -> list[bool]:
+def _decode_all(container: InputContainer, stream: av.VideoStream) -> list[bool]:
     """Decode the whole stream; return one key-frame flag per frame."""
     container.seek(0)
     stream.codec_context.flush_buffers()
@@ -251,10 +253,10 @@ def _reason(error: Exception, head: bytes) -> str:
     text = getattr(error, "strerror", None) or str(error)
     if head[4:8] == b"ftyp":
         return "the MP4 has no usable index (moov box): truncated, or not finished when written"
-    if isinstance(error, av.InvalidDataError) and not head.strip(b"\0"):
+    if isinstance(error, InvalidDataError) and not head.strip(b"\0"):
         return "not a video: the file starts with zeros"
-    if isinstance(error, av.ArgumentError):
+    if isinstance(error, ArgumentError):
         return "not a video: text, pictures and playlists are not read"
-    if isinstance(error, av.InvalidDataError):
+    if isinstance(error, InvalidDataError):
         return "not a video, or damaged at its start: no known container or no readable header"
     return f"cannot be read: {text}"

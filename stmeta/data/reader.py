@@ -126,20 +126,38 @@ class ClipReader:
         self.index, self.whole, self.times = index, whole, times
         self.decoded = StableCache(int(cache_mib * 2**20))
         self._packets = StableCache(_PACKETS_MIB * 2**20)
+        self._unfit: set[int | tuple[int, int]] = set()
         self.row = functools.lru_cache(maxsize=1 << 16)(index.row)
 
     def clip(self, sample: int, indices: np.ndarray) -> Clip:
         """Return frames of a sample, from memory or from disk.
+
+        What is returned does not depend on what is in memory: a video that cannot be decoded whole
+        still gives the clips that can.
 
         Args:
             sample: position in the index.
             indices: int64 [T], ascending; may repeat.
 
         Raises:
-            DataError: the sample is damaged; the message is the reason alone.
+            DataError: the clip cannot be decoded; the message is the reason alone.
         """
         found = self.look_up(sample, indices)
-        return self.decode(found) if isinstance(found, Missing) else found
+        if isinstance(found, Clip):
+            return found
+        if found.reserved:
+            try:
+                return self.store(found, self._decode(sample, found.frames))
+            except DataError:
+                found = self.give_up(found)
+            except BaseException:
+                self.give_up(found)
+                raise
+        return self.fresh(sample, indices)
+
+    def fresh(self, sample: int, indices: np.ndarray) -> Clip:
+        """Decode a clip without a look at the cache; see `clip`."""
+        return _select(self._decode(sample, np.unique(indices)), _places(indices))
 
     def look_up(self, sample: int, indices: np.ndarray) -> Clip | Missing:
         """Return a clip from memory, or say what must be decoded; see `clip`."""
@@ -148,44 +166,43 @@ class ClipReader:
         self.times.add("miss" if frames is None else "hit", 1)
         if frames is not None:
             return _select(frames, indices if self.whole else _places(indices))
-        info = self.row(sample)
-        count = info.frames if self.whole else len(np.unique(indices))
-        nbytes = count * info.width * info.height * 3
-        small = nbytes <= self.decoded.limit // 8 and count <= _WHOLE * len(indices)
-        if small and self.decoded.reserve(nbytes):
+        if key not in self._unfit:
+            info = self.row(sample)
             every = np.arange(info.frames) if self.whole else np.unique(indices)
-            return Missing(sample, key, every, indices, nbytes)
+            nbytes = len(every) * info.width * info.height * 3
+            small = nbytes <= self.decoded.limit // 8 and len(every) <= _WHOLE * len(indices)
+            if small and self.decoded.reserve(nbytes):
+                return Missing(sample, key, every, indices, nbytes)
         return Missing(sample, key, np.unique(indices), indices, 0)
 
-    def decode(self, missing: Missing) -> Clip:
-        """Decode what `look_up` did not find; see `clip`."""
-        try:
-            frames = self._decode(missing.sample, missing.frames)
-        except BaseException:
-            self.store(missing, None)
-            raise
-        return self.store(missing, frames)
-
-    def store(self, missing: Missing, frames: pyav.Frames | None) -> Clip | None:
-        """Keep frames if room was reserved for them, and return the clip; None = give up."""
+    def store(self, missing: Missing, frames: pyav.Frames) -> Clip:
+        """Keep frames if room was reserved for them, and return the clip."""
         if missing.reserved:
             self.decoded.fill(missing.key, frames, missing.reserved)
-        if frames is None:
-            return None
         return _select(frames, np.searchsorted(missing.frames, missing.indices))
 
-    def encoded(self, sample: int) -> tuple[bytes, pyav.PacketList | None]:
-        """Return a whole video file whose packets were counted, for another decoder.
+    def give_up(self, missing: Missing) -> Missing:
+        """Return the room that was reserved; from now on, this video is decoded clip by clip."""
+        if missing.reserved:
+            self._unfit.add(missing.key)
+            self.decoded.fill(missing.key, None, missing.reserved)
+        return missing._replace(frames=np.unique(missing.indices), reserved=0)
+
+    def encoded(self, missing: Missing) -> tuple[bytes, np.ndarray]:
+        """Return a whole video file, its packets counted, and the times of its missing frames.
 
         Raises:
             DataError: the file is damaged; the message is the reason alone.
         """
-        info = self.row(sample)
+        info = self.row(missing.sample)
         with self.times.measure("read"):
             video = self._read(info, 0, info.size)
         with self.times.measure("decode"):
-            packets = self._packets.get(sample)
-            return video, packets or self._list(sample, info, video)
+            packets = self._packets.get(missing.sample)
+            packets = packets or self._list(missing.sample, info, video)
+        if packets is None:
+            return video, missing.frames / info.fps
+        return video, packets.seconds(missing.frames)
 
     def _decode(self, sample: int, indices: np.ndarray) -> pyav.Frames:
         info = self.row(sample)

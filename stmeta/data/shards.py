@@ -27,13 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from stmeta._errors import DataError
+from stmeta.data.classes import read_classes, write_classes
 from stmeta.data.index import (
     EXTENSIONS,
     SampleInfo,
     ShardIndex,
     build_index,
-    read_classes,
-    write_classes,
 )
 from stmeta.data.probe import VideoInfo, probe
 
@@ -244,4 +243,4 @@ def _description(sample: EncodedSample) -> bytes:
     if sample.info is not None:
         record |= sample.info._asdict()
         del record["keyframes"]  # long, and in index.parquet
-    return json.dumps(record | dict(sample.meta), ensure_ascii=False).encode()
+    return json.dumps(record | dict(sample.meta), ensure_ascii=False).encode("utf-8", "replace")

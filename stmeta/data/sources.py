@@ -147,7 +147,8 @@ def _by_folder(files: list[str]) -> dict[str, list[Source]]:
     for path, part in zip(files, parts, strict=True):
         split = _SPLITS[part[0].lower()] if split_first else "train"
         folders = part[1:-1] if split_first else part[:-1]
-        splits[split].append(Source(path, folders[0] if folders else ""))
+        label = os.fsencode(folders[0]).decode("utf-8", "replace") if folders else ""
+        splits[split].append(Source(path, label))
     return splits
 
 

@@ -6,10 +6,12 @@ every size is checked against the file's own before a byte is read.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
+import re
 import struct
 import tarfile
 from collections.abc import Sequence
@@ -43,7 +45,7 @@ class SampleInfo(NamedTuple):
         keyframes: positions of the key frames, ascending.
         rotation: clockwise degrees (0, 90, 180, 270) to turn each frame by.
         error: why the sample cannot be used; "" = good.
-        sha256: of the video, in hex.
+        sha256: of the video, in hex; "" where the index was opened, not built.
     """
 
     key: str
@@ -92,6 +94,29 @@ def scan_shard(path: Path, classes: Sequence[str] | None) -> list[SampleInfo]:
     if tail:
         rows.append(bad_sample(path.name, tail))
     return rows
+
+
+def write_dali_index(path: Path) -> None:
+    """Write the `.idx` that DALI's reader needs (its version 1.2), unless a newer one is there.
+
+    Where the folder cannot be written to, nothing happens: only DALI's own reader needs the file.
+    """
+    index = path.with_suffix(".idx")
+    if index.exists() and index.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+        return
+    try:
+        groups = [group for group in _groups(path)[0] if group.members and not group.error]
+    except (tarfile.TarError, OSError, ValueError):
+        return
+    lines = [f"v1.2 {len(groups)}"]
+    for group in groups:
+        name = re.sub(r"\s", "_", group.key)  # the file's fields are split at spaces
+        parts = (f"{ext} {at} {size} {name}.{ext}" for ext, (at, size) in group.members.items())
+        lines.append(" ".join(parts))
+    partial = index.with_name(f"{index.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="replace")
+        os.replace(partial, index)
 
 
 @dataclasses.dataclass

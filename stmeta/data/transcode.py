@@ -10,10 +10,10 @@ import os
 import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 
 from stmeta._errors import DataError
 from stmeta.data.encode import CODECS, EncodeOptions, Encoder
@@ -54,17 +54,16 @@ def transcode(
     options = EncodeOptions(short_side=short_side, fps=fps, codec=codec, gop=gop, crf=crf)
     info = info or probe(video)
     rate = Fraction(fps or info.fps).limit_denominator(1001)
-    with tempfile.TemporaryDirectory(prefix="stmeta-") as folder:
-        path = Path(folder) / "video"
+    with tempfile.NamedTemporaryFile(prefix="stmeta-") as file:
         encoder: Encoder | None = None
         for frame in _at_rate(_timed_frames(video, info), rate, keep=_keeps(info, fps)):
             if encoder is None:
                 size = _target_size(frame, info.rotation, options)
-                encoder = Encoder(path, *size, rate, options, 0)
+                encoder = Encoder(file.name, *size, rate, options, 0)
             encoder.add(_upright(frame, info.rotation))
         assert encoder is not None, "probe found frames"
         encoder.close()
-        return path.read_bytes()
+        return file.read()
 
 
 def check_decodes(video: bytes | str | os.PathLike[str], info: VideoInfo) -> None:
@@ -91,13 +90,13 @@ def _timed_frames(
                 time = count * step
                 # The time stamps of packed MPEG-4 are wrong; the order of decoding is right.
                 if info.variable_rate and frame.pts is not None:
-                    time = frame.pts * Fraction(frame.time_base)
+                    time = frame.pts * (frame.time_base or Fraction(0))
                     start = time if start is None else start
                     time -= start
                 time = max(time, last)
                 count, last = count + 1, time
                 yield time, frame
-    except (av.FFmpegError, OSError, ValueError, EOFError) as error:
+    except (FFmpegError, OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(
             f"decoding stopped after {count} of {info.frames} frames: {reason}"
@@ -152,7 +151,8 @@ def _upright(frame: av.VideoFrame, rotation: int) -> av.VideoFrame:
     if rotation == 0:
         return frame
     turned = np.rot90(frame.to_ndarray(format="rgb24"), k=-rotation // 90)  # k counts ccw
-    return av.VideoFrame.from_ndarray(np.ascontiguousarray(turned), format="rgb24")
+    picture = np.ascontiguousarray(turned, dtype=np.uint8)
+    return av.VideoFrame.from_ndarray(picture, format="rgb24")
 
 
 def fits(info: VideoInfo, extension: str, options: EncodeOptions) -> bool:
@@ -167,5 +167,5 @@ def fits(info: VideoInfo, extension: str, options: EncodeOptions) -> bool:
         and info.rotation == 0
         and codec.smallest <= short <= (options.short_side or short)
         and (options.fps is None or abs(info.fps - options.fps) < 1e-3 * options.fps)
-        and max(gaps) <= options.gop
+        and bool(max(gaps) <= options.gop)
     )

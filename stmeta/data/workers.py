@@ -30,6 +30,9 @@ def ordered_map(
         function: top-level function; may raise DataError, which is yielded, not raised.
         items: picklable.
         workers: processes; 1 = here, without a process.
+
+    Raises:
+        RuntimeError: processes cannot start at all.
     """
     if workers <= 1:
         yield from ((item, _call(function, item)) for item in items)
@@ -65,7 +68,15 @@ _END: Any = object()
 def _pool(workers: int) -> ProcessPoolExecutor:
     # spawn: a fork would copy the locks of FFmpeg's and torch's threads in whatever state they are.
     context = get_context("spawn")
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
+    try:
+        pool.submit(os.getpid).result()
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "worker processes cannot start, as they run the main script again; put its work under "
+            'if __name__ == "__main__":, or use workers=1'
+        ) from error
+    return pool
 
 
 def _alone(function: Callable[[Any], Any], item: Any) -> Any:

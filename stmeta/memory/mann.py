@@ -1,7 +1,7 @@
 """MANN: an LSTM with an external memory, written where it was least recently used.
 
-Santoro et al. 2016, "Meta-learning with memory-augmented neural networks", section 3. What the paper
-leaves open is a field of `MANNConfig`. The state is explicit: `y, state = cell(x, state)`.
+Santoro et al. 2016, "Meta-learning with memory-augmented neural networks", section 3. What the
+paper leaves open is a field of `MANNConfig`. The state is explicit: `y, state = cell(x, state)`.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ class MANNCell(nn.Module):
         self.recurrent = nn.Linear(config.hidden + fed, 4 * config.hidden, bias=False)
         vectors = 2 if config.write == "add" else 1
         # Per head: key, write vector, strength, gate.
-        self.interface = nn.Linear(config.hidden, config.reads * (vectors * config.width + 2))
+        self.per_head = vectors * config.width + 2
+        self.interface = nn.Linear(config.hidden, config.reads * self.per_head)
         with torch.no_grad():  # remember by default: forget gate open (Jozefowicz et al. 2015)
             self.input.bias[config.hidden : 2 * config.hidden] += 1.0
 
@@ -169,7 +170,7 @@ class MANNCell(nn.Module):
         self, h: Tensor, key: Tensor | None, add: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         config = self.config
-        heads = self.interface(h).view(h.shape[0], config.reads, -1)
+        heads = self.interface(h).unflatten(1, (config.reads, self.per_head))
         width = config.width
         keys = heads[..., :width] if key is None else heads[..., :width] + key
         adds = keys if config.write == "key" else heads[..., width : 2 * width]

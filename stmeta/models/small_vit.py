@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from stmeta.nn.block import Block, init_weights
 from stmeta.nn.positions import PositionKind, SeparablePositions
-from stmeta.nn.spt import Shifts, ShiftedPatchTokenization
+from stmeta.nn.spt import ShiftedPatchTokenization, Shifts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,13 +111,18 @@ def _imagenet(dim: int, depth: int, heads: int, decoder: DecoderConfig) -> Small
 
 
 PRESETS: dict[str, SmallViTConfig] = {
-    # For trying things out on a laptop: 128 tokens.
+    # For trying things out on a laptop: 72 tokens. A tubelet of 4 frames shows a token which way
+    # things move within it; with 2 frames the motion classes of the demo take far longer to learn.
     "tiny": SmallViTConfig(
-        patch=16,
+        image_size=48,
+        frames=8,
+        tubelet=4,
+        patch=8,
         dim=96,
         depth=4,
-        heads=6,
-        decoder=DecoderConfig(dim=64, depth=2, heads=4),
+        heads=3,
+        head_dim=32,
+        decoder=DecoderConfig(dim=64, depth=2, heads=2, head_dim=32),
     ),
     # 512 tokens; 3,055,404 parameters, 3,526,332 with the decoder.
     "small_64": SmallViTConfig(),
@@ -143,8 +148,12 @@ PRESETS: dict[str, SmallViTConfig] = {
         positions="sincos",
     ),
     # Full size (Feichtenhofer et al. 2022, table 1).
-    "vit_base": _imagenet(768, 12, 12, DecoderConfig(dim=384, depth=4, heads=6, head_dim=64, mlp_ratio=4.0)),
-    "vit_large": _imagenet(1024, 24, 16, DecoderConfig(dim=512, depth=4, heads=16, head_dim=32, mlp_ratio=4.0)),
+    "vit_base": _imagenet(
+        768, 12, 12, DecoderConfig(dim=384, depth=4, heads=6, head_dim=64, mlp_ratio=4.0)
+    ),
+    "vit_large": _imagenet(
+        1024, 24, 16, DecoderConfig(dim=512, depth=4, heads=16, head_dim=32, mlp_ratio=4.0)
+    ),
 }
 
 
@@ -194,7 +203,11 @@ class SmallViT(nn.Module):
         self._check(video)
         x = self.pos_embed(self.patch_embed(video, ids_keep), ids_keep)
         if self.cls_token is not None:
-            cls = self.cls_token if self.pos_embed.cls is None else self.cls_token + self.pos_embed.cls
+            cls = (
+                self.cls_token
+                if self.pos_embed.cls is None
+                else self.cls_token + self.pos_embed.cls
+            )
             x = torch.cat([cls.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
         for block in self.blocks:
             x = block(x)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stmeta.models.small_vit import SmallViT, SmallViTConfig, make_blocks
 from stmeta.nn.block import init_weights
-from stmeta.nn.masking import MaskMode, Masking, random_masking, restore_tokens
+from stmeta.nn.masking import Masking, MaskMode, random_masking, restore_tokens
 from stmeta.nn.positions import SeparablePositions
 from stmeta.ops.patch_shift import patch_shift
 
@@ -21,7 +21,7 @@ class MAEOutput(NamedTuple):
     """What a masked autoencoder returns."""
 
     loss: Tensor
-    """fp32 scalar: mean squared error over the masked tokens."""
+    """Scalar: mean squared error over the masked tokens; fp32, or fp64 for an fp64 clip."""
     pred: Tensor
     """[B, M, t*p*p*C], predictions for the masked tokens, in the order of `ids_masked`."""
     masking: Masking
@@ -29,7 +29,7 @@ class MAEOutput(NamedTuple):
 
     @property
     def mask(self) -> Tensor:
-        """bool [B, N], True = masked."""
+        """Which tokens were masked: bool [B, N]."""
         return self.masking.mask
 
 
@@ -54,7 +54,12 @@ class VideoMAE(nn.Module):
         self.decoder_blocks = make_blocks(decoder, config)
         self.decoder_norm = nn.LayerNorm(decoder.dim)
         self.decoder_pred = nn.Linear(decoder.dim, config.pixels)
-        for module in (self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.decoder_pred):
+        for module in (
+            self.decoder_embed,
+            self.decoder_blocks,
+            self.decoder_norm,
+            self.decoder_pred,
+        ):
             module.apply(init_weights)
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -84,14 +89,15 @@ class VideoMAE(nn.Module):
         ids_masked = masking.ids_masked
         if ids_masked.shape[1] == 0:
             raise ValueError(
-                f"VideoMAE: mask_ratio = {mask_ratio} masks none of {self.config.tokens} tokens, so "
-                "there is nothing to predict; raise it"
+                f"VideoMAE: mask_ratio = {mask_ratio} masks none of {self.config.tokens} tokens, "
+                "so there is nothing to predict; raise it"
             )
         latent = self.encoder(video, masking.ids_keep)
         pred = self.decode(latent, masking, ids_masked)
         # Only masked rows are predicted and cut out of the video, so the loss is a plain mean:
         # sum(mse * mask) / sum(mask), every row having the same number of them.
-        error = pred.float() - self.targets(video, ids_masked)[0].to(torch.float32)
+        target = self.targets(video, ids_masked)[0]
+        error = pred.to(target.dtype) - target
         return MAEOutput(error.square().mean(), pred, masking)
 
     def decode(self, latent: Tensor, masking: Masking, ids_out: Tensor) -> Tensor:
@@ -171,7 +177,9 @@ class VideoMAE(nn.Module):
         offset = torch.tensor(self.config.mean, device=video.device) * 255
         filled = filled.unflatten(-1, (-1, channels)) * scale + offset
         filled = filled.round().clamp(0, 255).to(torch.uint8).flatten(2)
-        original = video if video.dtype == torch.uint8 else (video * 255).round().clamp(0, 255).byte()
+        original = (
+            video if video.dtype == torch.uint8 else (video * 255).round().clamp(0, 255).byte()
+        )
         patches = self._patchify(original)
         index = ids_masked[:, :, None].expand(-1, -1, patches.shape[-1])
         masked = patches.scatter(1, index, torch.full_like(filled, 128))

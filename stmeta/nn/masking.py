@@ -61,8 +61,8 @@ def random_masking(
         raise ValueError(f"random_masking: ratio must be in [0, 1), got {ratio}")
     if frames < 1 or tokens % frames:
         raise ValueError(
-            f"random_masking: frames must divide tokens = {tokens}, got {frames}; frames counts the "
-            "time steps of the tokens (video frames / tubelet)"
+            f"random_masking: frames must divide tokens = {tokens}, got {frames}; frames counts "
+            "the time steps of the tokens (video frames / tubelet)"
         )
     place = tokens // frames
     shapes = {"random": (frames, place), "tube": (1, place), "frame": (frames, 1)}

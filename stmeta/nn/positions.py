@@ -24,11 +24,18 @@ class SeparablePositions(nn.Module):
     """
 
     def __init__(
-        self, grid: tuple[int, int, int], dim: int, *, cls: bool = True, kind: PositionKind = "learned"
+        self,
+        grid: tuple[int, int, int],
+        dim: int,
+        *,
+        cls: bool = True,
+        kind: PositionKind = "learned",
     ) -> None:
         super().__init__()
         if kind not in ("learned", "sincos"):
-            raise ValueError(f"SeparablePositions: kind must be 'learned' or 'sincos', got {kind!r}")
+            raise ValueError(
+                f"SeparablePositions: kind must be 'learned' or 'sincos', got {kind!r}"
+            )
         self.grid, self.kind = grid, kind
         frames, height, width = grid
         if kind == "learned":

@@ -46,7 +46,9 @@ class ShiftedPatchTokenization(nn.Module):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        offsets = shift_offsets(shifts, tubelet, patch, temporal) if isinstance(shifts, str) else shifts
+        offsets = (
+            shift_offsets(shifts, tubelet, patch, temporal) if isinstance(shifts, str) else shifts
+        )
         self.shifts = tuple((int(dt), int(dy), int(dx)) for dt, dy, dx in offsets)
         self.tubelet, self.patch = tubelet, patch
         self.mean = None if mean is None else tuple(float(m) for m in mean)

@@ -17,41 +17,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from stmeta.ops._dispatch import overload, resolve
+from stmeta.ops._patch_shift_args import (
+    Offsets,
+    check,
+    check_ids,
+    check_norm,
+    default_dtype,
+    scale_offset,
+    shift_offsets,
+)
 from stmeta.ops._register import register
 
-Offsets = Sequence[tuple[int, int, int]]
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def shift_offsets(
-    kind: str, tubelet: int, patch: int, temporal: bool = False
-) -> tuple[tuple[int, int, int], ...]:
-    """Offsets (dt, dy, dx) of a named set of shifts; the first is always (0, 0, 0).
-
-    Args:
-        kind: "diagonal": four of half a patch (the code of Lee et al. 2021); "cardinal": four of
-            one pixel (vit-pytorch); "none".
-        tubelet: frames per token.
-        patch: pixels per token, in height and in width.
-        temporal: add half a tubelet, at least one frame, to the past and to the future.
-
-    Raises:
-        ValueError: there is no such set.
-    """
-    half = patch // 2
-    sets = {
-        "none": (),
-        "diagonal": ((0, -half, -half), (0, -half, half), (0, half, -half), (0, half, half)),
-        "cardinal": ((0, 0, -1), (0, 0, 1), (0, -1, 0), (0, 1, 0)),
-    }
-    if kind not in sets:
-        raise ValueError(
-            f"patch_shift: shifts must be one of {tuple(sets)} or a sequence of (dt, dy, dx), "
-            f"got {kind!r}"
-        )
-    frames = max(1, tubelet // 2)
-    in_time = ((-frames, 0, 0), (frames, 0, 0)) if temporal else ()
-    return ((0, 0, 0), *sets[kind], *in_time)
+__all__ = ["patch_shift", "patch_shift_ref", "shift_offsets"]
 
 
 def patch_shift(
@@ -99,10 +76,10 @@ def patch_shift(
         ValueError: shapes, dtypes or devices disagree, or `ids_keep` is out of range (on the CPU).
         BackendUnavailableError: the named backend cannot run here.
     """
-    offsets = _check(video, tubelet, patch, shifts, mean, std, dtype)
-    _check_norm(video, tubelet * patch * patch * len(offsets), norm_weight, norm_bias, eps)
+    offsets = check(video, tubelet, patch, shifts, mean, std, dtype)
+    check_norm(video, tubelet * patch * patch * len(offsets), norm_weight, norm_bias, eps)
     if ids_keep is not None:
-        _check_ids(video, ids_keep, tubelet, patch)
+        check_ids(video, ids_keep, tubelet, patch)
     name = resolve("patch_shift", video, backend)
     if name == "eager":
         return patch_shift_ref(
@@ -125,9 +102,9 @@ def patch_shift(
         None if norm_bias is None else norm_bias.float(),
         [tubelet, patch],
         [number for offset in offsets for number in offset],
-        *_scale_offset(video, mean, std),
+        *scale_offset(video, mean, std),
         eps,
-        dtype or _default_dtype(video),
+        dtype or default_dtype(video),
     )
     return tokens
 
@@ -147,11 +124,11 @@ def patch_shift_ref(
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """`patch_shift` in plain PyTorch, the fastest that we found; float64 for a float64 video."""
-    offsets = _offsets(shifts, tubelet, patch)
+    offsets = shift_offsets(shifts, tubelet, patch) if isinstance(shifts, str) else shifts
     math = torch.float64 if video.dtype == torch.float64 else torch.float32
     scale, offset = (
         torch.tensor(numbers, dtype=math, device=video.device)[:, None, None, None]
-        for numbers in _scale_offset(video, mean, std)
+        for numbers in scale_offset(video, mean, std)
     )
     x = torch.addcmul(offset, video.to(math), scale)
     far = [max(abs(shift[axis]) for shift in offsets) for axis in range(3)]
@@ -185,122 +162,67 @@ def patch_shift_ref(
     if norm_weight is not None and norm_bias is not None:
         norm = norm_weight.to(math), norm_bias.to(math)
         tokens = functional.layer_norm(tokens, norm_weight.shape, *norm, eps)
-    return tokens.to(dtype or _default_dtype(video))
+    return tokens.to(dtype or default_dtype(video))
 
 
-def _default_dtype(video: Tensor) -> torch.dtype:
-    return torch.float32 if video.dtype == torch.uint8 else video.dtype
+_SCHEMA = (
+    "(Tensor video, Tensor? ids_keep, Tensor? weight, Tensor? bias, int[] patch, int[] shifts, "
+    "float[] scale, float[] offset, float eps, ScalarType dtype) "
+    "-> (Tensor tokens, Tensor mean, Tensor rstd)"
+)
+_BACKWARD_SCHEMA = (
+    "(Tensor grad, Tensor video, Tensor? ids_keep, Tensor? weight, Tensor mean, Tensor rstd, "
+    "int[] patch, int[] shifts, float[] scale, float[] offset, bool[] needs) "
+    "-> (Tensor grad_video, Tensor grad_weight, Tensor grad_bias)"
+)
 
 
-def _offsets(shifts: str | Offsets, tubelet: int, patch: int) -> Offsets:
-    return shift_offsets(shifts, tubelet, patch) if isinstance(shifts, str) else shifts
-
-
-def _scale_offset(
-    video: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> tuple[list[float], list[float]]:
-    """Per channel: value = number * scale + offset."""
-    channels = video.shape[1]
-    mean = [0.0] * channels if mean is None else mean
-    std = [1.0] * channels if std is None else std
-    unit = 255.0 if video.dtype == torch.uint8 else 1.0
-    scale = [1.0 / (unit * float(s)) for s in std]
-    return scale, [-float(m) / float(s) for m, s in zip(mean, std, strict=True)]
-
-
-def _check(
+def _fake(
     video: Tensor,
-    tubelet: int,
-    patch: int,
-    shifts: str | Offsets,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
-    dtype: torch.dtype | None,
-) -> Offsets:
-    if video.dim() != 5:
-        raise ValueError(
-            f"patch_shift: video must be [B, C, T, H, W], got {list(video.shape)}; "
-            "one clip is video[None]"
-        )
-    if video.dtype not in (torch.uint8, torch.float64, *_DTYPES):
-        raise ValueError(
-            f"patch_shift: video must be uint8 or floating point, got {video.dtype}; "
-            "use .to(torch.uint8) for bytes"
-        )
-    channels, frames, height, width = video.shape[1:]
-    for name, value in (("tubelet", tubelet), ("patch", patch)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"patch_shift: {name} must be a positive int, got {value!r}")
-    if 0 in (channels, frames, height, width) or frames % tubelet or (height % patch or width % patch):
-        raise ValueError(
-            f"patch_shift: [T, H, W] must be positive multiples of [{tubelet}, {patch}, {patch}], "
-            f"got {[frames, height, width]}, C = {channels}; crop or resize the clip"
-        )
-    offsets = _offsets(shifts, tubelet, patch)
-    if (
-        not offsets
-        or any(len(offset) != 3 for offset in offsets)
-        or any(not isinstance(number, int) for offset in offsets for number in offset)
-        or tuple(offsets[0]) != (0, 0, 0)
-    ):
-        raise ValueError(
-            "patch_shift: shifts must be triples (dt, dy, dx) of ints, the first (0, 0, 0), "
-            f"got {shifts!r}"
-        )
-    if (mean is None) != (std is None):
-        raise ValueError("patch_shift: mean and std go together, got one of them; pass both")
-    for name, numbers in (("mean", mean), ("std", std)):
-        if numbers is not None and len(numbers) != channels:
-            raise ValueError(
-                f"patch_shift: {name} must have C = {channels} numbers, got {len(numbers)}; "
-                "is the video [B, C, T, H, W]?"
-            )
-    if std is not None and any(float(s) <= 0 for s in std):
-        raise ValueError(f"patch_shift: std must be positive, got {list(std)}")
-    allowed = (torch.float64,) if video.dtype == torch.float64 else _DTYPES
-    if dtype is not None and dtype not in allowed:
-        raise ValueError(
-            f"patch_shift: dtype must be one of {allowed} for a video of {video.dtype}, got {dtype}"
-        )
-    return offsets
+    ids_keep: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    patch: Sequence[int],
+    shifts: Sequence[int],
+    scale: Sequence[float],
+    offset: Sequence[float],
+    eps: float,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:
+    (t, p), (batch, channels, frames, height, width) = patch, video.shape
+    kept = (frames // t) * (height // p) * (width // p) if ids_keep is None else ids_keep.shape[1]
+    tokens = video.new_empty(batch, kept, t * p * p * (len(shifts) // 3) * channels, dtype=dtype)
+    stats = (0,) if weight is None else (batch, kept)
+    mean, rstd = (video.new_empty(stats, dtype=torch.float32) for _ in range(2))
+    return tokens, mean, rstd
 
 
-def _check_norm(
-    video: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> None:
-    if (weight is None) != (bias is None):
-        raise ValueError(
-            "patch_shift: norm_weight and norm_bias go together, got one of them; pass both"
-        )
-    features = size * video.shape[1]
-    for name, tensor in (("norm_weight", weight), ("norm_bias", bias)):
-        if tensor is None:
-            continue
-        if tensor.shape != (features,) or not tensor.is_floating_point():
-            raise ValueError(
-                f"patch_shift: {name} must be [F] = [{features}] floating point, "
-                f"got {list(tensor.shape)} {tensor.dtype}; F = t*p*p*S*C"
-            )
-        if tensor.device != video.device:
-            raise ValueError(
-                f"patch_shift: {name} must be on the video's device {video.device}, "
-                f"got {tensor.device}; use .to(video.device)"
-            )
-    if weight is not None and eps < 0:
-        raise ValueError(f"patch_shift: eps must not be negative, got {eps}")
+def _backward_fake(grad: Tensor, video: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    needs = rest[-1]
+    features = grad.shape[2]
+    return (
+        video.new_empty(video.shape if needs[0] else (0,)),
+        *(video.new_empty(features if need else 0, dtype=torch.float32) for need in needs[1:]),
+    )
 
 
-def _check_ids(video: Tensor, ids_keep: Tensor, tubelet: int, patch: int) -> None:
-    batch, _, frames, height, width = video.shape
-    count = (frames // tubelet) * (height // patch) * (width // patch)
-    rule = f"patch_shift: ids_keep must be [B, K] = [{batch}, K] int64 with values below N = {count}"
-    if ids_keep.dim() != 2 or ids_keep.shape[0] != batch or ids_keep.dtype != torch.int64:
-        raise ValueError(f"{rule}, got {list(ids_keep.shape)} {ids_keep.dtype}")
-    if ids_keep.device != video.device:
-        raise ValueError(f"{rule} on {video.device}, got {ids_keep.device}")
-    # Values are looked at where that is cheap and possible: not on a GPU, not while tracing.
-    plain = type(ids_keep) is Tensor and ids_keep.device.type == "cpu"
-    if plain and not torch.compiler.is_compiling() and ids_keep.numel():
-        low, high = (int(bound) for bound in torch.aminmax(ids_keep))
-        if low < 0 or high >= count:
-            raise ValueError(f"{rule}, got values from {low} to {high}")
+def _autograd(ops: Any) -> tuple[Any, Any]:
+    """`ops` is the namespace of the forward; its backward op serves the same devices."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        video, ids_keep, weight, _, *ctx.numbers = inputs[:8]
+        _, mean, rstd = output
+        ctx.save_for_backward(video, ids_keep, weight, mean, rstd)
+        ctx.mark_non_differentiable(mean, rstd)
+
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        needs = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
+        grads = ops.patch_shift_backward(grad, *ctx.saved_tensors, *ctx.numbers, needs)
+        video, weight, bias = (g if need else None for g, need in zip(grads, needs, strict=True))
+        return video, None, weight, bias, *[None] * 6
+
+    return setup_context, backward
+
+
+register("patch_shift", _SCHEMA, _fake, module="patch_shift", autograd=_autograd)
+register("patch_shift_backward", _BACKWARD_SCHEMA, _backward_fake, module="patch_shift")

@@ -31,10 +31,10 @@ def test_unknown_recipe_lists_the_others():
 
 def test_command_line_reaches_every_level():
     config, resume = parse(
-        ["--no-fused", "--stage", "pretrain", "classify", "--pretrain.optim.lr", "0.5"]
+        ["--fused", "--stage", "pretrain", "classify", "--pretrain.optim.lr", "0.5"]
         + ["--model.dim", "48", "--data", "videos", "--precision", "bf16"]
     )
-    assert (config.fused, resume) == (False, False)
+    assert (config.fused, resume) == (True, False)
     assert config.stage == ("pretrain", "classify")
     assert config.pretrain.optim.lr == 0.5
     assert (config.model.dim, config.data, config.precision) == (48, Path("videos"), "bf16")

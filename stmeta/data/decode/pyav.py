@@ -17,6 +17,9 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import VideoReformatter
 
 from stmeta._errors import DataError
@@ -110,10 +113,10 @@ def read_packets(video: bytes) -> PacketList | None:
     Raises:
         DataError: the bytes are not a video.
     """
-    with _reasons(), av.open(io.BytesIO(video), metadata_errors="replace") as container:
+    with _reasons(), av.open(io.BytesIO(video), "r", metadata_errors="replace") as container:
         stream = _stream(container)
         codec = stream.codec_context
-        if codec.name not in _PLAIN_CODECS:
+        if codec.name not in _PLAIN_CODECS or stream.time_base is None:
             return None
         rows = []
         for packet in container.demux(stream):
@@ -201,6 +204,7 @@ def _from_packets(
     wanted = packets.pts[packets.shown[indices]].tolist()
     places = dict(zip(wanted, range(len(wanted)), strict=True))
     codec = av.CodecContext.create(packets.codec, "r")
+    assert isinstance(codec, VideoCodecContext)
     codec.thread_type, codec.thread_count = "NONE", 1
     if packets.extradata:
         codec.extradata = packets.extradata
@@ -228,7 +232,7 @@ def _from_packets(
 def _from_container(video: bytes, indices: np.ndarray) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield (place in `indices`, frame), counting frames from the start of the file."""
     places = dict(zip(indices.tolist(), range(len(indices)), strict=True))
-    with av.open(io.BytesIO(video), metadata_errors="replace") as container:
+    with av.open(io.BytesIO(video), "r", metadata_errors="replace") as container:
         for number, frame in enumerate(container.decode(_stream(container))):
             if number in places:
                 yield places[number], frame
@@ -236,7 +240,7 @@ def _from_container(video: bytes, indices: np.ndarray) -> Iterator[tuple[int, av
                     return
 
 
-def _stream(container: av.container.InputContainer) -> av.VideoStream:
+def _stream(container: InputContainer) -> av.VideoStream:
     if not container.streams.video or container.streams.video[0].codec_context is None:
         raise DataError("the file has no video stream that can be decoded")
     stream = container.streams.video[0]
@@ -261,7 +265,7 @@ def _write_rgb(frame: av.VideoFrame, out: np.ndarray, index: int) -> None:
             kept.clear()
         kept[kind] = VideoReformatter()
     plane = kept[kind].reformat(frame, format="rgb24", threads=1).planes[0]
-    rows = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
+    rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
     out[...] = rows[:, : width * 3].reshape(height, width, 3)
 
 
@@ -270,6 +274,6 @@ def _reasons() -> Iterator[None]:
     """Turn FFmpeg's errors into DataError."""
     try:
         yield
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         text = getattr(error, "strerror", None) or str(error)
         raise DataError(f"cannot be decoded: {text}") from error

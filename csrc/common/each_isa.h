@@ -1,0 +1,55 @@
+// Compiles one file of CPU kernels once per instruction set, each into its own namespace:
+//
+//   #define STMETA_KERNELS "../cpu/patch_shift_kernels.h"  // as seen from this folder
+//   #include "../common/each_isa.h"
+//   ... STMETA_BY_ISA(forward)(problem, begin, end);
+//
+// In the kernels' file every function is STMETA_FN or STMETA_INLINE, and lies in the namespace
+// stmeta::STMETA_ISA. It calls no function template from outside (std::min and the like): the
+// linker could keep a copy that was compiled for a newer CPU.
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include <cstdint>
+
+#include "half.h"
+#include "isa.h"
+
+#define STMETA_INLINE STMETA_FN inline __attribute__((always_inline))
+
+#define STMETA_ISA plain
+#define STMETA_LANES 4
+#define STMETA_FN
+#include "vec.h"
+#include STMETA_KERNELS
+#undef STMETA_ISA
+#undef STMETA_LANES
+#undef STMETA_FN
+
+#if defined(__x86_64__)
+#define STMETA_ISA avx2
+#define STMETA_LANES 8
+#define STMETA_FN __attribute__((target("avx2,fma,f16c")))
+#include "vec.h"
+#include STMETA_KERNELS
+#undef STMETA_ISA
+#undef STMETA_LANES
+#undef STMETA_FN
+
+#define STMETA_ISA avx512
+#define STMETA_LANES 16
+#define STMETA_FN __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
+#include "vec.h"
+#include STMETA_KERNELS
+#undef STMETA_ISA
+#undef STMETA_LANES
+#undef STMETA_FN
+
+#define STMETA_BY_ISA(...)                                       \
+  (current_isa() == Isa::avx512 ? &::stmeta::avx512::__VA_ARGS__ \
+   : current_isa() == Isa::avx2 ? &::stmeta::avx2::__VA_ARGS__   \
+                                : &::stmeta::plain::__VA_ARGS__)
+#else
+#define STMETA_BY_ISA(...) (&::stmeta::plain::__VA_ARGS__)
+#endif

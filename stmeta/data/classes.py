@@ -1,0 +1,50 @@
+"""classes.json: the names of the labels of a data set."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from stmeta._errors import DataError
+
+
+def read_classes(split_dir: str | os.PathLike[str]) -> list[str] | None:
+    """Class names of a split, from classes.json above it or in it; None = there is no such file.
+
+    Raises:
+        DataError: the file is not a list of names.
+    """
+    for folder in (Path(split_dir).absolute().parent, Path(split_dir)):
+        path = folder / "classes.json"
+        if not path.is_file():
+            continue
+        try:
+            names = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{path}: not JSON: {error}") from error
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise DataError(f"{path}: must be a list of names, one per label")
+        return names
+    return None
+
+
+def write_classes(folder: str | os.PathLike[str], classes: Sequence[str]) -> None:
+    """Write classes.json into a data set's folder.
+
+    Raises:
+        DataError: the folder has other names already.
+    """
+    path = Path(folder) / "classes.json"
+    text = json.dumps(list(classes), ensure_ascii=False, indent=1) + "\n"
+    if path.exists():
+        if json.loads(path.read_text(encoding="utf-8")) == list(classes):
+            return
+        raise DataError(
+            f"{path}: lists other classes, so labels would change their meaning; "
+            "choose another folder"
+        )
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)

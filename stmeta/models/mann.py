@@ -1,0 +1,158 @@
+"""Few-shot classification with a memory-augmented network (Santoro et al. 2016)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from stmeta.memory.lstm import LSTMCell, LSTMState
+from stmeta.memory.mann import MANNCell, MANNConfig, MANNState
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotConfig:
+    """How features and labels get into the memory."""
+
+    memory: Literal["mann", "lstm"] = "mann"
+    """"lstm" is the baseline without an external memory."""
+    mann: MANNConfig = field(
+        default_factory=lambda: MANNConfig(hidden=64, rows=64, width=128, reads=2)
+    )
+    standardise: bool = True
+    """Give every feature zero mean and unit variance over the training classes."""
+    direct_keys: bool = True
+    """Read keys get a linear map of the features, past the LSTM."""
+    bind: bool = True
+    """What is written gets the last clip's key and its label, which has just come."""
+    controller_features: bool = False
+    """The LSTM sees the features; otherwise it sees labels and what was read."""
+    gate_bias: float = -2.0
+    """Start value of the write gate: below 0 new rows are preferred to rows just read."""
+    augment: bool = False
+    """Change the features of each training episode, see `augment_episode_features`."""
+
+    @classmethod
+    def plain(cls) -> FewShotConfig:
+        """The network of the paper: everything goes through the LSTM."""
+        return cls(
+            mann=MANNConfig(),
+            standardise=False,
+            direct_keys=False,
+            bind=False,
+            controller_features=True,
+            gate_bias=0.0,
+        )
+
+
+class FewShotMANN(nn.Module):
+    """Names each clip of an episode from the clips and names before it.
+
+    Step t gets the features x_t and the label y_{t-1}: the label of a clip comes one step late
+    ("offset" protocol, Santoro et al. 2016, section 2), so that it must be kept with the clip.
+
+    Args:
+        in_dim: width D of the features.
+        ways: classes in an episode.
+        config: sizes and choices.
+    """
+
+    def __init__(self, in_dim: int, ways: int = 5, config: FewShotConfig | None = None) -> None:
+        super().__init__()
+        config = config or FewShotConfig()
+        self.config, self.in_dim, self.ways = config, in_dim, ways
+        self.standardise = nn.BatchNorm1d(in_dim, affine=False) if config.standardise else None
+        mann = config.mann
+        if config.memory == "lstm":
+            self.cell: MANNCell | LSTMCell = LSTMCell(in_dim + ways, mann.hidden)
+        else:
+            self.cell = MANNCell(ways + (in_dim if config.controller_features else 0), mann)
+            with torch.no_grad():
+                self.cell.interface.bias.view(mann.reads, -1)[:, -1] += config.gate_bias
+        slots = mann.reads * mann.width
+        direct = config.memory == "mann"
+        self.key = (
+            nn.Linear(in_dim, slots, bias=False)
+            if direct and (config.direct_keys or config.bind)
+            else None
+        )
+        self.value = nn.Linear(ways, slots, bias=False) if direct and config.bind else None
+        if self.value is not None:
+            # Labels as long as keys: a row is half clip, half label.
+            nn.init.normal_(self.value.weight, std=mann.width**-0.5)
+        self.head = nn.Linear(self.cell.out_dim, ways)
+
+    def forward(
+        self,
+        features: Tensor,
+        label: Tensor,
+        generator: torch.Generator | None = None,
+        state: MANNState | LSTMState | None = None,
+    ) -> Tensor:
+        """Classify the steps of episodes.
+
+        Args:
+            features: [B, L, D].
+            label: int64 [B, L], 0 ... ways - 1; step t sees only those before t.
+            generator: source of randomness for `augment`, in training.
+            state: memory to start from; None = empty.
+
+        Returns:
+            logits [B, L, ways].
+
+        Raises:
+            ValueError: shapes do not fit.
+        """
+        batch, length, _ = self._check(features, label)
+        x = features.to(self.head.weight.dtype)
+        if self.standardise is not None:
+            x = self.standardise(x.flatten(0, 1)).view_as(x)
+        if self.config.augment and self.training:
+            x = augment_episode_features(x, generator)
+        known = F.one_hot(label[:, :-1], self.ways).to(x.dtype)
+        known = F.pad(known, (0, 0, 1, 0))  # [B, L, ways], nothing is known at the first step
+        seen = [x] if self.config.controller_features or self.config.memory == "lstm" else []
+        inputs = torch.cat([*seen, known], dim=2)
+        if isinstance(self.cell, LSTMCell):
+            return self.head(self.cell(inputs, state)[0])  # type: ignore[arg-type]
+        key = add = None
+        if self.key is not None:
+            slots = (batch, length, self.config.mann.reads, self.config.mann.width)
+            clip = self.key(x)
+            key = clip.view(slots) if self.config.direct_keys else None
+            if self.value is not None:
+                last = F.pad(clip[:, :-1], (0, 0, 1, 0))
+                add = (last + self.value(known)).view(slots)
+        return self.head(self.cell(inputs, state, key=key, add=add)[0])  # type: ignore[arg-type]
+
+    def _check(self, features: Tensor, label: Tensor) -> torch.Size:
+        if features.ndim != 3 or features.shape[2] != self.in_dim:
+            raise ValueError(
+                f"FewShotMANN: features must be [B, L, {self.in_dim}], got {list(features.shape)}"
+            )
+        if label.shape != features.shape[:2] or label.dtype != torch.int64:
+            raise ValueError(
+                f"FewShotMANN: label must be int64 [B, L] = {list(features.shape[:2])}, got "
+                f"{label.dtype} {list(label.shape)}"
+            )
+        return features.shape
+
+
+def augment_episode_features(features: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Flip the signs of random features, the same for all steps of an episode.
+
+    Every episode then shows new classes with the same distances, so that few training classes
+    cannot be learned by heart.
+
+    Args:
+        features: [B, L, D], centred.
+        generator: source of randomness; the draw is made on its device.
+    """
+    device = generator.device if generator is not None else features.device
+    sign = torch.randint(
+        0, 2, (features.shape[0], 1, features.shape[2]), generator=generator, device=device
+    )
+    return features * (2 * sign - 1).to(features)

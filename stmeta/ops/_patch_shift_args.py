@@ -1,0 +1,162 @@
+"""Arguments of `patch_shift`: what they mean, and the rules they must keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Offsets = Sequence[tuple[int, int, int]]
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def shift_offsets(
+    kind: str, tubelet: int, patch: int, temporal: bool = False
+) -> tuple[tuple[int, int, int], ...]:
+    """Offsets (dt, dy, dx) of a named set of shifts; the first is always (0, 0, 0).
+
+    Args:
+        kind: "diagonal": four of half a patch (the code of Lee et al. 2021); "cardinal": four of
+            one pixel (vit-pytorch); "none".
+        tubelet: frames per token.
+        patch: pixels per token, in height and in width.
+        temporal: add half a tubelet, at least one frame, to the past and to the future.
+
+    Raises:
+        ValueError: there is no such set.
+    """
+    half = patch // 2
+    sets = {
+        "none": (),
+        "diagonal": ((0, -half, -half), (0, -half, half), (0, half, -half), (0, half, half)),
+        "cardinal": ((0, 0, -1), (0, 0, 1), (0, -1, 0), (0, 1, 0)),
+    }
+    if kind not in sets:
+        raise ValueError(
+            f"patch_shift: shifts must be one of {tuple(sets)} or a sequence of (dt, dy, dx), "
+            f"got {kind!r}"
+        )
+    frames = max(1, tubelet // 2)
+    in_time = ((-frames, 0, 0), (frames, 0, 0)) if temporal else ()
+    return ((0, 0, 0), *sets[kind], *in_time)
+
+
+def default_dtype(video: Tensor) -> torch.dtype:
+    return torch.float32 if video.dtype == torch.uint8 else video.dtype
+
+
+def scale_offset(
+    video: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[list[float], list[float]]:
+    """Per channel: value = number * scale + offset."""
+    channels = video.shape[1]
+    mean = [0.0] * channels if mean is None else mean
+    std = [1.0] * channels if std is None else std
+    unit = 255.0 if video.dtype == torch.uint8 else 1.0
+    scale = [1.0 / (unit * float(s)) for s in std]
+    return scale, [-float(m) / float(s) for m, s in zip(mean, std, strict=True)]
+
+
+def check(
+    video: Tensor,
+    tubelet: int,
+    patch: int,
+    shifts: str | Offsets,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    dtype: torch.dtype | None,
+) -> Offsets:
+    if video.dim() != 5:
+        raise ValueError(
+            f"patch_shift: video must be [B, C, T, H, W], got {list(video.shape)}; "
+            "one clip is video[None]"
+        )
+    if video.dtype not in (torch.uint8, torch.float64, *_DTYPES):
+        raise ValueError(
+            f"patch_shift: video must be uint8 or floating point, got {video.dtype}; "
+            "use .to(torch.uint8) for bytes"
+        )
+    channels, frames, height, width = video.shape[1:]
+    for name, value in (("tubelet", tubelet), ("patch", patch)):
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"patch_shift: {name} must be a positive int, got {value!r}")
+    if (
+        0 in (channels, frames, height, width)
+        or frames % tubelet
+        or (height % patch or width % patch)
+    ):
+        raise ValueError(
+            f"patch_shift: [T, H, W] must be positive multiples of [{tubelet}, {patch}, {patch}], "
+            f"got {[frames, height, width]}, C = {channels}; crop or resize the clip"
+        )
+    offsets = shift_offsets(shifts, tubelet, patch) if isinstance(shifts, str) else shifts
+    if (
+        not offsets
+        or any(len(offset) != 3 for offset in offsets)
+        or any(not isinstance(number, int) for offset in offsets for number in offset)
+        or tuple(offsets[0]) != (0, 0, 0)
+    ):
+        raise ValueError(
+            "patch_shift: shifts must be triples (dt, dy, dx) of ints, the first (0, 0, 0), "
+            f"got {shifts!r}"
+        )
+    if (mean is None) != (std is None):
+        raise ValueError("patch_shift: mean and std go together, got one of them; pass both")
+    for name, numbers in (("mean", mean), ("std", std)):
+        if numbers is not None and len(numbers) != channels:
+            raise ValueError(
+                f"patch_shift: {name} must have C = {channels} numbers, got {len(numbers)}; "
+                "is the video [B, C, T, H, W]?"
+            )
+    if std is not None and any(float(s) <= 0 for s in std):
+        raise ValueError(f"patch_shift: std must be positive, got {list(std)}")
+    allowed = (torch.float64,) if video.dtype == torch.float64 else _DTYPES
+    if dtype is not None and dtype not in allowed:
+        raise ValueError(
+            f"patch_shift: dtype must be one of {allowed} for a video of {video.dtype}, got {dtype}"
+        )
+    return offsets
+
+
+def check_norm(
+    video: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> None:
+    if (weight is None) != (bias is None):
+        raise ValueError(
+            "patch_shift: norm_weight and norm_bias go together, got one of them; pass both"
+        )
+    features = size * video.shape[1]
+    for name, tensor in (("norm_weight", weight), ("norm_bias", bias)):
+        if tensor is None:
+            continue
+        if tensor.shape != (features,) or not tensor.is_floating_point():
+            raise ValueError(
+                f"patch_shift: {name} must be [F] = [{features}] floating point, "
+                f"got {list(tensor.shape)} {tensor.dtype}; F = t*p*p*S*C"
+            )
+        if tensor.device != video.device:
+            raise ValueError(
+                f"patch_shift: {name} must be on the video's device {video.device}, "
+                f"got {tensor.device}; use .to(video.device)"
+            )
+    if weight is not None and eps < 0:
+        raise ValueError(f"patch_shift: eps must not be negative, got {eps}")
+
+
+def check_ids(video: Tensor, ids_keep: Tensor, tubelet: int, patch: int) -> None:
+    batch, _, frames, height, width = video.shape
+    count = (frames // tubelet) * (height // patch) * (width // patch)
+    rule = (
+        f"patch_shift: ids_keep must be [B, K] = [{batch}, K] int64 with values below N = {count}"
+    )
+    if ids_keep.dim() != 2 or ids_keep.shape[0] != batch or ids_keep.dtype != torch.int64:
+        raise ValueError(f"{rule}, got {list(ids_keep.shape)} {ids_keep.dtype}")
+    if ids_keep.device != video.device:
+        raise ValueError(f"{rule} on {video.device}, got {ids_keep.device}")
+    # Values are looked at where that is cheap and possible: not on a GPU, not while tracing.
+    plain = type(ids_keep) is Tensor and ids_keep.device.type == "cpu"
+    if plain and not torch.compiler.is_compiling() and ids_keep.numel():
+        low, high = (int(bound) for bound in torch.aminmax(ids_keep))
+        if low < 0 or high >= count:
+            raise ValueError(f"{rule}, got values from {low} to {high}")

@@ -1,0 +1,158 @@
+// Runs CUDA device code on the CPU, so that it is tested where there is no GPU: one std::thread for
+// each CUDA thread, one block after another. Barriers and shuffles wait as on a GPU, so that a
+// missing __syncthreads() is a data race that ThreadSanitizer reports, and a bad index is found by
+// AddressSanitizer. Grids of a few blocks take milliseconds. Device code must not rely on warps
+// that run in lockstep.
+#pragma once
+
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <tuple>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __grid_constant__
+#define __host__
+#define __launch_bounds__(...)
+#define __shared__ static  // one block runs at a time
+
+struct dim3 {
+  unsigned x, y, z;
+  explicit dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+using __half = c10::Half;
+using __nv_bfloat16 = c10::BFloat16;
+inline float __half2float(__half v) { return v; }
+inline float __bfloat162float(__nv_bfloat16 v) { return v; }
+inline __half __float2half_rn(float v) { return v; }
+inline __nv_bfloat16 __float2bfloat16_rn(float v) { return v; }
+inline float rsqrtf(float v) { return 1.0f / std::sqrt(v); }
+using std::max;
+using std::min;
+
+namespace cuda_host {
+
+// std::barrier spins before it sleeps, which costs seconds where threads outnumber cores.
+class Barrier {
+ public:
+  explicit Barrier(int threads) : expected_(threads), missing_(threads) {}
+
+  void wait() {
+    const uint32_t phase = phase_.load(std::memory_order_acquire);
+    arrive();
+    while (phase_.load(std::memory_order_acquire) == phase) {
+      syscall(SYS_futex, &phase_, FUTEX_WAIT_PRIVATE, phase, nullptr, nullptr, 0);
+    }
+  }
+
+  // The thread has ended: from now on nobody waits for it.
+  void leave() {
+    expected_.fetch_sub(1);
+    arrive();
+  }
+
+ private:
+  void arrive() {
+    if (missing_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+    missing_.store(expected_.load());
+    phase_.fetch_add(1, std::memory_order_release);
+    syscall(SYS_futex, &phase_, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
+  }
+
+  std::atomic<int> expected_, missing_;
+  std::atomic<uint32_t> phase_{0};
+};
+
+struct Warp {
+  explicit Warp(int lanes) : barrier(lanes) {}
+  Barrier barrier;
+  uint64_t lane[32];
+};
+
+struct Block {
+  Block(int threads, size_t shared) : barrier(threads), shared(shared) {
+    for (int first = 0; first < threads; first += 32) {
+      warps.push_back(std::make_unique<Warp>(std::min(32, threads - first)));
+    }
+    // Not zero, so that a read before the first write shows: floats are NaN.
+    std::fill(this->shared.begin(), this->shared.end(), 0xff);
+  }
+  Barrier barrier;
+  std::vector<std::unique_ptr<Warp>> warps;
+  std::vector<unsigned char> shared;  // as large as was asked for: a write past its end is found
+};
+
+inline thread_local Block* block;
+inline thread_local Warp* warp;
+
+}  // namespace cuda_host
+
+inline thread_local dim3 threadIdx(0, 0, 0), blockIdx, blockDim, gridDim;
+
+inline void __syncthreads() { cuda_host::block->barrier.wait(); }
+
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  auto* warp = cuda_host::warp;
+  std::memcpy(&warp->lane[threadIdx.x % 32], &value, sizeof value);
+  warp->barrier.wait();
+  std::memcpy(&value, &warp->lane[(threadIdx.x % 32) ^ mask], sizeof value);
+  warp->barrier.wait();
+  return value;
+}
+
+namespace stmeta {
+
+using Stream = void*;
+
+inline unsigned char* dynamic_shared() { return cuda_host::block->shared.data(); }
+inline size_t shared_limit() { return 227 * 1024; }
+
+// Fewer blocks than work, so that the loops over it are tested.
+template <typename... Params>
+int64_t resident_blocks(void (*)(Params...), int, size_t) {
+  return 3;
+}
+inline int64_t busy_blocks(int) { return 2; }
+
+template <typename... Params, typename... Args>
+void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared, Stream,
+            Args... args) {
+  const std::tuple<Params...> values(args...);
+  std::unique_ptr<cuda_host::Block> block;
+  cuda_host::Barrier between_blocks(threads);  // threads are made once: that is what takes long
+  const auto run = [&](int t) {
+    for (unsigned i = 0; i < grid.x * grid.y * grid.z; ++i) {
+      if (t == 0) block = std::make_unique<cuda_host::Block>(threads, shared);
+      between_blocks.wait();
+      threadIdx.x = t;
+      blockIdx = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
+      blockDim = dim3(threads);
+      gridDim = grid;
+      cuda_host::block = block.get();
+      cuda_host::warp = block->warps[t / 32].get();
+      std::apply(kernel, values);
+      cuda_host::warp->barrier.leave();
+      block->barrier.leave();
+      between_blocks.wait();
+    }
+  };
+  std::vector<std::thread> running;
+  for (int t = 0; t < threads; ++t) running.emplace_back(run, t);
+  for (auto& thread : running) thread.join();
+}
+
+}  // namespace stmeta
