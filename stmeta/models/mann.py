@@ -106,7 +106,19 @@ class FewShotMANN(nn.Module):
         Raises:
             ValueError: shapes do not fit.
         """
-        batch, length, _ = self._check(features, label)
+        self._check(features, label)
+        # An episode adds to its memory step by step: that stays in the dtype of the weights.
+        with torch.autocast(features.device.type, enabled=False):
+            return self._classify(features, label, generator, state)
+
+    def _classify(
+        self,
+        features: Tensor,
+        label: Tensor,
+        generator: torch.Generator | None,
+        state: MANNState | LSTMState | None,
+    ) -> Tensor:
+        batch, length = label.shape
         x = features.to(self.head.weight.dtype)
         if self.standardise is not None:
             x = self.standardise(x.flatten(0, 1)).view_as(x)
@@ -128,7 +140,7 @@ class FewShotMANN(nn.Module):
                 add = (last + self.value(known)).view(slots)
         return self.head(self.cell(inputs, state, key=key, add=add)[0])  # type: ignore[arg-type]
 
-    def _check(self, features: Tensor, label: Tensor) -> torch.Size:
+    def _check(self, features: Tensor, label: Tensor) -> None:
         if features.ndim != 3 or features.shape[2] != self.in_dim:
             raise ValueError(
                 f"FewShotMANN: features must be [B, L, {self.in_dim}], got {list(features.shape)}"
@@ -138,7 +150,6 @@ class FewShotMANN(nn.Module):
                 f"FewShotMANN: label must be int64 [B, L] = {list(features.shape[:2])}, got "
                 f"{label.dtype} {list(label.shape)}"
             )
-        return features.shape
 
 
 def augment_episode_features(features: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -181,16 +181,17 @@ def test_any_shape(data):
     grid = [data.draw(small) for _ in range(3)]
     shift = st.tuples(*[st.integers(-7, 7)] * 3)
     shifts = ((0, 0, 0), *data.draw(st.lists(shift, max_size=4)))
+    batch = data.draw(st.integers(0, 2))
     case = Case(
         name="any",
-        shape=(data.draw(st.integers(0, 2)), c, grid[0] * t, grid[1] * p, grid[2] * p),
+        shape=(batch, c, grid[0] * t, grid[1] * p, grid[2] * p),
         tubelet=t,
         patch=p,
         shifts=shifts,
         video=data.draw(st.sampled_from([torch.uint8, *FLOATS])),
         layout=data.draw(st.sampled_from(["thwc", "cthw", "wc"])),
         norm=data.draw(st.booleans()),
-        keep=data.draw(st.none() | st.integers(0, grid[0] * grid[1] * grid[2])),
+        keep=data.draw(st.integers(0, grid[0] * grid[1] * grid[2]) | st.none()) if batch else None,
         grad=data.draw(st.sampled_from(["dense", "transposed", "expanded"])),
     )
     if case.video == torch.uint8 and not case.norm:
