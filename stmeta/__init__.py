@@ -5,11 +5,17 @@ Importing this package loads nothing heavy: `stmeta.ops` and `stmeta.backend` co
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stmeta import ops as ops
+    from stmeta.ops import backend as backend
+
 __version__ = "0.1.0"
 __all__ = ["__version__", "backend", "ops"]
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name == "backend":
         from stmeta.ops import backend
 

@@ -111,12 +111,11 @@ def _pretrain(context: _Context) -> dict[str, Any]:
         batch = next(stage.val_batches())
         video = to_model(batch, context.device)[:1]
         model.eval()
-        parts = model.reconstruct(
+        original, masked, rebuilt = model.reconstruct(
             video, mask_ratio=settings.mask_ratio, generator=torch.Generator().manual_seed(0)
         )
-        report.reconstruction(
-            *(part[0] for part in parts), context.config.folder / "reconstruction.png"
-        )
+        picture = context.config.folder / "reconstruction.png"
+        report.reconstruction(original[0], masked[0], rebuilt[0], picture)
         record["skipped"] = _skipped(train, val)
     return record
 
@@ -261,8 +260,10 @@ def _data_root(config: TrainConfig) -> Path:
             )
         return config.data
     from stmeta.data.datasets import motions
+    from stmeta.data.progress import ProgressBar
 
-    return motions.build()
+    with ProgressBar() as bar:
+        return motions.build(progress=bar)
 
 
 def _claim_folder(config: TrainConfig, resume: bool) -> TrainConfig:

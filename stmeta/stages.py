@@ -2,7 +2,7 @@
 
 1. `PretrainStage`: masked video autoencoder (Feichtenhofer et al. 2022).
 2. `ClassifyStage`: action classification on its encoder, with or without masking.
-3. `FewShotStage`: episodes with a memory-augmented network on frozen features (Santoro et al. 2016).
+3. `FewShotStage`: episodes with a memory-augmented network (Santoro et al. 2016), encoder frozen.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ class PretrainStage(_ClipStage):
     """Reconstruct masked tokens; validation uses the same masks every time."""
 
     name = "pretrain"
-    metric = "negative_loss"
+    metric, sign = "loss", -1
+    shown = ("loss",)
 
     def __init__(
         self, model: VideoMAE, config: PretrainConfig, train: ClipLoader, val: ClipLoader
@@ -122,13 +123,14 @@ class PretrainStage(_ClipStage):
         for batch in self.val_batches():
             loss, clips, _ = self.loss(batch, generator)
             total, count = total + float(loss) * clips, count + clips
-        return {"loss": total / count, "negative_loss": -total / count}
+        return {"loss": total / count}
 
 
 class ClassifyStage(_ClipStage):
     """Cross-entropy on labelled clips; validation on all tokens of unseen clips."""
 
-    metric = "top1"
+    metric, sign = "top1", 1
+    shown = ("loss", "top1", "macro_f1")
 
     def __init__(
         self,
@@ -156,9 +158,8 @@ class ClassifyStage(_ClipStage):
         video, label = to_model(batch, self.device), batch.label.to(self.device)
         share, other = 1.0, label
         if self.config.mixup > 0:
-            share = float(
-                np.random.default_rng(generator.initial_seed()).beta(*[self.config.mixup] * 2)
-            )
+            alpha = self.config.mixup
+            share = float(np.random.default_rng(generator.initial_seed()).beta(alpha, alpha))
             video, other = mix(video, share), label.flip(0)
         logits = self.model(video, mask_ratio=self.config.mask_ratio, generator=generator)
         loss = share * self._entropy(logits, label)
@@ -211,7 +212,8 @@ class FewShotStage:
     """Classify each clip of an episode from the clips and labels that came before it."""
 
     name = "fewshot"
-    metric = "instance_5"
+    metric, sign = "instance_5", 1
+    shown = ("instance_1", "instance_2", "instance_5", "instance_10")
 
     def __init__(
         self, model: FewShotMANN, config: FewShotConfig, train: EpisodeLoader, test: EpisodeLoader
@@ -234,6 +236,10 @@ class FewShotStage:
     def load_data_state(self, state: dict[str, int]) -> None:
         self.train_loader.load_state_dict(state)
 
+    def _features(self, batch: EpisodeBatch) -> Tensor:
+        assert batch.features is not None  # both loaders serve a table of features
+        return batch.features.to(self.device)
+
     def keys(self, batch: EpisodeBatch) -> list[str]:
         return [key for episode in batch.key for key in episode]
 
@@ -241,7 +247,7 @@ class FewShotStage:
         self, batch: EpisodeBatch, generator: torch.Generator
     ) -> tuple[Tensor, int, dict[str, float]]:
         label = batch.label.to(self.device)
-        logits = self.model(batch.features.to(self.device), label, generator=generator)
+        logits = self.model(self._features(batch), label, generator=generator)
         loss = F.cross_entropy(logits.float().flatten(0, 1), label.flatten())
         hits = (logits.detach().argmax(2) == label).float().mean()
         return loss, label.numel(), {"accuracy": float(hits)}
@@ -254,7 +260,7 @@ class FewShotStage:
         for batch in self.test_loader:
             label = batch.label.to(self.device)
             hit = (
-                (self.model(batch.features.to(self.device), label).argmax(2) == label).float().cpu()
+                (self.model(self._features(batch), label).argmax(2) == label).float().cpu()
             )
             instance = batch.instance.cpu()
             hits.scatter_add_(0, instance.flatten(), hit.flatten())

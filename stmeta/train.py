@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO,
         format="%(message)s",
-        handlers=[RichHandler(console=console, show_path=False)],
+        handlers=[RichHandler(console=console, show_path=False, show_time=False)],
     )
     config, resume = parse(sys.argv[1:] if argv is None else argv)
     from stmeta.pipeline import run

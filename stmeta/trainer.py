@@ -1,7 +1,7 @@
 """Runs one stage: steps, checkpoints, validation, progress. Knows no model and no data set.
 
-Every random choice of a step is a function of (seed, stage, step), and batches come from a plan that
-is a function of its position, so a run that was killed and resumed ends with the same bits.
+Every random choice of a step is a function of (seed, stage, step), and batches come from a plan
+that is a function of its position, so a run that was killed and resumed ends with the same bits.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ class Stage(Protocol):
     steps: int
     evals: int
     optim: OptimConfig
-    metric: str  # the figure of `evaluate` that picks the best weights, higher is better
+    metric: str  # the figure of `evaluate` that picks the best weights
+    sign: int  # 1: higher is better, -1: lower is better
+    shown: tuple[str, ...]  # figures of `evaluate` for the console
 
     def batches(self) -> Iterator[Any]:
         """Yield batches for ever, from the current position."""
@@ -165,13 +167,14 @@ class Trainer:
         self.evals.append({"step": self.step, **figures})
         self.console.print(
             f"[dim]{self.stage.name:>15} {self.step:>6}/{self.steps}[/]  {self._note()}  "
-            + "  ".join(f"val {k} {v:.4g}" for k, v in figures.items())
+            + "  ".join(f"val {k} {v:.4g}" for k, v in figures.items() if k in self.stage.shown)
             + f"  [dim]({time.perf_counter() - began:.1f} s)[/]",
             highlight=False,
             soft_wrap=True,
         )
-        if figures[self.stage.metric] > self.best:
-            self.best = figures[self.stage.metric]
+        score = self.stage.sign * figures[self.stage.metric]
+        if score > self.best:
+            self.best = score
             save_weights(self.stage.model, self.folder / "best.safetensors")
 
     def _note(self) -> str:

@@ -208,80 +208,120 @@ STMETA_INLINE void write_token(const Forward& f, float* token, int64_t row) {
   (f.stream ? &finish<true, true, Out> : &finish<false, true, Out>)(p, token, mean, rstd, out);
 }
 
-// Items [begin, end). `scratch` has room for Call::scratch() floats: planes, token, two windows.
-// The next window is staged before this one is read: its stores must have left for L1 by then,
-// because a copy that crosses two pending stores waits for both (twice the time, for windows of one
-// token).
+// Goes through items [begin, end). The next window is staged before this one is read: its stores
+// must have left for L1 by then, because a copy that crosses two pending stores waits for both
+// (twice the time, where a window is one token).
+template <typename In>
+struct Walk {
+  const PatchShift& p;
+  float *planes, *window, *other;
+  int64_t index, end;
+  Item item, next;
+
+  STMETA_FN Walk(const PatchShift& problem, int64_t begin, int64_t stop, float* row, float* windows)
+      : p(problem),
+        planes(row),
+        window(windows),
+        other(windows + p.window_floats),
+        index(begin),
+        end(stop) {
+    if (index < end) {
+      next = locate(p, index);
+      stage<In>(p, next, planes, other);
+    }
+  }
+  // False at the end; else `item` lies in `window`.
+  STMETA_FN bool step() {
+    if (index == end) return false;
+    item = next;
+    float* const staged = other;
+    other = window;
+    window = staged;
+    if (++index < end) {
+      next = locate(p, index);
+      stage<In>(p, next, planes, other);
+    }
+    return true;
+  }
+};
+
+// Items [begin, end). `scratch`: planes, token, two windows.
 template <typename In, typename Out>
 STMETA_FN void forward(const Forward& f, int64_t begin, int64_t end, float* scratch) {
   const PatchShift& p = f.problem;
-  float* planes = scratch;
-  float* token = planes + 3 * p.plane;
-  float* window = token + p.padded + kLine;
-  float* next_window = window + p.window_floats;
-  Item item = locate(p, begin);
-  stage<In>(p, item, planes, window);
-  for (int64_t index = begin; index < end; ++index) {
-    const Item next = locate(p, index + 1 < end ? index + 1 : index);
-    if (index + 1 < end) stage<In>(p, next, planes, next_window);
-    for (int64_t i = 0; i < item.count; ++i) {
-      make_token(p, window, i, token);
-      write_token<Out>(f, token, item.first + i);
+  float* token = scratch + 3 * p.plane;
+  Walk<In> walk(p, begin, end, scratch, token + p.padded + kLine);
+  while (walk.step()) {
+    for (int64_t i = 0; i < walk.item.count; ++i) {
+      make_token(p, walk.window, i, token);
+      write_token<Out>(f, token, walk.item.first + i);
     }
-    float* const free_window = window;
-    window = next_window;
-    next_window = free_window;
-    item = next;
   }
   if (f.stream) end_stream();
 }
 
-template <typename Grad>
-STMETA_FN void load_grad(const Grad* row, int64_t stride, int64_t features, float* out) {
+// Adds one token's share to the gradients of weight and bias. `terms`: its sums, where wanted.
+template <bool kTerms, typename Grad>
+STMETA_FN void accumulate(const PatchShift& p, const float* token, const Grad* grad, float mean,
+                          float rstd, float* weight, float* bias, TokenTerms* terms) {
+  const Vec m = splat(mean), r = splat(rstd);
+  const float* factor = p.weight;
+  const int64_t features = p.features;
+  Vec sums = {}, products = {};
   int64_t i = 0;
-  if (stride == 1) {
-    for (; i + kLanes <= features; i += kLanes) store(out + i, load(row + i));
+  for (; i + kLanes <= features; i += kLanes) {
+    const Vec g = load(grad + i), x = (load(token + i) - m) * r;
+    store(weight + i, load(weight + i) + g * x);
+    store(bias + i, load(bias + i) + g);
+    if (kTerms) {
+      sums += load(factor + i) * g;
+      products += load(factor + i) * g * x;
+    }
   }
-  for (; i < features; ++i) out[i] = to_float(row[i * stride]);
+  float sum = sum_lanes(sums), product = sum_lanes(products);
+  for (; i < features; ++i) {
+    const float g = to_float(grad[i]), x = (token[i] - mean) * rstd;
+    weight[i] += g * x;
+    bias[i] += g;
+    sum += factor[i] * g;
+    product += factor[i] * g * x;
+  }
+  if (kTerms) {
+    const float count = static_cast<float>(features);
+    *terms = {mean, rstd, rstd * sum / count, rstd * rstd * product / count};
+  }
 }
 
 // Sums of the parameters' gradients over blocks [begin, end) of the items, and the terms that the
-// video's gradient needs of each token.
+// video's gradient needs of each token. `scratch`: planes, token, gradient, two windows.
 template <typename In, typename Grad>
 STMETA_FN void backward_tokens(const Backward& f, int64_t begin, int64_t end, float* scratch) {
   const PatchShift& p = f.problem;
-  float* planes = scratch;
-  float* token = planes + 3 * p.plane;
-  float* grad = token + p.padded + kLine;
-  float* window = grad + p.padded;
-  for (int64_t i = p.features; i < p.padded; ++i) grad[i] = 0.0f;
+  float* token = scratch + 3 * p.plane;
+  float* row = token + p.padded + kLine;
+  const bool dense = f.grad_stride[2] == 1;
   for (int64_t block = begin; block < end; ++block) {
     float* weight = f.partial + block * 2 * p.padded;
     float* bias = weight + p.padded;
     zero(weight, 2 * p.padded);
-    for (int64_t index = block * p.items / f.blocks; index < (block + 1) * p.items / f.blocks;
-         ++index) {
-      const Item item = locate(p, index);
-      stage<In>(p, item, planes, window);
-      for (int64_t k = item.first; k < item.first + item.count; ++k) {
-        make_token(p, window, k - item.first, token);
-        for (int64_t i = p.features; i < p.padded; ++i) token[i] = 0.0f;
-        const int64_t place = item.batch * f.grad_stride[0] + k % p.kept * f.grad_stride[1];
-        load_grad(static_cast<const Grad*>(f.grad) + place, f.grad_stride[2], p.features, grad);
-        const Vec m = splat(f.mean[k]), r = splat(f.rstd[k]);
-        Vec sum = {}, product = {};
-        for (int64_t i = 0; i < p.padded; i += kLanes) {
-          const Vec g = load(grad + i), x = (load(token + i) - m) * r;
-          const Vec wg = load(p.weight + i) * g;
-          store(weight + i, load(weight + i) + g * x);
-          store(bias + i, load(bias + i) + g);
-          sum += wg;
-          product += wg * x;
-        }
-        if (f.terms != nullptr) {
-          const float n = static_cast<float>(p.features), rstd = f.rstd[k];
-          f.terms[k] = {f.mean[k], rstd, rstd * sum_lanes(sum) / n,
-                        rstd * rstd * sum_lanes(product) / n};
+    Walk<In> walk(p, block * p.items / f.blocks, (block + 1) * p.items / f.blocks, scratch,
+                  row + p.padded + kLine);
+    while (walk.step()) {
+      for (int64_t i = 0; i < walk.item.count; ++i) {
+        const int64_t k = walk.item.first + i;
+        const Grad* grad = static_cast<const Grad*>(f.grad) + walk.item.batch * f.grad_stride[0] +
+                           k % p.kept * f.grad_stride[1];
+        TokenTerms* terms = f.terms == nullptr ? nullptr : f.terms + k;
+        make_token(p, walk.window, i, token);
+        if (!dense) {
+          for (int64_t n = 0; n < p.features; ++n) row[n] = to_float(grad[n * f.grad_stride[2]]);
+          (terms == nullptr ? &accumulate<false, float>
+                            : &accumulate<true, float>)(p, token, row, f.mean[k], f.rstd[k], weight,
+                                                        bias, terms);
+        } else {
+          (terms == nullptr ? &accumulate<false, Grad>
+                            : &accumulate<true, Grad>)(p, token, grad, f.mean[k], f.rstd[k], weight,
+                                                       bias, terms);
         }
       }
     }

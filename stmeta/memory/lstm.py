@@ -35,7 +35,7 @@ class LSTMCell(nn.Module):
 
     def initial_state(self, batch: int) -> LSTMState:
         """Zeros, on the device and in the dtype of the weights."""
-        zero = self.lstm.weight_hh_l0.new_zeros(batch, self.out_dim)
+        zero = next(self.lstm.parameters()).new_zeros(batch, self.out_dim)
         return LSTMState(zero, zero)
 
     def forward(self, x: Tensor, state: LSTMState | None = None) -> tuple[Tensor, LSTMState]:

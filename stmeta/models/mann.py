@@ -1,4 +1,23 @@
-"""Few-shot classification with a memory-augmented network (Santoro et al. 2016)."""
+"""Few-shot classification with a memory-augmented network (Santoro et al. 2016).
+
+The network of the paper is `FewShotConfig.plain()`. It must first find out that a memory can bind a
+clip to a label, which takes tens of thousands of episodes. The defaults build that in: keys and
+written rows are linear maps of the clips themselves. They begin to match within about 2,000 episodes.
+
+Measured on Gaussian classes (96 features, 16 classes to train on, 8 new ones, 5 ways, 10 clips of
+each, Adam 3e-3, batches of 32), accuracy on new classes at the 1st / 2nd / 3rd / 5th / 10th clip:
+
+    episodes                      5,120                 19,968
+    defaults             19 / 61 / 81 / 87 / 91   33 / 64 / 80 / 88 / 93
+    augment=False        28 / 55 / 72 / 79 / 85
+    direct_keys=False *  36 / 34 / 42 / 53 / 63
+    bind=False *         33 / 25 / 24 / 22 / 21   (loss 1.593: no use of the memory yet)
+    plain(), Adam 1e-3   33 / 27 / 23 / 22 / 21   (loss 1.600; ln 5 = 1.609)
+    memory="lstm" **     31 / 23 / 22 / 21 / 20   (loss 1.606)
+
+* With controller_features=True, as the LSTM must then see the clips. ** With augment=False.
+One thread makes about 250 episodes per second. The nearest class mean, which knows that the problem is Gaussian, has 92 at the 5th clip.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stmeta.memory.lstm import LSTMCell, LSTMState
-from stmeta.memory.mann import MANNCell, MANNConfig, MANNState
+from stmeta.memory.lstm import LSTMCell
+from stmeta.memory.mann import MANNCell, MANNConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +39,7 @@ class FewShotConfig:
     memory: Literal["mann", "lstm"] = "mann"
     """"lstm" is the baseline without an external memory."""
     mann: MANNConfig = field(
-        default_factory=lambda: MANNConfig(hidden=64, rows=64, width=128, reads=2)
+        default_factory=lambda: MANNConfig(hidden=64, rows=64, width=96, reads=2)
     )
     standardise: bool = True
     """Give every feature zero mean and unit variance over the training classes."""
@@ -32,8 +51,22 @@ class FewShotConfig:
     """The LSTM sees the features; otherwise it sees labels and what was read."""
     gate_bias: float = -2.0
     """Start value of the write gate: below 0 new rows are preferred to rows just read."""
-    augment: bool = False
-    """Change the features of each training episode, see `augment_episode_features`."""
+    augment: bool = True
+    """Flip signs of features in training, see `augment_episode_features`. 2 to 9 points more on
+    new classes at the 5th clip, in five trials of five; fewer right guesses at the 1st."""
+
+    def __post_init__(self) -> None:
+        blind = not self.controller_features and not (self.direct_keys and self.bind)
+        if blind and self.memory == "mann":
+            raise ValueError(
+                "FewShotConfig: without direct_keys or without bind the LSTM must see the clips to "
+                "read or write them; set controller_features = True"
+            )
+        if self.augment and not self.standardise and self.memory == "mann":
+            raise ValueError(
+                "FewShotConfig: augment needs standardise = True, as flipping the sign of a "
+                "feature keeps a class in place only around zero; set both or neither"
+            )
 
     @classmethod
     def plain(cls) -> FewShotConfig:
@@ -45,6 +78,7 @@ class FewShotConfig:
             bind=False,
             controller_features=True,
             gate_bias=0.0,
+            augment=False,
         )
 
 
@@ -90,7 +124,6 @@ class FewShotMANN(nn.Module):
         features: Tensor,
         label: Tensor,
         generator: torch.Generator | None = None,
-        state: MANNState | LSTMState | None = None,
     ) -> Tensor:
         """Classify the steps of episodes.
 
@@ -98,7 +131,6 @@ class FewShotMANN(nn.Module):
             features: [B, L, D].
             label: int64 [B, L], 0 ... ways - 1; step t sees only those before t.
             generator: source of randomness for `augment`, in training.
-            state: memory to start from; None = empty.
 
         Returns:
             logits [B, L, ways].
@@ -109,14 +141,10 @@ class FewShotMANN(nn.Module):
         self._check(features, label)
         # An episode adds to its memory step by step: that stays in the dtype of the weights.
         with torch.autocast(features.device.type, enabled=False):
-            return self._classify(features, label, generator, state)
+            return self._classify(features, label, generator)
 
     def _classify(
-        self,
-        features: Tensor,
-        label: Tensor,
-        generator: torch.Generator | None,
-        state: MANNState | LSTMState | None,
+        self, features: Tensor, label: Tensor, generator: torch.Generator | None
     ) -> Tensor:
         batch, length = label.shape
         x = features.to(self.head.weight.dtype)
@@ -129,7 +157,7 @@ class FewShotMANN(nn.Module):
         seen = [x] if self.config.controller_features or self.config.memory == "lstm" else []
         inputs = torch.cat([*seen, known], dim=2)
         if isinstance(self.cell, LSTMCell):
-            return self.head(self.cell(inputs, state)[0])  # type: ignore[arg-type]
+            return self.head(self.cell(inputs)[0])
         key = add = None
         if self.key is not None:
             slots = (batch, length, self.config.mann.reads, self.config.mann.width)
@@ -138,7 +166,7 @@ class FewShotMANN(nn.Module):
             if self.value is not None:
                 last = F.pad(clip[:, :-1], (0, 0, 1, 0))
                 add = (last + self.value(known)).view(slots)
-        return self.head(self.cell(inputs, state, key=key, add=add)[0])  # type: ignore[arg-type]
+        return self.head(self.cell(inputs, key=key, add=add)[0])
 
     def _check(self, features: Tensor, label: Tensor) -> None:
         if features.ndim != 3 or features.shape[2] != self.in_dim:
@@ -155,8 +183,8 @@ class FewShotMANN(nn.Module):
 def augment_episode_features(features: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Flip the signs of random features, the same for all steps of an episode.
 
-    Every episode then shows new classes with the same distances, so that few training classes
-    cannot be learned by heart.
+    Every episode then shows classes never seen before, with the distances unchanged, so that a
+    few training classes cannot be learned by heart.
 
     Args:
         features: [B, L, D], centred.

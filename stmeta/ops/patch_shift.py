@@ -193,16 +193,17 @@ def _fake(
     kept = (frames // t) * (height // p) * (width // p) if ids_keep is None else ids_keep.shape[1]
     tokens = video.new_empty(batch, kept, t * p * p * (len(shifts) // 3) * channels, dtype=dtype)
     stats = (0,) if weight is None else (batch, kept)
-    mean, rstd = (video.new_empty(stats, dtype=torch.float32) for _ in range(2))
-    return tokens, mean, rstd
+    mean = video.new_empty(stats, dtype=torch.float32)
+    return tokens, mean, torch.empty_like(mean)
 
 
 def _backward_fake(grad: Tensor, video: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     needs = rest[-1]
-    features = grad.shape[2]
+    sizes = [grad.shape[2] if need else 0 for need in needs[1:]]
     return (
         video.new_empty(video.shape if needs[0] else (0,)),
-        *(video.new_empty(features if need else 0, dtype=torch.float32) for need in needs[1:]),
+        video.new_empty(sizes[0], dtype=torch.float32),
+        video.new_empty(sizes[1], dtype=torch.float32),
     )
 
 

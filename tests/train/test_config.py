@@ -31,8 +31,8 @@ def test_unknown_recipe_lists_the_others():
 
 def test_command_line_reaches_every_level():
     config, resume = parse(
-        ["--fused", "--stage", "pretrain", "classify", "--pretrain.optim.lr", "0.5"]
-        + ["--model.dim", "48", "--data", "videos", "--precision", "bf16"]
+        "--fused --stage pretrain classify --pretrain.optim.lr 0.5 --model.dim 48 "
+        "--data videos --precision bf16".split()
     )
     assert (config.fused, resume) == (True, False)
     assert config.stage == ("pretrain", "classify")

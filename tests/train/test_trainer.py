@@ -20,7 +20,8 @@ from stmeta.trainer import NonFiniteLossError, Trainer, learning_rate, make_opti
 class Toy:
     """Linear regression with dropout on batches that are a function of their position."""
 
-    name, metric, evals, steps = "toy", "score", 2, 20
+    name, evals, steps = "toy", 2, 20
+    metric, sign, shown = "score", 1, ("score",)
     optim = OptimConfig(lr=0.05)
 
     def __init__(self):
@@ -158,7 +159,8 @@ def test_decay_and_layer_groups():
 
 
 def test_step_seeds_differ():
-    seeds = {step_seed(s, n, t) for s in range(3) for n in ("pretrain", "classify") for t in range(99)}
+    names = ("pretrain", "classify")
+    seeds = {step_seed(s, n, t) for s in range(3) for n in names for t in range(99)}
     assert len(seeds) == 3 * 2 * 99
 
 

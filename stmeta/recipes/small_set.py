@@ -1,0 +1,35 @@
+"""Classification from scratch on a few hundred labelled videos."""
+
+from __future__ import annotations
+
+from stmeta.config import ClassifyConfig, ClipConfig, OptimConfig, PretrainConfig, TrainConfig
+from stmeta.models.small_vit import DecoderConfig, SmallViTConfig
+
+
+def recipe() -> TrainConfig:
+    """Pretrain on the set's own clips, then classify."""
+    return TrainConfig(
+        recipe="small_set",
+        stage=("pretrain", "classify"),
+        model=SmallViTConfig(
+            image_size=64,
+            frames=8,
+            tubelet=4,
+            patch=8,
+            dim=128,
+            depth=6,
+            heads=4,
+            head_dim=32,
+            decoder=DecoderConfig(dim=96, depth=2, heads=3, head_dim=32),
+        ),
+        clip=ClipConfig(stride=4, hflip=0.5, crop_scale=(0.5, 1.0)),
+        pretrain=PretrainConfig(epochs=80, mask_ratio=0.75, optim=OptimConfig(lr=1.5e-3)),
+        classify=ClassifyConfig(
+            epochs=100,
+            mixup=0.2,
+            balanced=True,
+            drop_path=0.1,
+            views=3,
+            optim=OptimConfig(lr=1e-3, layer_decay=0.85),
+        ),
+    )

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from stmeta.memory import MANNConfig
+from stmeta.models.mann import FewShotConfig, FewShotMANN, augment_episode_features
+
+SMALL = MANNConfig(hidden=16, rows=16, width=24, reads=2)
+CONFIGS = {
+    "default": FewShotConfig(mann=SMALL),
+    "plain": FewShotConfig.plain(),
+    "lstm": FewShotConfig(memory="lstm", mann=SMALL),
+    "no direct keys": FewShotConfig(mann=SMALL, direct_keys=False, controller_features=True),
+    "no binding": FewShotConfig(mann=SMALL, bind=False, controller_features=True),
+}
+
+
+def make_episodes(classes, batch, generator, *, ways=3, instances=5, noise=0.3):
+    """Episodes of Gaussian classes: features [B, L, D] and labels [B, L], shuffled."""
+    count, dim = classes.shape
+    chosen = torch.rand(batch, count, generator=generator).argsort(1)[:, :ways]
+    label = torch.arange(ways).repeat(instances).expand(batch, -1)
+    order = torch.rand(label.shape, generator=generator).argsort(1)
+    label = label.gather(1, order)
+    features = classes[chosen.gather(1, label)]
+    return features + noise * torch.randn(batch, ways * instances, dim, generator=generator), label
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_label_is_known_one_step_later_and_not_before(name):
+    torch.manual_seed(0)
+    model = FewShotMANN(8, 3, CONFIGS[name]).eval()
+    features, label = torch.randn(2, 9, 8), torch.randint(0, 3, (2, 9))
+    other = label.clone()
+    other[:, 4] = (label[:, 4] + 1) % 3
+    moved = (model(features, label) - model(features, other)).abs().amax((0, 2)) > 0
+    assert moved.tolist() == [False] * 5 + [True] * 4
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_clip_changes_nothing_before_it(name):
+    torch.manual_seed(0)
+    model = FewShotMANN(8, 3, CONFIGS[name]).eval()
+    features, label = torch.randn(2, 9, 8), torch.randint(0, 3, (2, 9))
+    other = features.clone()
+    other[:, 4] += 1
+    moved = (model(features, label) - model(other, label)).abs().amax((0, 2)) > 0
+    assert moved[:4].tolist() == [False] * 4
+    assert moved[4:].all()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_parameter_gets_a_gradient(name):
+    torch.manual_seed(0)
+    model = FewShotMANN(8, 3, CONFIGS[name])
+    generator = torch.Generator().manual_seed(0)
+    label = torch.randint(0, 3, (2, 9))
+    logits = model(torch.randn(2, 9, 8), label, generator=generator)
+    assert logits.shape == (2, 9, 3)
+    F.cross_entropy(logits.flatten(0, 1), label.flatten()).backward()
+    for parameter, value in model.named_parameters():
+        assert value.grad is not None and value.grad.abs().sum() > 0, parameter
+
+
+def test_it_learns_to_name_new_classes():
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    train, new = torch.randn(10, 16), torch.randn(6, 16)
+    model = FewShotMANN(16, 3, FewShotConfig(mann=SMALL))
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        features, label = make_episodes(train, 16, generator)
+        logits = model(features, label, generator=generator)
+        loss = F.cross_entropy(logits.flatten(0, 1), label.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval()
+    features, label = make_episodes(new, 200, generator)
+    with torch.no_grad():
+        hit = (model(features, label).argmax(2) == label).float()
+    instance = F.one_hot(label, 3).cumsum(1).gather(2, label[..., None])[..., 0]
+    first, last = float(hit[instance == 1].mean()), float(hit[instance == 5].mean())
+    assert last > 0.8
+    assert first < 0.7  # a guess; chance is 1/3, and 0.61 if it knows which names are taken
+
+
+def test_augmentation_keeps_distances_within_an_episode():
+    x = torch.randn(3, 7, 5, dtype=torch.float64)
+    y = augment_episode_features(x, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(torch.cdist(y, y), torch.cdist(x, x))
+    assert torch.equal(y.abs(), x.abs())
+    sign = y / x
+    torch.testing.assert_close(sign, sign[:, :1].expand_as(sign))
+    assert not torch.equal(sign[0], sign[1])
+    assert torch.equal(y, augment_episode_features(x, torch.Generator().manual_seed(0)))
+
+
+def test_augmentation_and_statistics_only_in_training():
+    torch.manual_seed(0)
+    model = FewShotMANN(8, 3, FewShotConfig(mann=SMALL))
+    features, label = 5 + 3 * torch.randn(4, 9, 8), torch.randint(0, 3, (4, 9))
+    seeds = [torch.Generator().manual_seed(s) for s in (0, 1, 1)]
+    a, b, c = (model(features, label, generator=g) for g in seeds)
+    assert not torch.equal(a, b)
+    assert torch.equal(b, c)
+    for _ in range(60):
+        model(features, label)
+    torch.testing.assert_close(
+        model.standardise.running_mean, features.mean((0, 1)), rtol=1e-2, atol=1e-2
+    )
+    model.eval()
+    before = model.standardise.running_mean.clone()
+    assert torch.equal(model(features, label), model(features, label))
+    assert torch.equal(model.standardise.running_mean, before)
+
+
+def test_autocast_changes_nothing():
+    torch.manual_seed(0)
+    model = FewShotMANN(8, 3, FewShotConfig(mann=SMALL)).eval()
+    features, label = torch.randn(2, 9, 8), torch.randint(0, 3, (2, 9))
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model(features, label)
+    assert torch.equal(half, model(features, label))
+
+
+def test_state_dict_round_trip():
+    torch.manual_seed(0)
+    one, two = (FewShotMANN(8, 3, FewShotConfig(mann=SMALL)) for _ in range(2))
+    features, label = torch.randn(2, 9, 8), torch.randint(0, 3, (2, 9))
+    one(features, label)  # moves the statistics
+    one.eval(), two.eval()
+    assert not torch.equal(one(features, label), two(features, label))
+    two.load_state_dict(one.state_dict())
+    assert torch.equal(one(features, label), two(features, label))
+
+
+@pytest.mark.parametrize(
+    ("features", "label", "message"),
+    [
+        (
+            torch.zeros(2, 9, 7),
+            torch.zeros(2, 9).long(),
+            r"\[B, L, 8\], got \[2, 9, 7\]",
+        ),
+        (torch.zeros(2, 9, 8), torch.zeros(2, 8).long(), r"label must be .* \[2, 9\]"),
+        (torch.zeros(2, 9, 8), torch.zeros(2, 9), "label must be int64"),
+    ],
+)
+def test_errors(features, label, message):
+    with pytest.raises(ValueError, match=message):
+        FewShotMANN(8, 3)(features, label)
+
+
+def test_flipping_signs_needs_centred_features():
+    with pytest.raises(ValueError, match="augment needs standardise = True"):
+        FewShotConfig(standardise=False)
+
+
+@pytest.mark.parametrize("off", ["direct_keys", "bind"])
+def test_a_network_that_cannot_see_the_clips_is_an_error(off):
+    with pytest.raises(ValueError, match="set controller_features = True"):
+        FewShotConfig(**{off: False})

@@ -1,0 +1,122 @@
+"""Whole runs from the command line, on real encoded clips."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stmeta.data.datasets import motions
+from stmeta.train import main
+
+STAGES = ("pretrain", "classify", "fewshot")
+SMALL = (
+    "--model.dim 32 --model.depth 2 --model.heads 2 --model.head-dim 16 --clip.stride 2 "
+    "--pretrain.batch-size 8 --classify.batch-size 8 --pretrain.evals 1 --classify.evals 1 "
+    "--fewshot.ways 3 --fewshot.instances 4 --fewshot.batch-size 4 --fewshot.episodes 40 "
+    "--fewshot.test-episodes 10 --fewshot.evals 1 --fewshot.views 1 --save-every 1 "
+    f"--stage {' '.join(STAGES)}"
+).split()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return motions.build(tmp_path_factory.mktemp("motions"), size="tiny")
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    done = subprocess.run(command(data, out), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out, done.stdout
+
+
+def command(data, out, *more):
+    arguments = [*SMALL, "--fused", "--max-steps", "6", "--data", str(data), "--out", str(out)]
+    return [sys.executable, "-m", "stmeta.train", *arguments, *more]
+
+
+def test_run_leaves_what_the_documents_say(whole):
+    out, printed = whole
+    for name in ("config.json", "metrics.json", "curves.png", "reconstruction.png"):
+        assert (out / name).stat().st_size > 0
+    for name in ("confusion.png", "fewshot.png"):
+        assert (out / name).stat().st_size > 5000
+    for stage in STAGES:
+        names = {p.name for p in (out / stage).iterdir()}
+        assert {"last.pt", "last.safetensors", "best.safetensors"} <= names
+        assert any(name.startswith("events.out") for name in names)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert list(metrics["stages"]) == list(STAGES)
+    for record in metrics["stages"].values():
+        assert len(record["history"]) == record["steps"] == 6
+        assert 0 <= record["data_wait_share"] <= 1
+        assert record.get("skipped", []) == []
+    assert 0 <= metrics["stages"]["classify"]["final"]["macro_f1_low"] <= 1
+    assert "result on unseen clips" in printed
+    assert not list(out.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_and_resumed_is_bit_identical(data, whole, tmp_path):
+    out = tmp_path / "killed"
+    for stage in STAGES:
+        resume = ["--resume"] if (out / "config.json").exists() else []
+        process = subprocess.Popen(command(data, out, *resume), stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while not (out / stage / "last.pt").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        step = torch.load(out / stage / "last.pt", weights_only=True)["step"]
+        assert step < 6, f"{stage} was already over when it was killed"
+    done = subprocess.run(command(data, out, "--resume"), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for stage in STAGES:
+        first, second = (load_file(folder / stage / "last.safetensors") for folder in (whole[0], out))
+        assert first.keys() == second.keys()
+        assert all(torch.equal(first[name], second[name]) for name in first), stage
+
+
+def test_fused_and_eager_give_the_same_losses(data, tmp_path):
+    losses = {}
+    for flag in ("--fused", "--no-fused"):
+        out = tmp_path / flag.strip("-")
+        arguments = [*SMALL, "--stage", "pretrain", "classify", flag, "--max-steps", "20"]
+        assert main([*arguments, "--data", str(data), "--out", str(out)]) == 0
+        stages = json.loads((out / "metrics.json").read_text())["stages"]
+        losses[flag] = [h["loss"] for record in stages.values() for h in record["history"]]
+    assert len(losses["--fused"]) == 40
+    assert losses["--fused"] == pytest.approx(losses["--no-fused"], rel=1e-4)
+
+
+def test_second_run_never_overwrites(data, whole, capsys):
+    out, _ = whole
+    before = (out / "metrics.json").read_bytes()
+    assert main([*SMALL, "--data", str(data), "--out", str(out)]) == 1
+    assert "already holds a run" in capsys.readouterr().out
+    assert (out / "metrics.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "the folder nowhere does not exist"),
+        (["--stage", "classify"], "run the stage 'pretrain' first"),
+        (["--stage", "fewshot"], "run the stage 'classify' first"),
+    ],
+)
+def test_errors_say_what_to_do(data, tmp_path, capsys, arguments, message):
+    base = [*SMALL, "--data", str(data), "--out", str(tmp_path / "run"), *arguments]
+    assert main(base) == 1
+    assert message in " ".join(capsys.readouterr().out.split())
