@@ -22,6 +22,9 @@ lint: $(STAMP)  ## ruff, clang-format, pyright
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 	$(BIN)/pyright
 
+sanitize: $(STAMP)  ## the extension's tests under AddressSanitizer and UBSan
+	tests/sanitize.sh $(BIN)/python
+
 # torch goes in first and by its exact pin: a looser request pulls another build of several GB.
 # The project is built without isolation for the same reason: it uses the torch just installed.
 $(STAMP): pyproject.toml setup.py constraints.txt $(SOURCES)

@@ -92,6 +92,9 @@ def measure(
     """
 
     def run(call: Callable[[], Any], *, case: str, moved: int) -> None:
+        if benchmark.disabled:  # --benchmark-disable: does it run at all?
+            benchmark(call)
+            return
         for _ in range(2):  # compiles, and warms up
             first = _seconds(call, device)
         rounds = max(5, min(200, int(SECONDS / first)))

@@ -10,7 +10,7 @@ namespace stmeta {
 namespace {
 
 constexpr int64_t kWindowBytes = 192 << 10;  // of a staged window: a part of L2
-constexpr int64_t kStreamBytes = 8 << 20;    // larger outputs do not stay in the caches
+constexpr int64_t kStreamBytes = 16 << 20;   // below, the next op may find them in L3
 constexpr int64_t kBlocks = 64;              // partial sums of the parameters' gradients
 
 using Ints = std::vector<int64_t>;
@@ -74,6 +74,7 @@ void lay_out(Call& call, bool one_token) {
   p.window[kWidth] = p.group * p.patch + around;
   p.pitch = p.window[kWidth] * p.channels;
   p.window_floats = round_up(p.window[kTime] * p.window[kHeight] * p.pitch + 16, 16);
+  STD_TORCH_CHECK(p.window_floats < INT32_MAX, "patch_shift: shifts reach too far for this clip");
   p.plane = round_up(std::max(p.window[kWidth], p.size[kWidth]), 16);
   p.features = p.tubelet * p.patch * p.patch * p.shift_count * p.channels;
   p.padded = round_up(p.features, 64);
@@ -118,7 +119,8 @@ const float* take_parameter(const std::optional<Tensor>& tensor, const Call& cal
                   "patch_shift: ", name, " must be [F] = [", call.p.features,
                   "] float32 on the CPU");
   const float* data = tensor->const_data_ptr<float>();
-  for (int64_t i = 0; i < call.p.features; ++i) out[i] = data[i * tensor->stride(0)];
+  const int64_t stride = tensor->stride(0);
+  for (int64_t i = 0; i < call.p.features; ++i) out[i] = data[i * stride];
   return out.get();
 }
 
@@ -238,6 +240,9 @@ std::tuple<Tensor, Tensor, Tensor> patch_shift_backward(
   STD_TORCH_CHECK(grad.dim() == 3 && grad.size(0) == p.batch && grad.size(1) == p.kept &&
                       grad.size(2) == p.features,
                   "patch_shift: grad must be [B, K, F]");
+  const int64_t rows = p.norm ? p.batch * p.kept : 0;
+  STD_TORCH_CHECK(mean.numel() == rows && rstd.numel() == rows && needs.size() == 3,
+                  "patch_shift: mean and rstd must be [B, K], needs [3]");
   mean = torch::stable::contiguous(mean);
   rstd = torch::stable::contiguous(rstd);
   const auto sizes = video.sizes();

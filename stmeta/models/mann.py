@@ -2,7 +2,7 @@
 
 The network of the paper is `FewShotConfig.plain()`. It must first find out that a memory can bind a
 clip to a label, which takes tens of thousands of episodes. The defaults build that in: keys and
-written rows are linear maps of the clips themselves. They begin to match within about 2,000 episodes.
+written rows are linear maps of the clips themselves, and matching begins within 2,000 episodes.
 
 Measured on Gaussian classes (96 features, 16 classes to train on, 8 new ones, 5 ways, 10 clips of
 each, Adam 3e-3, batches of 32), accuracy on new classes at the 1st / 2nd / 3rd / 5th / 10th clip:
@@ -16,7 +16,8 @@ each, Adam 3e-3, batches of 32), accuracy on new classes at the 1st / 2nd / 3rd 
     memory="lstm" **     31 / 23 / 22 / 21 / 20   (loss 1.606)
 
 * With controller_features=True, as the LSTM must then see the clips. ** With augment=False.
-One thread makes about 250 episodes per second. The nearest class mean, which knows that the problem is Gaussian, has 92 at the 5th clip.
+One thread makes about 250 episodes per second. The nearest class mean, which knows that the
+problem is Gaussian, has 92 at the 5th clip.
 """
 
 from __future__ import annotations

@@ -18,10 +18,12 @@ def recipe() -> TrainConfig:
         recipe="demo",
         # Flipping a clip would turn one class (left) into another (right).
         clip=ClipConfig(stride=2, hflip=0.0, crop_scale=(0.7, 1.0), crop_ratio=(0.9, 1.1)),
-        pretrain=PretrainConfig(epochs=20, mask_ratio=0.75, optim=OptimConfig(lr=1.5e-3)),
-        classify=ClassifyConfig(epochs=15, drop_path=0.0, optim=OptimConfig(lr=1e-3)),
+        pretrain=PretrainConfig(epochs=8, mask_ratio=0.75, optim=OptimConfig(lr=1.5e-3)),
+        classify=ClassifyConfig(epochs=20, drop_path=0.0, optim=OptimConfig(lr=1e-3)),
         classify_masked=ClassifyConfig(
-            epochs=15, mask_ratio=0.5, drop_path=0.0, optim=OptimConfig(lr=1e-3)
+            epochs=20, mask_ratio=0.5, drop_path=0.0, optim=OptimConfig(lr=1e-3)
         ),
-        fewshot=FewShotConfig(),
+        fewshot=FewShotConfig(
+            episodes=6400, optim=OptimConfig(lr=3e-3, weight_decay=0.0, clip_grad=10.0)
+        ),
     )
