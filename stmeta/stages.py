@@ -259,9 +259,7 @@ class FewShotStage:
         self.test_loader.load_state_dict({"epoch": 0, "position": 0})
         for batch in self.test_loader:
             label = batch.label.to(self.device)
-            hit = (
-                (self.model(self._features(batch), label).argmax(2) == label).float().cpu()
-            )
+            hit = (self.model(self._features(batch), label).argmax(2) == label).float().cpu()
             instance = batch.instance.cpu()
             hits.scatter_add_(0, instance.flatten(), hit.flatten())
             seen.scatter_add_(0, instance.flatten(), torch.ones(hit.numel()))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 
 import pytest
@@ -83,7 +86,9 @@ def test_killed_in_every_stage_and_resumed_is_bit_identical(data, whole, tmp_pat
     done = subprocess.run(command(data, out, "--resume"), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     for stage in STAGES:
-        first, second = (load_file(folder / stage / "last.safetensors") for folder in (whole[0], out))
+        first, second = (
+            load_file(folder / stage / "last.safetensors") for folder in (whole[0], out)
+        )
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first), stage
 
@@ -98,6 +103,25 @@ def test_fused_and_eager_give_the_same_losses(data, tmp_path):
         losses[flag] = [h["loss"] for record in stages.values() for h in record["history"]]
     assert len(losses["--fused"]) == 40
     assert losses["--fused"] == pytest.approx(losses["--no-fused"], rel=1e-4)
+
+
+def test_broken_samples_in_a_shard_do_not_stop_a_run(data, tmp_path):
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    with tarfile.open(copy / "train" / "000000.tar", "a") as shard:
+        for number, video in enumerate((b"garbage" * 99, b"", b"\0\0\0\x18ftypmp42" + b"\0" * 50)):
+            for suffix, content in (("mp4", video), ("cls", b"0")):
+                member = tarfile.TarInfo(f"broken{number}.{suffix}")
+                member.size = len(content)
+                shard.addfile(member, io.BytesIO(content))
+    out = tmp_path / "run"
+    arguments = [*SMALL, "--stage", "pretrain", "--max-steps", "14", "--fused"]  # over an epoch
+    assert main([*arguments, "--data", str(copy), "--out", str(out)]) == 0
+    record = json.loads((out / "metrics.json").read_text())["stages"]["pretrain"]
+    assert record["steps"] == 14
+    skipped = {skip["key"]: skip["reason"] for skip in record["skipped"]}
+    assert set(skipped) == {"broken0", "broken1", "broken2"}
+    assert all(skipped.values())
 
 
 def test_second_run_never_overwrites(data, whole, capsys):

@@ -1,0 +1,55 @@
+"""What the documents say exists: commands parse, links lead somewhere, code runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import tyro
+
+from stmeta import cli
+from stmeta.train import parse
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)
+
+
+def commands() -> list[tuple[str, list[str]]]:
+    lines = [
+        line for page in PAGES for block in blocks(page, "bash") for line in block.splitlines()
+    ]
+    return [(line, shlex.split(line, comments=True)) for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize(("line", "words"), commands())
+def test_command_exists(line, words):
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), line
+    elif words[:3] == ["python", "-m", "stmeta.train"]:
+        rest = words[3:]
+        if "--help" in rest or "--resume" in rest:  # these print, or read a run's folder
+            rest = [word for word in rest if word not in ("--help", "--resume", "runs/demo")]
+        parse(rest)
+    elif words[0] == "stmeta":
+        names = {"shard": cli.Shard, "index": cli.Index, "dataset": cli.Dataset}
+        tyro.cli(names[words[1]], args=words[2:])
+    else:
+        assert words[0] in ("pip", "pytest"), f"no check for: {line}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_compiles(page):
+    for block in blocks(page, "python"):
+        compile(block, page.name, "exec")
