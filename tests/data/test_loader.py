@@ -378,7 +378,9 @@ def test_a_forgotten_loader_stops_its_threads(split):
 
 def test_ctrl_c_ends_a_program_that_never_closes_its_loader(split):
     code = (
-        "import sys\n"
+        "import signal, sys\n"
+        # A shell starts background jobs with Ctrl-C ignored, and they hand that on.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from stmeta.data.loader import ClipLoader, LoaderConfig\n"
         "loader = ClipLoader(sys.argv[1], LoaderConfig(batch_size=4, frames=8, cache_mib=0))\n"
         "while True:\n"
