@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
-BLUE, ORANGE, GREY = "#2a6fbb", "#e07b39", "#8a8a8a"
+BLUE, ORANGE, GREEN, GREY = "#2a6fbb", "#e07b39", "#3a9a5b", "#8a8a8a"
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -38,7 +38,7 @@ def curves(stages: dict[str, dict[str, Any]], path: Path) -> None:
             bottom.set_axis_off()
             continue
         _curve(bottom, history, evals, accuracy)
-        for k, shade in (("instance_1", GREY), ("instance_5", BLUE), ("instance_10", ORANGE)):
+        for k, shade in (("instance_1", GREY), ("instance_5", GREEN), ("instance_10", ORANGE)):
             if evals and k in evals[0]:
                 values = [e[k] for e in evals]
                 label = f"new classes, clip {k.split('_')[1]}"
