@@ -71,7 +71,7 @@ class _Context:
     resume: bool
 
     def loader(
-        self, split: str, *, batch_size: int, train: bool, epoch_seed: int = 0, views: int = 1
+        self, split: str, *, batch_size: int, train: bool, seed_offset: int = 0, views: int = 1
     ) -> ClipLoader:
         root = self.data / split
         if not root.is_dir():
@@ -86,7 +86,7 @@ class _Context:
             batch_size=batch_size,
             train=train,
             views=views,
-            seed=self.config.seed + epoch_seed,
+            seed=self.config.seed + seed_offset,
             device=self.device,
         )
 
@@ -124,7 +124,7 @@ def _classify(context: _Context) -> dict[str, Any]:
     settings: ClassifyConfig = getattr(context.config, context.stage)
     size = settings.batch_size
     with (
-        context.loader("train", batch_size=size, train=True, epoch_seed=1) as train,
+        context.loader("train", batch_size=size, train=True, seed_offset=1) as train,
         context.loader("val", batch_size=size, train=False, views=settings.views) as val,
     ):
         classes = _classes_of(train.index)
@@ -158,7 +158,7 @@ def _fewshot(context: _Context) -> dict[str, Any]:
     encoder.eval()
     tables = {}
     for split, views, train in (("train", settings.views, True), ("heldout", 1, False)):
-        with context.loader(split, batch_size=size, train=train, epoch_seed=2) as loader:
+        with context.loader(split, batch_size=size, train=train, seed_offset=2) as loader:
             tables[split] = _feature_table(encoder, loader, views, context.device)
     torch.manual_seed(config.seed)
     model = FewShotMANN(context.config.model.dim, settings.ways, settings.head).to(context.device)
