@@ -1,4 +1,4 @@
-"""Fused operations on video. Each has an eager reference, and implementations per device.
+"""Fused operations on video and on memories: an eager reference each, and kernels per device.
 
 `backend="auto"` takes the first implementation that can run; `python -m stmeta.ops` shows which.
 """
@@ -6,15 +6,53 @@
 from __future__ import annotations
 
 from stmeta.ops._dispatch import BACKENDS, availability, backend, explain, resolve
+from stmeta.ops.content_addressing import content_addressing, content_addressing_ref
+from stmeta.ops.erase_add import erase_add, erase_add_ref
+from stmeta.ops.gather_tokens import gather_tokens, gather_tokens_ref
+from stmeta.ops.location_addressing import location_addressing, location_addressing_ref
+from stmeta.ops.lrua_step import LRUAStep, lrua_step, lrua_step_ref
+from stmeta.ops.masked_patch_loss import masked_patch_loss, masked_patch_loss_ref, patch_targets
+from stmeta.ops.memory_read import memory_read, memory_read_ref
+from stmeta.ops.ntm_step import NTMStep, ntm_step, ntm_step_ref
 from stmeta.ops.patch_shift import patch_shift, patch_shift_ref, shift_offsets
+from stmeta.ops.random_masking import Masking, MaskMode, random_masking, random_masking_ref
+from stmeta.ops.restore_tokens import restore_tokens, restore_tokens_ref
+from stmeta.ops.shifted_patch_embed import shifted_patch_embed, shifted_patch_embed_ref
 
 __all__ = [
     "BACKENDS",
+    "LRUAStep",
+    "MaskMode",
+    "Masking",
+    "NTMStep",
     "availability",
     "backend",
+    "content_addressing",
+    "content_addressing_ref",
+    "erase_add",
+    "erase_add_ref",
     "explain",
+    "gather_tokens",
+    "gather_tokens_ref",
+    "location_addressing",
+    "location_addressing_ref",
+    "lrua_step",
+    "lrua_step_ref",
+    "masked_patch_loss",
+    "masked_patch_loss_ref",
+    "memory_read",
+    "memory_read_ref",
+    "ntm_step",
+    "ntm_step_ref",
     "patch_shift",
     "patch_shift_ref",
+    "patch_targets",
+    "random_masking",
+    "random_masking_ref",
     "resolve",
+    "restore_tokens",
+    "restore_tokens_ref",
     "shift_offsets",
+    "shifted_patch_embed",
+    "shifted_patch_embed_ref",
 ]

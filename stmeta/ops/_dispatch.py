@@ -99,7 +99,7 @@ def availability(op: str) -> dict[str, str]:
     cells = dict(missing[op])
     for name in BACKENDS[1:]:
         if "cpu" not in _DEVICES[name] and not torch.cuda.is_available():
-            cells[name] = cells[name] or "there is no CUDA device here"
+            cells[name] = "needs a CUDA device"
     return cells
 
 

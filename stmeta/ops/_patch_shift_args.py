@@ -66,28 +66,28 @@ def check(
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     dtype: torch.dtype | None,
+    op: str = "patch_shift",
 ) -> Offsets:
     if video.dim() != 5:
         raise ValueError(
-            f"patch_shift: video must be [B, C, T, H, W], got {list(video.shape)}; "
-            "one clip is video[None]"
+            f"{op}: video must be [B, C, T, H, W], got {list(video.shape)}; one clip is video[None]"
         )
     if video.dtype not in (torch.uint8, torch.float64, *_DTYPES):
         raise ValueError(
-            f"patch_shift: video must be uint8 or floating point, got {video.dtype}; "
+            f"{op}: video must be uint8 or floating point, got {video.dtype}; "
             "use .to(torch.uint8) for bytes"
         )
     channels, frames, height, width = video.shape[1:]
     for name, value in (("tubelet", tubelet), ("patch", patch)):
         if not isinstance(value, int) or value < 1:
-            raise ValueError(f"patch_shift: {name} must be a positive int, got {value!r}")
+            raise ValueError(f"{op}: {name} must be a positive int, got {value!r}")
     if (
         0 in (channels, frames, height, width)
         or frames % tubelet
         or (height % patch or width % patch)
     ):
         raise ValueError(
-            f"patch_shift: [T, H, W] must be positive multiples of [{tubelet}, {patch}, {patch}], "
+            f"{op}: [T, H, W] must be positive multiples of [{tubelet}, {patch}, {patch}], "
             f"got {[frames, height, width]}, C = {channels}; crop or resize the clip"
         )
     offsets = shift_offsets(shifts, tubelet, patch) if isinstance(shifts, str) else shifts
@@ -98,58 +98,61 @@ def check(
         or tuple(offsets[0]) != (0, 0, 0)
     ):
         raise ValueError(
-            "patch_shift: shifts must be triples (dt, dy, dx) of ints, the first (0, 0, 0), "
+            f"{op}: shifts must be triples (dt, dy, dx) of ints, the first (0, 0, 0), "
             f"got {shifts!r}"
         )
     if (mean is None) != (std is None):
-        raise ValueError("patch_shift: mean and std go together, got one of them; pass both")
+        raise ValueError(f"{op}: mean and std go together, got one of them; pass both")
     for name, numbers in (("mean", mean), ("std", std)):
         if numbers is not None and len(numbers) != channels:
             raise ValueError(
-                f"patch_shift: {name} must have C = {channels} numbers, got {len(numbers)}; "
+                f"{op}: {name} must have C = {channels} numbers, got {len(numbers)}; "
                 "is the video [B, C, T, H, W]?"
             )
     if std is not None and any(float(s) <= 0 for s in std):
-        raise ValueError(f"patch_shift: std must be positive, got {list(std)}")
+        raise ValueError(f"{op}: std must be positive, got {list(std)}")
     allowed = (torch.float64,) if video.dtype == torch.float64 else _DTYPES
     if dtype is not None and dtype not in allowed:
         raise ValueError(
-            f"patch_shift: dtype must be one of {allowed} for a video of {video.dtype}, got {dtype}"
+            f"{op}: dtype must be one of {allowed} for a video of {video.dtype}, got {dtype}"
         )
     return offsets
 
 
 def check_norm(
-    video: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float
+    video: Tensor,
+    size: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    op: str = "patch_shift",
 ) -> None:
     if (weight is None) != (bias is None):
-        raise ValueError(
-            "patch_shift: norm_weight and norm_bias go together, got one of them; pass both"
-        )
+        raise ValueError(f"{op}: norm_weight and norm_bias go together, got one of them; pass both")
     features = size * video.shape[1]
     for name, tensor in (("norm_weight", weight), ("norm_bias", bias)):
         if tensor is None:
             continue
         if tensor.shape != (features,) or not tensor.is_floating_point():
             raise ValueError(
-                f"patch_shift: {name} must be [F] = [{features}] floating point, "
+                f"{op}: {name} must be [F] = [{features}] floating point, "
                 f"got {list(tensor.shape)} {tensor.dtype}; F = t*p*p*S*C"
             )
         if tensor.device != video.device:
             raise ValueError(
-                f"patch_shift: {name} must be on the video's device {video.device}, "
+                f"{op}: {name} must be on the video's device {video.device}, "
                 f"got {tensor.device}; use .to(video.device)"
             )
     if weight is not None and eps < 0:
-        raise ValueError(f"patch_shift: eps must not be negative, got {eps}")
+        raise ValueError(f"{op}: eps must not be negative, got {eps}")
 
 
-def check_ids(video: Tensor, ids_keep: Tensor, tubelet: int, patch: int) -> None:
+def check_ids(
+    video: Tensor, ids_keep: Tensor, tubelet: int, patch: int, op: str = "patch_shift"
+) -> None:
     batch, _, frames, height, width = video.shape
     count = (frames // tubelet) * (height // patch) * (width // patch)
-    rule = (
-        f"patch_shift: ids_keep must be [B, K] = [{batch}, K] int64 with values below N = {count}"
-    )
+    rule = f"{op}: ids_keep must be [B, K] = [{batch}, K] int64 with values below N = {count}"
     if ids_keep.dim() != 2 or ids_keep.shape[0] != batch or ids_keep.dtype != torch.int64:
         raise ValueError(f"{rule}, got {list(ids_keep.shape)} {ids_keep.dtype}")
     if ids_keep.device != video.device:

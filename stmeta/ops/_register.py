@@ -62,8 +62,8 @@ def register(
         fake: computes the results' shapes, dtypes and devices.
         module: stem of the Triton launcher's module in `stmeta.kernels.triton`.
         autograd: takes a namespace (`torch.ops.stmeta` or `torch.ops.stmeta_triton`), gives
-            `(setup_context, backward)` that call that namespace's backward op. None: the op is
-            itself a backward, and differentiating it is an error.
+            `(setup_context, backward)` that call that namespace's backward op. None: the op has
+            no derivative (it is a backward, or its results are integers).
         order: device type -> backends, best first, where a benchmark says otherwise than `ORDER`.
     """
 
@@ -79,7 +79,7 @@ def register(
         overloads[namespace][op] = getattr(getattr(torch.ops, namespace), op).default
     for device in ("CUDA", "CPU") if INTERPRET else ("CUDA",):
         _libraries["stmeta_triton"].impl(op, launch, device)
-    if autograd:
+    if not op.endswith("_backward"):  # those that users call
         orders[op] = {**ORDER, **(order or {})}
         missing[op] = {"eager": "", "cpu": _why_no_kernel(op, "cpu")}
         missing[op] |= {"triton": _why_no_triton(module), "cuda": _why_no_kernel(op, "cuda")}

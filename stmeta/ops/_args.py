@@ -1,0 +1,95 @@
+"""Checks of arguments that ops share: shapes against letters, dtypes, devices, token ids."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_shapes(op: str, **arguments: tuple[Tensor, str]) -> dict[str, int]:
+    """Check shapes like "B H N", where a letter means the same size everywhere.
+
+    Args:
+        op: name of the op, for the error.
+        arguments: name -> (tensor, its letters); the first one is what the others must match, in
+            shape and in device.
+
+    Returns:
+        Letter -> size.
+
+    Raises:
+        ValueError: a shape or a device does not fit.
+    """
+    sizes: dict[str, int] = {}
+    first = next(iter(arguments))
+    device = arguments[first][0].device
+    for name, (tensor, axes) in arguments.items():
+        letters = axes.split()
+        shape = tensor.shape
+        if len(shape) != len(letters) or any(
+            sizes.setdefault(letter, size) != size
+            for letter, size in zip(letters, shape, strict=True)
+        ):
+            raise ValueError(_misfit(op, name, arguments))
+        if tensor.device != device:
+            raise ValueError(
+                f"{op}: {name} must be on {first}'s device {device}, got {tensor.device}; "
+                f"use .to({first}.device)"
+            )
+    return sizes
+
+
+def _misfit(op: str, subject: str, arguments: dict[str, tuple[Tensor, str]]) -> str:
+    sizes: dict[str, int] = {}  # as far as the arguments before the subject tell
+    first = next(iter(arguments))
+    for name, (tensor, axes) in arguments.items():
+        if name == subject:
+            break
+        sizes.update(zip(axes.split(), tensor.shape, strict=True))
+    shape, letters = list(arguments[subject][0].shape), arguments[subject][1].split()
+    rule = f"{op}: {subject} must be [{', '.join(letters)}]"
+    if subject == first:
+        return f"{rule}, got {shape}"
+    wanted = [sizes.get(letter) for letter in letters]
+    text = ", ".join(
+        letter if size is None else str(size) for letter, size in zip(letters, wanted, strict=True)
+    )
+    message = f"{rule} = [{text}] to match {first} {list(arguments[first][0].shape)}, got {shape}"
+    swapped = [*shape[:-2], *shape[:-3:-1]]
+    fits = len(shape) == len(letters) > 1 and all(
+        size in (None, other) for size, other in zip(wanted, swapped, strict=True)
+    )
+    return message + ("; did you swap the last two axes?" if fits else "")
+
+
+def check_float(op: str, name: str, tensor: Tensor) -> None:
+    """Raise ValueError unless `tensor` has a floating dtype that ops know."""
+    if tensor.dtype not in FLOATS:
+        raise ValueError(
+            f"{op}: {name} must be fp32, bf16, fp16 or fp64, got {tensor.dtype}; use .float()"
+        )
+
+
+def same_dtype(op: str, subject: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """All tensors in the dtype of the first one, `subject`: memory ops have one dtype."""
+    dtype = tensors[0].dtype
+    check_float(op, subject, tensors[0])
+    return tuple(x if x.dtype == dtype else x.to(dtype) for x in tensors)
+
+
+def check_ids(op: str, name: str, ids: Tensor, count: int) -> None:
+    """Raise ValueError unless `ids` is int64 [B, K] with values in [0, count).
+
+    Values are looked at where that is cheap and possible: not on a GPU, not while tracing.
+    """
+    if ids.dtype != torch.int64:
+        raise ValueError(f"{op}: {name} must be int64, got {ids.dtype}; use .long()")
+    plain = type(ids) is Tensor and ids.device.type == "cpu"
+    if plain and not torch.compiler.is_compiling() and ids.numel():
+        low, high = (int(bound) for bound in torch.aminmax(ids))
+        if low < 0 or high >= count:
+            raise ValueError(
+                f"{op}: {name} must have values in [0, {count}), got values from {low} to {high}"
+            )
