@@ -198,13 +198,13 @@ STMETA_FN void finish(const PatchShift& p, const float* token, float mean, float
 template <typename Out>
 STMETA_INLINE void write_token(const Forward& f, float* token, int64_t row) {
   const PatchShift& p = f.problem;
-  Out* out = static_cast<Out*>(f.tokens) + row * p.features;
+  Out* out = static_cast<Out*>(f.tokens) + (row - f.first) * p.features;
   if (!p.norm) {
     (f.stream ? &finish<true, false, Out> : &finish<false, false, Out>)(p, token, 0, 1, out);
     return;
   }
   float &mean = f.mean[row], &rstd = f.rstd[row];
-  statistics(p, token, mean, rstd);
+  if (!f.known) statistics(p, token, mean, rstd);
   (f.stream ? &finish<true, true, Out> : &finish<false, true, Out>)(p, token, mean, rstd, out);
 }
 

@@ -43,9 +43,11 @@ struct Item {
 
 struct Forward {
   PatchShift problem;
-  void* tokens;  // [B, K, F]
-  float* mean;   // [B, K], or null without LayerNorm
+  void* tokens;   // rows of F
+  int64_t first;  // which of the B * K tokens is the first row
+  float* mean;    // [B, K], or null without LayerNorm
   float* rstd;
+  bool known;   // mean and rstd are given
   bool stream;  // write around the caches: rows are whole cache lines, and too many to stay
 };
 
