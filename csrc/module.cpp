@@ -22,17 +22,18 @@ PYBIND11_MODULE(_C, m) {
       "TORCH_CUDA_ARCH_LIST)");
   m.def(
       "cpu_capability", [] { return stmeta::isa_name(stmeta::current_isa()); },
-      "Instruction set that CPU kernels use: plain, avx2 or avx512.");
+      "Instruction set that CPU kernels use: plain, avx2, avx512 or bf16dot.");
   m.def(
       "set_cpu_capability",
       [](const std::string& name) {
-        for (const stmeta::Isa isa : {stmeta::Isa::plain, stmeta::Isa::avx2, stmeta::Isa::avx512}) {
+        for (const stmeta::Isa isa :
+             {stmeta::Isa::plain, stmeta::Isa::avx2, stmeta::Isa::avx512, stmeta::Isa::bf16dot}) {
           if (name != stmeta::isa_name(isa)) continue;
           if (isa > stmeta::best_isa()) throw py::value_error("this CPU has no " + name);
           stmeta::chosen_isa() = isa;
           return;
         }
-        throw py::value_error("CPU capability must be plain, avx2 or avx512, got " + name);
+        throw py::value_error("CPU capability must be plain, avx2, avx512 or bf16dot, got " + name);
       },
       py::arg("name"), "Use another instruction set from now on, for tests.");
 }

@@ -4,6 +4,9 @@
 //   #include "../common/each_isa.h"
 //   ... STMETA_BY_ISA(forward)(problem, begin, end);
 //
+// With STMETA_BF16DOT defined there is a fourth set, AVX-512 with products of bf16 pairs, in which
+// STMETA_DOT is defined.
+//
 // In the kernels' file every function is STMETA_FN or STMETA_INLINE, and lies in the namespace
 // stmeta::STMETA_ISA. It calls no function template from outside (std::min and the like): the
 // linker could keep a copy that was compiled for a newer CPU.
@@ -46,10 +49,29 @@
 #undef STMETA_LANES
 #undef STMETA_FN
 
-#define STMETA_BY_ISA(...)                                       \
-  (current_isa() == Isa::avx512 ? &::stmeta::avx512::__VA_ARGS__ \
-   : current_isa() == Isa::avx2 ? &::stmeta::avx2::__VA_ARGS__   \
-                                : &::stmeta::plain::__VA_ARGS__)
+#if defined(STMETA_BF16DOT)
+#define STMETA_ISA bf16dot
+#define STMETA_DOT
+#define STMETA_LANES 16
+#define STMETA_FN \
+  __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")))
+#include "vec.h"
+#include STMETA_KERNELS
+#undef STMETA_ISA
+#undef STMETA_LANES
+#undef STMETA_FN
+#undef STMETA_DOT
+#else
+namespace stmeta {
+namespace bf16dot = avx512;
+}
+#endif
+
+#define STMETA_BY_ISA(...)                                          \
+  (current_isa() == Isa::bf16dot  ? &::stmeta::bf16dot::__VA_ARGS__ \
+   : current_isa() == Isa::avx512 ? &::stmeta::avx512::__VA_ARGS__  \
+   : current_isa() == Isa::avx2   ? &::stmeta::avx2::__VA_ARGS__    \
+                                  : &::stmeta::plain::__VA_ARGS__)
 #else
 #define STMETA_BY_ISA(...) (&::stmeta::plain::__VA_ARGS__)
 #endif

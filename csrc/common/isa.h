@@ -1,5 +1,5 @@
 // Which instruction set the CPU kernels use, decided once at run time: a wheel must run elsewhere.
-// STMETA_CPU=plain|avx2 in the environment lowers it, for tests and for bug reports.
+// STMETA_CPU=plain|avx2|avx512 in the environment lowers it, for tests and for bug reports.
 #pragma once
 
 #include <atomic>
@@ -8,7 +8,8 @@
 
 namespace stmeta {
 
-enum class Isa { plain, avx2, avx512 };
+// `bf16dot`: AVX-512 and its products of bf16 pairs.
+enum class Isa { plain, avx2, avx512, bf16dot };
 
 inline Isa best_isa() {
 #if defined(__x86_64__)
@@ -17,10 +18,24 @@ inline Isa best_isa() {
                     __builtin_cpu_supports("f16c");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  return avx2 ? (avx512 ? Isa::avx512 : Isa::avx2) : Isa::plain;
+  if (!avx512) return avx2 ? Isa::avx2 : Isa::plain;
+  return __builtin_cpu_supports("avx512bf16") ? Isa::bf16dot : Isa::avx512;
 #else
   return Isa::plain;
 #endif
+}
+
+inline const char* isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::bf16dot:
+      return "bf16dot";
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx2:
+      return "avx2";
+    default:
+      return "plain";
+  }
 }
 
 // The choice itself: a lower one than the best only by request.
@@ -29,18 +44,15 @@ inline std::atomic<Isa>& chosen_isa() {
     const char* wanted = std::getenv("STMETA_CPU");
     const Isa best = best_isa();
     if (wanted == nullptr) return best;
-    const Isa named = std::strcmp(wanted, "plain") == 0  ? Isa::plain
-                      : std::strcmp(wanted, "avx2") == 0 ? Isa::avx2
-                                                         : best;
+    Isa named = best;
+    for (const Isa isa : {Isa::plain, Isa::avx2, Isa::avx512}) {
+      if (std::strcmp(wanted, isa_name(isa)) == 0) named = isa;
+    }
     return named < best ? named : best;
   }();
   return chosen;
 }
 
 inline Isa current_isa() { return chosen_isa().load(std::memory_order_relaxed); }
-
-inline const char* isa_name(Isa isa) {
-  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "plain";
-}
 
 }  // namespace stmeta
