@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-EPS = 1e-6
+from stmeta.ops.lrua_step import lrua_step
 
 
 class MANNState(NamedTuple):
@@ -157,14 +157,20 @@ class MANNCell(nn.Module):
         config = self.config
         fed = torch.cat([state.h, state.reads], 1) if config.feed_reads else state.h
         h, c = lstm_gates(gates + F.linear(fed, self.recurrent.weight), state.c)
-        keys, adds, beta, alpha = self._heads(h, key, add)
-        written, w_write = self._write(state, adds, alpha)
-        source = state.memory if config.read_first else written
-        w_read = torch.softmax(beta * cosine(keys, source), dim=-1)
-        reads = (w_read @ source).flatten(1)
-        with torch.no_grad():  # w_lu is a choice of rows: no gradient passes through it
-            usage = config.decay * state.usage + (w_read + w_write).sum(1)
-        return MANNState(written, usage, w_read, reads, h, c)
+        keys, adds, strength, gate = self._heads(h, key, add)
+        step = lrua_step(
+            state.memory,
+            state.usage,
+            state.read_weights,
+            keys,
+            strength,
+            gate,
+            adds,
+            decay=config.decay,
+            read_first=config.read_first,
+            shared=config.least_used == "shared",
+        )
+        return MANNState(step.memory, step.usage, step.weight, step.read.flatten(1), h, c)
 
     def _heads(
         self, h: Tensor, key: Tensor | None, add: Tensor | None
@@ -175,19 +181,11 @@ class MANNCell(nn.Module):
         keys = heads[..., :width] if key is None else heads[..., :width] + key
         adds = keys if config.write == "key" else heads[..., width : 2 * width]
         adds = adds if add is None else adds + add
-        beta = 1 + 10 * F.softplus(heads[..., -2:-1]) if config.strength else h.new_ones(())
-        return keys, adds, beta, torch.sigmoid(heads[..., -1:])
-
-    def _write(self, state: MANNState, adds: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
-        rows = least_used(state.usage, self.config.reads)  # [B, R]
-        erased = torch.zeros_like(state.usage).scatter_(1, rows, 1.0)
-        if self.config.least_used == "shared":
-            w_least = erased[:, None]
+        if config.strength:
+            strength = 1 + 10 * F.softplus(heads[..., -2])
         else:
-            w_least = torch.zeros_like(state.read_weights).scatter_(2, rows[:, :, None], 1.0)
-        w_write = torch.lerp(w_least.expand_as(state.read_weights), state.read_weights, alpha)
-        kept = state.memory * (1 - erased)[:, :, None]
-        return torch.baddbmm(kept, w_write.transpose(1, 2), adds), w_write
+            strength = heads.new_ones(heads.shape[:2])
+        return keys, adds, strength, torch.sigmoid(heads[..., -1])
 
     def _check(self, x: Tensor, **extra: Tensor | None) -> None:
         if x.ndim != 3 or x.shape[2] != self.in_dim:
@@ -206,15 +204,3 @@ def lstm_gates(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     i, f, g, o = gates.chunk(4, dim=1)
     c = torch.addcmul(torch.sigmoid(f) * c, torch.sigmoid(i), torch.tanh(g))
     return torch.sigmoid(o) * torch.tanh(c), c
-
-
-def cosine(keys: Tensor, memory: Tensor) -> Tensor:
-    """Cosine of keys [B, R, M] with rows [B, N, M], as [B, R, N] (eq. 2); 0 for an empty row."""
-    keys = keys / (keys.norm(dim=-1, keepdim=True) + EPS)
-    scale = 1 / (memory.norm(dim=-1) + EPS)
-    return (keys @ memory.transpose(1, 2)) * scale[:, None]
-
-
-def least_used(usage: Tensor, count: int) -> Tensor:
-    """Indices [B, count] of the least used rows, least first; the lower row on a tie (eq. 5)."""
-    return usage.sort(dim=1, stable=True).indices[:, :count]

@@ -201,7 +201,7 @@ class SmallViT(nn.Module):
             ValueError: the clip is not of the size in the config.
         """
         self._check(video)
-        x = self.pos_embed(self.patch_embed(video, ids_keep), ids_keep)
+        x = self.patch_embed(video, ids_keep, self.pos_embed.table())
         if self.cls_token is not None:
             cls = (
                 self.cls_token

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from stmeta.models.small_vit import SmallViT, SmallViTConfig, make_blocks
 from stmeta.nn.block import init_weights
-from stmeta.nn.masking import Masking, MaskMode, random_masking, restore_tokens
 from stmeta.nn.positions import SeparablePositions
-from stmeta.ops.patch_shift import patch_shift
-
-EPS = 1e-6
+from stmeta.ops.gather_tokens import gather_tokens
+from stmeta.ops.masked_patch_loss import masked_patch_loss, patch_targets
+from stmeta.ops.random_masking import Masking, MaskMode, random_masking
+from stmeta.ops.restore_tokens import restore_tokens
 
 
 class MAEOutput(NamedTuple):
@@ -86,59 +87,44 @@ class VideoMAE(nn.Module):
         """
         if masking is None:
             masking = self._draw(video, mask_ratio, mask_mode, generator)
-        ids_masked = masking.ids_masked
-        if ids_masked.shape[1] == 0:
+        if masking.ids_masked.shape[1] == 0:
             raise ValueError(
                 f"VideoMAE: mask_ratio = {mask_ratio} masks none of {self.config.tokens} tokens, "
                 "so there is nothing to predict; raise it"
             )
-        latent = self.encoder(video, masking.ids_keep)
-        pred = self.decode(latent, masking, ids_masked)
-        # Only masked rows are predicted and cut out of the video, so the loss is a plain mean:
-        # sum(mse * mask) / sum(mask), every row having the same number of them.
-        target = self.targets(video, ids_masked)[0]
-        error = pred.to(target.dtype) - target
-        return MAEOutput(error.square().mean(), pred, masking)
+        pred = self.decode(self.encoder(video, masking.ids_keep), masking)
+        loss = masked_patch_loss(pred, video, ids=masking.ids_masked, **self._target())
+        return MAEOutput(loss, pred, masking)
 
-    def decode(self, latent: Tensor, masking: Masking, ids_out: Tensor) -> Tensor:
-        """Predict pixels of the tokens `ids_out` [B, M] from the encoder's output."""
+    def decode(self, latent: Tensor, masking: Masking) -> Tensor:
+        """Predict pixels of the masked tokens, [B, M, t*p*p*C], from the encoder's output."""
         x = self.decoder_embed(latent)
-        cls = self.config.cls_token
-        tokens = x[:, 1:] if cls else x
-        tokens = self.decoder_pos(restore_tokens(tokens, self.mask_token, masking.ids_restore))
-        if cls:
-            first = x[:, :1] if self.decoder_pos.cls is None else x[:, :1] + self.decoder_pos.cls
-            tokens = torch.cat([first.to(tokens.dtype), tokens], dim=1)
+        pos, ids_restore = self.decoder_pos.table(), masking.ids_restore
+        count, keep = ids_restore.shape[1], masking.ids_keep.shape[1]
+        # Token n among the masked ones: kept tokens come out behind all of those.
+        ids_masked, among_masked = masking.ids_masked, (ids_restore - keep) % count
+        if self.config.cls_token:  # one more kept token, in front
+            cls = self.decoder_pos.cls
+            first = pos.new_zeros(1, pos.shape[1]) if cls is None else cls[0]
+            pos = torch.cat([first, pos])
+            ids_restore = F.pad(ids_restore + 1, (1, 0))
+            ids_masked, among_masked = ids_masked + 1, F.pad(among_masked, (1, 0), value=count)
+        tokens = restore_tokens(x, self.mask_token, ids_restore, pos=pos)
         for block in self.decoder_blocks:
             tokens = block(tokens)
-        index = (ids_out + cls)[:, :, None].expand(-1, -1, tokens.shape[-1])
-        return self.decoder_pred(self.decoder_norm(tokens.gather(1, index)))
+        tokens = gather_tokens(tokens, ids_masked, ids_restore=among_masked)
+        return self.decoder_pred(self.decoder_norm(tokens))
 
-    @torch.no_grad()
-    def targets(self, video: Tensor, ids: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Unshifted pixels of tokens, normalised; and the mean and deviation taken out.
-
-        Returns:
-            target [B, M, t*p*p*C] (order t, y, x, c), mean and deviation [B, M, 1]; with
-            `norm_pix` off the latter are 0 and 1. fp32, or the dtype of a float video.
-        """
+    def _target(self) -> dict[str, Any]:
+        """What a prediction is compared with, as options of `masked_patch_loss`."""
         config = self.config
-        pixels = patch_shift(
-            video,
-            tubelet=config.tubelet,
-            patch=config.patch,
-            shifts="none",
-            mean=config.mean,
-            std=config.std,
-            ids_keep=ids,
-            dtype=video.dtype if video.dtype == torch.float64 else torch.float32,
-        )
-        if not self.norm_pix:
-            zero = pixels.new_zeros(*pixels.shape[:2], 1)
-            return pixels, zero, zero + 1
-        variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
-        deviation = (variance + EPS).sqrt()
-        return (pixels - mean) / deviation, mean, deviation
+        return {
+            "tubelet": config.tubelet,
+            "patch": config.patch,
+            "mean": config.mean,
+            "std": config.std,
+            "norm_pix": self.norm_pix,
+        }
 
     @torch.no_grad()
     def reconstruct(
@@ -169,8 +155,8 @@ class VideoMAE(nn.Module):
         if masking is None:
             masking = self._draw(video, mask_ratio, mask_mode, generator)
         ids_masked = masking.ids_masked
-        pred = self.decode(self.encoder(video, masking.ids_keep), masking, ids_masked).float()
-        _, mean, deviation = self.targets(video, ids_masked)
+        pred = self.decode(self.encoder(video, masking.ids_keep), masking).float()
+        _, mean, deviation = patch_targets(video, ids=ids_masked, **self._target())
         filled = pred * deviation + mean  # back to normalised pixels
         channels = self.config.in_chans
         scale = torch.tensor(self.config.std, device=video.device) * 255

@@ -49,6 +49,10 @@ class SeparablePositions(nn.Module):
             self.register_buffer("time", sincos_1d(torch.arange(frames), dim), persistent=False)
             self.cls = None
 
+    def table(self) -> Tensor:
+        """Positions of all N tokens, [N, D], in the order (t h w)."""
+        return (self.time[:, None] + self.space).flatten(0, 1)
+
     def forward(self, tokens: Tensor, ids_keep: Tensor | None = None) -> Tensor:
         """Add positions to patch tokens.
 
@@ -59,7 +63,7 @@ class SeparablePositions(nn.Module):
         Returns:
             [B, K or N, D].
         """
-        table = (self.time[:, None] + self.space).flatten(0, 1)  # [N, D]
+        table = self.table()
         if ids_keep is None:
             if tokens.shape[1] != table.shape[0]:
                 raise ValueError(

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from stmeta.ops.patch_shift import patch_shift, shift_offsets
+from stmeta.ops.patch_shift import shift_offsets
+from stmeta.ops.shifted_patch_embed import shifted_patch_embed
 
 Shifts = str | Sequence[tuple[int, int, int]]
 
@@ -57,22 +57,27 @@ class ShiftedPatchTokenization(nn.Module):
         self.norm = nn.LayerNorm(features) if norm else None
         self.proj = nn.Linear(features, dim)
 
-    def forward(self, video: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+    def forward(
+        self, video: Tensor, ids_keep: Tensor | None = None, pos: Tensor | None = None
+    ) -> Tensor:
         """Embed a video.
 
         Args:
             video: [B, C, T, H, W], uint8 (divided by 255) or float (taken as it is); any strides.
             ids_keep: int64 [B, K], the tokens to compute; None = all N.
+            pos: [N, D] positions to add, or None.
 
         Returns:
             [B, K or N, D] in the autocast dtype, or else the dtype of the weights.
 
         Raises:
-            ValueError: shapes or dtypes do not fit (from `stmeta.ops.patch_shift`).
+            ValueError: shapes or dtypes do not fit (from `stmeta.ops.shifted_patch_embed`).
         """
         norm = self.norm
-        tokens = patch_shift(
+        return shifted_patch_embed(
             video,
+            self.proj.weight,
+            self.proj.bias,
             tubelet=self.tubelet,
             patch=self.patch,
             shifts=self.shifts,
@@ -82,9 +87,9 @@ class ShiftedPatchTokenization(nn.Module):
             norm_bias=None if norm is None else norm.bias,
             eps=1e-5 if norm is None else norm.eps,
             ids_keep=ids_keep,
+            pos=pos,
             dtype=compute_dtype(self.proj.weight),
         )
-        return F.linear(tokens, self.proj.weight, self.proj.bias)
 
     def extra_repr(self) -> str:
         """Fields that the child modules do not show."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from stmeta.ops._dispatch import overload, resolve
 from stmeta.ops._register import register
 
-__all__ = ["MaskMode", "Masking", "random_masking", "random_masking_ref"]
+__all__ = ["MaskMode", "Masking", "masking_from_keep", "random_masking", "random_masking_ref"]
 
 MaskMode = Literal["random", "tube", "frame"]
 
@@ -110,6 +110,20 @@ def random_masking_ref(
     steps = torch.arange(order.shape[1], device=order.device).expand_as(order)
     ids_restore = torch.empty_like(order).scatter_(1, order, steps)
     return Masking(order[:, :kept].contiguous(), ids_restore, order[:, kept:].contiguous(), mask)
+
+
+def masking_from_keep(ids_keep: Tensor, tokens: int) -> Masking:
+    """Complete a choice of kept tokens [B, K] (unique in a row, any order) out of N tokens.
+
+    The order of `ids_keep` is kept; masked tokens are ascending.
+    """
+    batch, keep = ids_keep.shape
+    mask = torch.ones(batch, tokens, dtype=torch.bool, device=ids_keep.device)
+    mask.scatter_(1, ids_keep, False)
+    rank = mask.cumsum(1) + (keep - 1)
+    order = torch.arange(keep, device=ids_keep.device).expand(batch, keep)
+    ids_masked = (~mask).byte().argsort(dim=1, stable=True)[:, : tokens - keep]
+    return Masking(ids_keep, rank.scatter_(1, ids_keep, order), ids_masked.contiguous(), mask)
 
 
 _SCHEMA = (

@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional as F
 
 from stmeta.memory import LSTMCell, MANNCell, MANNConfig
-from stmeta.memory.mann import EPS, MANNState, cosine, least_used, lstm_gates
+from stmeta.memory.mann import MANNState, lstm_gates
+from stmeta.ops.content_addressing import EPS
 
 CHOICES = [
     {},
@@ -153,11 +154,6 @@ def test_samples_of_a_batch_do_not_touch_each_other():
     torch.testing.assert_close(y[2:3], alone)
 
 
-def test_least_used_takes_the_lower_row_on_a_tie():
-    usage = torch.tensor([[3.0, 1.0, 2.0, 1.0, 1.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
-    assert least_used(usage, 3).tolist() == [[1, 3, 4], [0, 1, 2]]
-
-
 def test_a_closed_gate_writes_to_the_least_used_row_only():
     cell = make_cell(reads=1)
     with torch.no_grad():
@@ -204,14 +200,6 @@ def test_reading_after_the_write_finds_the_row_just_written():
         weights[first] = state.read_weights[0, 0]
     assert weights[False][0] > 0.9  # row 0 is the least used of an unused memory
     assert (weights[True] - 1 / 6).abs().max() < 1e-6  # all rows are still alike
-
-
-def test_cosine_of_an_empty_row_is_zero():
-    memory = torch.zeros(1, 3, 4, dtype=torch.float64)
-    memory[0, 1] = torch.tensor([0, 2.0, 0, 0])
-    keys = torch.tensor([[[0, 5.0, 0, 0], [0, 0, 0, 0]]], dtype=torch.float64)
-    expected = torch.tensor([[[0, 1.0, 0], [0, 0, 0]]], dtype=torch.float64)
-    torch.testing.assert_close(cosine(keys, memory), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

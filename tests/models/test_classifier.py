@@ -14,7 +14,7 @@ from stmeta.models import (
     VideoMAE,
     read_weights,
 )
-from stmeta.nn import random_masking
+from stmeta.ops import random_masking
 
 SMALL = SmallViTConfig(
     image_size=16,

@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 
 from stmeta.models import PRESETS, DecoderConfig, SmallViT, SmallViTConfig, VideoMAE
-from stmeta.nn import random_masking
+from stmeta.ops import patch_targets, random_masking
 
 SMALL = SmallViTConfig(
     image_size=16,
@@ -162,7 +162,10 @@ def test_reconstruction_with_perfect_predictions_is_the_clip(norm_pix, monkeypat
     model = VideoMAE(SMALL, norm_pix=norm_pix).eval()
     video = make_video()
     # The decoder is replaced by the true targets: what comes out must be the clip itself.
-    monkeypatch.setattr(model, "decode", lambda latent, masking, ids: model.targets(video, ids)[0])
+    def decode(latent, masking):
+        return patch_targets(video, ids=masking.ids_masked, **model._target())[0]
+
+    monkeypatch.setattr(model, "decode", decode)
     masking = random_masking(2, SMALL.tokens, 0.75)
     original, masked, rebuilt = model.reconstruct(video, masking)
     assert original.dtype == masked.dtype == rebuilt.dtype == torch.uint8

@@ -128,9 +128,9 @@ def test_tokens_come_in_the_autocast_dtype(monkeypatch):
     from stmeta.nn import spt
 
     seen = []
-    original = spt.patch_shift
+    original = spt.shifted_patch_embed
     monkeypatch.setattr(
-        spt, "patch_shift", lambda *a, **k: seen.append(k["dtype"]) or original(*a, **k)
+        spt, "shifted_patch_embed", lambda *a, **k: seen.append(k["dtype"]) or original(*a, **k)
     )
     module = ShiftedPatchTokenization(6, tubelet=2, patch=4)
     video = torch.randint(0, 256, (1, 3, 4, 8, 8), dtype=torch.uint8)

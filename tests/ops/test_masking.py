@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stmeta.nn import Masking, masking_from_keep, random_masking, restore_tokens
+from stmeta.ops import Masking, masking_from_keep, random_masking, restore_tokens
 
 
 def seeded(seed=0):
@@ -14,7 +14,7 @@ def seeded(seed=0):
 @pytest.mark.parametrize("ratio", [0.0, 0.5, 0.75, 0.9])
 def test_counts_and_order(mode, ratio):
     frames, place = 8, 20
-    keep, restore, mask = random_masking(5, 160, ratio, seeded(), mode, frames=frames)
+    keep, restore, _, mask = random_masking(5, 160, ratio, seeded(), mode, frames=frames)
     units = {"random": 160, "tube": place, "frame": frames}[mode]
     expected = max(1, int(units * (1 - ratio) + 1e-6)) * 160 // units
     assert keep.shape == (5, expected)
