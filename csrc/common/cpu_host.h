@@ -85,6 +85,27 @@ inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& size, S
   return out;
 }
 
+// Kernels of rows want the numbers of a row side by side; any other strides are left as they are.
+inline Tensor with_dense_rows(const Tensor& tensor) {
+  const int64_t last = tensor.dim() - 1;
+  return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor
+                                                            : torch::stable::contiguous(tensor);
+}
+
+// Raises an error, which begins with `subject`, unless all ids are in [0, limit).
+inline void check_ids(const char* subject, const int64_t* ids, int64_t count, int64_t limit) {
+  uint64_t signs = 0;  // of id and of limit - 1 - id: no branch, so the compiler makes vectors
+  const uint64_t last = static_cast<uint64_t>(limit) - 1;
+  for (int64_t i = 0; i < count; ++i) {
+    signs |= static_cast<uint64_t>(ids[i]) | (last - static_cast<uint64_t>(ids[i]));
+  }
+  if (signs >> 63 == 0) return;
+  for (int64_t i = 0; i < count; ++i) {
+    STD_TORCH_CHECK(ids[i] >= 0 && ids[i] < limit, subject, " must have values in [0, ", limit,
+                    "), got ", ids[i], " at place ", i);
+  }
+}
+
 // f(begin, end, scratch) over [0, count) on torch's threads, each with its own scratch floats.
 // `work` is the cost of one step, in numbers read or written.
 template <typename F>

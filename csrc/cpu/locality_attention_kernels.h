@@ -16,10 +16,14 @@ STMETA_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 // 2^x for x <= 0 or a little more; kTerms 3: relative error 8e-5, 6: rounding.
 template <int kTerms>
 STMETA_INLINE Vec exp2_of(Vec x) {
-  typedef int32_t Ints __attribute__((vector_size(4 * STMETA_LANES)));
+#if STMETA_LANES == 16
+  const Vec whole = (Vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
+  const Vec f = x - whole;
+#else
   x = larger(x, splat(-126.0f));
   const Vec shifted = x + splat(12582912.0f);  // 1.5 * 2^23: the low bits are round(x)
   const Vec f = x - (shifted - splat(12582912.0f));
+#endif
   Vec y;
   if (kTerms == 3) {
     y = splat(0.0551714934f) * f + splat(0.24261111f);
@@ -29,7 +33,12 @@ STMETA_INLINE Vec exp2_of(Vec x) {
     y = (y * f + splat(0.0555033237f)) * f + splat(0.240226477f);
     y = (y * f + splat(0.693147182f)) * f + splat(1.0f);
   }
+#if STMETA_LANES == 16
+  return (Vec)_mm512_scalef_ps((__m512)y, (__m512)whole);
+#else
+  typedef int32_t Ints __attribute__((vector_size(4 * STMETA_LANES)));
   return (Vec)((Ints)y + ((Ints)shifted << 23));
+#endif
 }
 
 struct Plain {
@@ -43,6 +52,9 @@ struct Plain {
   template <typename T>
   STMETA_FN static inline __attribute__((always_inline)) float number(T value) {
     return to_float(value);
+  }
+  STMETA_FN static inline __attribute__((always_inline)) void store(float* out, Vec v) {
+    STMETA_ISA::store(out, v);
   }
   STMETA_FN static inline __attribute__((always_inline)) void store(float* out, Vec a, Vec b) {
     STMETA_ISA::store(out, a);
@@ -63,6 +75,9 @@ struct Dot {
                                  (__m512bh)_mm512_set1_epi32(pair));
   }
   STMETA_FN static inline __attribute__((always_inline)) bf16 number(bf16 value) { return value; }
+  STMETA_FN static inline __attribute__((always_inline)) void store(bf16* out, Vec v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+  }
   STMETA_FN static inline __attribute__((always_inline)) void store(bf16* out, Vec a, Vec b) {
     _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a));
   }
@@ -167,13 +182,14 @@ template <typename Policy>
 STMETA_INLINE void products(const Attention& a, const typename Policy::Number* rows,
                             const typename Policy::Number* columns, int64_t n, Vec (&sum)[kRows]) {
   constexpr int64_t kPair = Policy::kPair;
-  const int64_t wide = a.wide, step = a.padded * kPair;
+  const int64_t wide = a.wide, width = a.width, step = a.padded * kPair;
   const typename Policy::Number* column = columns + n * kPair;
-  for (int r = 0; r < kRows; ++r) sum[r] = Vec{};
-  for (int64_t e = 0; e < a.width; e += kPair, column += step) {
+  Vec total[kRows] = {};  // local: `sum` may lie in memory
+  for (int64_t e = 0; e < width; e += kPair, column += step) {
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) sum[r] = Policy::fma(sum[r], column, rows + r * wide + e);
+    for (int r = 0; r < kRows; ++r) total[r] = Policy::fma(total[r], column, rows + r * wide + e);
   }
+  for (int r = 0; r < kRows; ++r) sum[r] = total[r];
 }
 
 // Sets the logits that do not count, in a tile [8][kLanes] that starts at query i and key n.
@@ -221,11 +237,12 @@ STMETA_INLINE void gather_rows(const Attention& a, const typename Policy::Number
   constexpr int64_t kPair = Policy::kPair;
   const int64_t padded = a.padded, step = a.wide * kPair;
   const typename Policy::Number* row = rows + e * kPair;
-  for (int r = 0; r < kRows; ++r) sum[r] = Vec{};
+  Vec total[kRows] = {};  // local: `sum` lies in memory
   for (int64_t n = 0; n < padded; n += kPair, row += step) {
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) sum[r] = Policy::fma(sum[r], row, weight + r * padded + n);
+    for (int r = 0; r < kRows; ++r) total[r] = Policy::fma(total[r], row, weight + r * padded + n);
   }
+  for (int r = 0; r < kRows; ++r) sum[r] = total[r];
 }
 
 template <typename T>
@@ -250,16 +267,17 @@ STMETA_FN void forward(const Attention& a, int64_t begin, int64_t end, float* sc
     for (int64_t i = 0; i < a.tokens; i += kRows) {
       const int64_t rows = a.tokens - i < kRows ? a.tokens - i : kRows;
       pack_rows<Policy>(a, part_of<T>(a, b, head, 0), a.stride[1], i, h.query, nullptr);
+      const int64_t padded = a.padded;
       Vec top[kRows];
       for (int r = 0; r < kRows; ++r) top[r] = splat(2 * kLow);
-      for (int64_t n = 0; n < a.padded; n += kLanes) {
+      for (int64_t n = 0; n < padded; n += kLanes) {
         Vec x[kRows];
         products<Policy>(a, h.query, h.key_columns, n, x);
         for (int r = 0; r < kRows; ++r) x[r] *= splat(scale);
         cut(a, i, n, x);
         for (int r = 0; r < kRows; ++r) {
           top[r] = larger(top[r], x[r]);
-          store(h.logits + r * a.padded + n, x[r]);
+          store(h.logits + r * padded + n, x[r]);
         }
       }
       float total[kRows];
@@ -308,9 +326,9 @@ STMETA_INLINE void spread(const Attention& a, const typename Policy::Number* pai
   if constexpr (kPair == 1) {
     for (int r = 0; r < kRows; ++r) store(packed + r * kLanes, x[r]);
   }
-  const int64_t wide = a.wide;
-  for (int64_t e = 0; e < a.width; ++e) {
-    float* place = target + e * a.padded + n;
+  const int64_t wide = a.wide, width = a.width, padded = a.padded;
+  for (int64_t e = 0; e < width; ++e) {
+    float* place = target + e * padded + n;
     Vec sum = load(place);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; r += kPair) {
@@ -324,7 +342,8 @@ STMETA_INLINE void spread(const Attention& a, const typename Policy::Number* pai
 template <typename Policy>
 STMETA_INLINE void store_rows(const Attention& a, const Vec (&x)[kRows],
                               typename Policy::Number* out) {
-  for (int r = 0; r < kRows; ++r) STMETA_ISA::store(out + r * a.padded, x[r]);
+  const int64_t padded = a.padded;
+  for (int r = 0; r < kRows; ++r) Policy::store(out + r * padded, x[r]);
 }
 
 // Columns [E][N] of a gradient, times a factor, to its rows in the gradient of qkv.
