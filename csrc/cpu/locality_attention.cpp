@@ -51,9 +51,9 @@ Attention make_problem(const Tensor& qkv, const Tensor& temperature, bool exclud
   Attention a = {};
   a.qkv = qkv.const_data_ptr();
   a.temperature = temperature.const_data_ptr<float>();
-  a.exclude_self = exclude_self;
   a.batch = qkv.size(0);
   a.tokens = qkv.size(1);
+  a.exclude_self = exclude_self && a.tokens > 1;  // a lone token sees itself
   a.heads = qkv.size(3);
   a.width = qkv.size(4);
   for (int i = 0; i < 4; ++i) a.stride[i] = qkv.stride(i);
@@ -70,7 +70,7 @@ Tensor dense_rows(const Tensor& tensor) {
 
 void run(const Attention& a, Kernel kernel) {
   const int64_t matrix = a.padded * a.wide;
-  const int64_t scratch = 6 * matrix + kRows * (2 * a.padded + 4 * a.wide) + 64;
+  const int64_t scratch = 6 * matrix + kRows * (a.padded + 4 * a.wide) + 64;
   parallel(a.batch * a.heads, a.tokens * a.tokens * a.width, scratch,
            [&](int64_t begin, int64_t end, float* floats) { kernel(a, begin, end, floats); });
 }

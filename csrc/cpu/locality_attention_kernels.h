@@ -2,18 +2,21 @@
 //
 // One (clip, head) at a time. Its keys lie transposed, so that a vector holds one feature of
 // neighbouring keys, and a logit is a chain of multiply-adds. Eight queries go together: what is
-// loaded of the keys serves all of them. The N x N weights only exist as eight rows.
+// loaded of the keys serves all of them. The N x N weights only exist as tiles of eight rows.
 //
 // `Plain` works in fp32. `Dot` keeps operands as pairs of bf16 and sums their products in fp32.
 
 namespace stmeta::STMETA_ISA {
 
 constexpr float kLog2e = 1.44269504f;
-constexpr float kLow = -1e30f;
+constexpr float kLow = -1e30f;                         // a logit that does not count
+constexpr int kColumns = STMETA_LANES == 16 ? 2 : 1;   // vectors of keys in a tile
+constexpr int64_t kKeys = int64_t{kColumns} * kLanes;  // keys in a tile
+typedef Vec Tile[kColumns][kRows];
 
 STMETA_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
-// 2^x for x <= 0 or a little more; kTerms 3: relative error 8e-5, 6: rounding.
+// 2^x; kTerms 3: relative error 8e-5, 6: rounding. 0, or next to it, below 2^-126.
 template <int kTerms>
 STMETA_INLINE Vec exp2_of(Vec x) {
 #if STMETA_LANES == 16
@@ -41,45 +44,54 @@ STMETA_INLINE Vec exp2_of(Vec x) {
 #endif
 }
 
+#define STMETA_MEMBER STMETA_FN static inline __attribute__((always_inline))
+
 struct Plain {
   typedef float Number;
+  typedef Vec Numbers;
   static constexpr int kPair = 1;  // neighbours along a contracted axis that lie together
   static constexpr int kTerms = 6;
-  STMETA_FN static inline __attribute__((always_inline)) Vec fma(Vec sum, const float* a,
-                                                                 const float* b) {
-    return sum + load(a) * splat(*b);  // a: a vector of numbers, b: one of them
-  }
+  STMETA_MEMBER Numbers many(const float* p) { return load(p); }
+  STMETA_MEMBER Numbers one(const float* p) { return splat(*p); }
+  STMETA_MEMBER Vec fma(Vec sum, Numbers a, Numbers b) { return sum + a * b; }
+  STMETA_MEMBER void put(float* out, Vec v) { STMETA_ISA::store(out, v); }
   template <typename T>
-  STMETA_FN static inline __attribute__((always_inline)) float number(T value) {
+  STMETA_MEMBER float number(T value) {
     return to_float(value);
   }
-  STMETA_FN static inline __attribute__((always_inline)) void store(float* out, Vec v) {
-    STMETA_ISA::store(out, v);
-  }
-  STMETA_FN static inline __attribute__((always_inline)) void store(float* out, Vec a, Vec b) {
-    STMETA_ISA::store(out, a);
-    STMETA_ISA::store(out + kLanes, b);
+  STMETA_MEMBER void pairs(const Vec (&x)[kRows], Numbers (&out)[kRows]) {
+    for (int r = 0; r < kRows; ++r) out[r] = x[r];
   }
 };
 
 #if defined(STMETA_DOT)
 struct Dot {
   typedef bf16 Number;
+  typedef __m512bh Numbers;
   static constexpr int kPair = 2;
   static constexpr int kTerms = 3;
-  STMETA_FN static inline __attribute__((always_inline)) Vec fma(Vec sum, const bf16* a,
-                                                                 const bf16* b) {
+  STMETA_MEMBER Numbers many(const bf16* p) { return (Numbers)_mm512_loadu_si512(p); }
+  STMETA_MEMBER Numbers one(const bf16* p) {
     int32_t pair;
-    __builtin_memcpy(&pair, b, sizeof pair);
-    return (Vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_loadu_si512(a),
-                                 (__m512bh)_mm512_set1_epi32(pair));
+    __builtin_memcpy(&pair, p, sizeof pair);
+    return (Numbers)_mm512_set1_epi32(pair);
   }
-  STMETA_FN static inline __attribute__((always_inline)) bf16 number(bf16 value) { return value; }
-  STMETA_FN static inline __attribute__((always_inline)) void store(bf16* out, Vec v) {
+  STMETA_MEMBER Vec fma(Vec sum, Numbers a, Numbers b) {
+    return (Vec)_mm512_dpbf16_ps((__m512)sum, a, b);
+  }
+  STMETA_MEMBER void put(bf16* out, Vec v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), (__m256i)_mm512_cvtneps_pbh((__m512)v));
   }
-  STMETA_FN static inline __attribute__((always_inline)) void store(bf16* out, Vec a, Vec b) {
-    _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a));
+  STMETA_MEMBER bf16 number(bf16 value) { return value; }
+  // Rows 2i and 2i + 1 as neighbours: a0 b0 a1 b1 ...
+  STMETA_MEMBER void pairs(const Vec (&x)[kRows], Numbers (&out)[kRows]) {
+    const __m512i count = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    const __m512i order = _mm512_or_si512(
+        count, _mm512_slli_epi32(_mm512_add_epi32(count, _mm512_set1_epi32(16)), 16));
+    for (int r = 0; r < kRows; r += 2) {
+      const auto both = (__m512i)_mm512_cvtne2ps_pbh((__m512)x[r + 1], (__m512)x[r]);
+      out[r / 2] = (Numbers)_mm512_permutexvar_epi16(order, both);
+    }
   }
 };
 #endif
@@ -94,7 +106,6 @@ struct Head {
   Number *query_pairs, *grad_pairs;     // [8 / pair][E][pair]
   Number* weight;                       // [8][N]
   float *grad_key, *grad_value;         // [E][N]
-  float* logits;                        // [8][N]
 };
 
 template <typename Policy>
@@ -104,8 +115,7 @@ STMETA_INLINE Head<Policy> lay_out(const Attention& a, float* scratch) {
   Head<Policy> h;
   h.grad_key = scratch;
   h.grad_value = h.grad_key + matrix;
-  h.logits = h.grad_value + matrix;
-  Number* next = reinterpret_cast<Number*>(h.logits + kRows * a.padded);
+  Number* next = reinterpret_cast<Number*>(h.grad_value + matrix);
   for (Number** part : {&h.key_columns, &h.value_columns, &h.key_rows, &h.value_rows}) {
     *part = next;
     next += matrix;
@@ -177,57 +187,81 @@ STMETA_FN void pack_rows(const Attention& a, const T* source, int64_t step, int6
   }
 }
 
-// sum[r] = rows[r] . columns, for keys [n, n + kLanes) and eight rows.
+// The largest square of the norm of a row of [count, E].
+template <typename T>
+STMETA_FN float largest_square(const T* rows, int64_t step, int64_t count, int64_t width) {
+  float largest = 0.0f;
+  for (int64_t n = 0; n < count; ++n) {
+    float square = 0.0f;
+    for (int64_t e = 0; e < width; ++e) {
+      const float x = to_float(rows[n * step + e]);
+      square += x * x;
+    }
+    largest = square > largest ? square : largest;
+  }
+  return largest;
+}
+
+// sum[..][r] = rows[r] . columns, for a tile of keys from key n on and eight rows.
 template <typename Policy>
 STMETA_INLINE void products(const Attention& a, const typename Policy::Number* rows,
-                            const typename Policy::Number* columns, int64_t n, Vec (&sum)[kRows]) {
+                            const typename Policy::Number* columns, int64_t n, Tile& sum) {
   constexpr int64_t kPair = Policy::kPair;
   const int64_t wide = a.wide, width = a.width, step = a.padded * kPair;
   const typename Policy::Number* column = columns + n * kPair;
-  Vec total[kRows] = {};  // local: `sum` may lie in memory
+  Tile total = {};  // local: `sum` may lie in memory
   for (int64_t e = 0; e < width; e += kPair, column += step) {
+    typename Policy::Numbers keys[kColumns];
+    for (int c = 0; c < kColumns; ++c) keys[c] = Policy::many(column + c * kLanes * kPair);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) total[r] = Policy::fma(total[r], column, rows + r * wide + e);
-  }
-  for (int r = 0; r < kRows; ++r) sum[r] = total[r];
-}
-
-// Sets the logits that do not count, in a tile [8][kLanes] that starts at query i and key n.
-STMETA_INLINE void cut(const Attention& a, int64_t i, int64_t n, Vec (&x)[kRows]) {
-  const bool diagonal = a.exclude_self && i < n + kLanes && n < i + kRows;
-  if (!diagonal && n + kLanes <= a.tokens) return;
-  alignas(64) float tile[kRows][kLanes];  // x itself stays in registers
-  for (int r = 0; r < kRows; ++r) store(tile[r], x[r]);
-  for (int64_t r = 0; r < kRows; ++r) {
-    for (int64_t k = 0; k < kLanes; ++k) {
-      // A lone token sees itself: the lowest logit, but above those of no token.
-      if (a.exclude_self && n + k == i + r) tile[r][k] = kLow;
-      if (n + k >= a.tokens) tile[r][k] = 2 * kLow;
+    for (int r = 0; r < kRows; ++r) {
+      const auto query = Policy::one(rows + r * wide + e);
+      for (int c = 0; c < kColumns; ++c) total[c][r] = Policy::fma(total[c][r], keys[c], query);
     }
   }
-  for (int r = 0; r < kRows; ++r) x[r] = load(tile[r]);
-}
-
-STMETA_INLINE float largest_lane(Vec v) {
-  float top = v[0];
-  for (int k = 1; k < kLanes; ++k) top = v[k] > top ? v[k] : top;
-  return top;
-}
-
-// The weights of one row, times their sum, from its logits in units of log 2: their sum.
-template <typename Policy>
-STMETA_INLINE float soften(const Attention& a, const float* logits, float largest,
-                           typename Policy::Number* weight) {
-  const int64_t padded = a.padded;
-  Vec sum = {}, other = {};
-  for (int64_t n = 0; n < padded; n += 2 * kLanes) {
-    const Vec v = exp2_of<Policy::kTerms>(load(logits + n) - splat(largest));
-    const Vec w = exp2_of<Policy::kTerms>(load(logits + n + kLanes) - splat(largest));
-    sum += v;
-    other += w;
-    Policy::store(weight + n, v, w);
+  for (int c = 0; c < kColumns; ++c) {
+    for (int r = 0; r < kRows; ++r) sum[c][r] = total[c][r];
   }
-  return sum_lanes(sum + other);
+}
+
+// Sets the logits that do not count, in a tile that starts at query i and key n.
+STMETA_INLINE void cut(const Attention& a, int64_t i, int64_t n, Tile& x) {
+  const bool diagonal = a.exclude_self && i < n + kKeys && n < i + kRows;
+  if (!diagonal && n + kKeys <= a.tokens) return;
+  alignas(64) float row[kKeys];  // x itself stays in registers
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    for (int c = 0; c < kColumns; ++c) store(row + c * kLanes, x[c][r]);
+    for (int64_t k = 0; k < kKeys; ++k) {
+      if (n + k >= a.tokens || (a.exclude_self && n + k == i + r)) row[k] = kLow;
+    }
+    for (int c = 0; c < kColumns; ++c) x[c][r] = load(row + c * kLanes);
+  }
+}
+
+// What logits of eight queries, in units of log 2, are lowered by before their exp: nothing where
+// Cauchy and Schwarz promise that 2^logit is far from the ends of fp32, else the largest of each.
+template <typename Policy>
+STMETA_FN void find_largest(const Attention& a, const Head<Policy>& h, int64_t i, float scale,
+                            float bound, float (&largest)[kRows]) {
+  for (int r = 0; r < kRows; ++r) largest[r] = 0.0f;
+  if (bound < 60.0f) return;
+  for (int r = 0; r < kRows; ++r) largest[r] = 2 * kLow;
+  for (int64_t n = 0; n < a.padded; n += kKeys) {
+    Tile x;
+    products<Policy>(a, h.query, h.key_columns, n, x);
+    for (int c = 0; c < kColumns; ++c) {
+      for (int r = 0; r < kRows; ++r) x[c][r] *= splat(scale);
+    }
+    cut(a, i, n, x);
+    for (int c = 0; c < kColumns; ++c) {
+      for (int r = 0; r < kRows; ++r) {
+        alignas(64) float lane[kLanes];
+        store(lane, x[c][r]);
+        for (int k = 0; k < kLanes; ++k) largest[r] = lane[k] > largest[r] ? lane[k] : largest[r];
+      }
+    }
+  }
 }
 
 // sum[r] = weight[r] . rows, for features [e, e + kLanes) and eight rows of weights.
@@ -239,8 +273,11 @@ STMETA_INLINE void gather_rows(const Attention& a, const typename Policy::Number
   const typename Policy::Number* row = rows + e * kPair;
   Vec total[kRows] = {};  // local: `sum` lies in memory
   for (int64_t n = 0; n < padded; n += kPair, row += step) {
+    const auto values = Policy::many(row);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) total[r] = Policy::fma(total[r], row, weight + r * padded + n);
+    for (int r = 0; r < kRows; ++r) {
+      total[r] = Policy::fma(total[r], values, Policy::one(weight + r * padded + n));
+    }
   }
   for (int r = 0; r < kRows; ++r) sum[r] = total[r];
 }
@@ -258,92 +295,75 @@ STMETA_INLINE void write(T* out, Vec v, int64_t count) {
 template <typename Policy, typename T>
 STMETA_FN void forward(const Attention& a, int64_t begin, int64_t end, float* scratch) {
   const Head<Policy> h = lay_out<Policy>(a, scratch);
+  const int64_t padded = a.padded;
   for (int64_t index = begin; index < end; ++index) {
     const int64_t b = index / a.heads, head = index % a.heads;
     const float scale = a.temperature[head] * kLog2e;
-    pack<Policy>(a, part_of<T>(a, b, head, 1), h.key_columns, nullptr);
+    const T *query = part_of<T>(a, b, head, 0), *key = part_of<T>(a, b, head, 1);
+    const float square = largest_square(key, a.stride[1], a.tokens, a.width) * scale * scale;
+    pack<Policy>(a, key, h.key_columns, nullptr);
     pack<Policy>(a, part_of<T>(a, b, head, 2), nullptr, h.value_rows);
     T* out = static_cast<T*>(a.out) + (b * a.tokens * a.heads + head) * a.width;
     for (int64_t i = 0; i < a.tokens; i += kRows) {
       const int64_t rows = a.tokens - i < kRows ? a.tokens - i : kRows;
-      pack_rows<Policy>(a, part_of<T>(a, b, head, 0), a.stride[1], i, h.query, nullptr);
-      const int64_t padded = a.padded;
-      Vec top[kRows];
-      for (int r = 0; r < kRows; ++r) top[r] = splat(2 * kLow);
-      for (int64_t n = 0; n < padded; n += kLanes) {
-        Vec x[kRows];
+      pack_rows<Policy>(a, query, a.stride[1], i, h.query, nullptr);
+      const float other = largest_square(query + i * a.stride[1], a.stride[1], rows, a.width);
+      float largest[kRows];
+      find_largest<Policy>(a, h, i, scale, __builtin_sqrtf(square * other), largest);
+      Vec total[kRows] = {};
+      for (int64_t n = 0; n < padded; n += kKeys) {
+        Tile x;
         products<Policy>(a, h.query, h.key_columns, n, x);
-        for (int r = 0; r < kRows; ++r) x[r] *= splat(scale);
+        for (int c = 0; c < kColumns; ++c) {
+          for (int r = 0; r < kRows; ++r) x[c][r] = x[c][r] * splat(scale) - splat(largest[r]);
+        }
         cut(a, i, n, x);
+#pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
-          top[r] = larger(top[r], x[r]);
-          store(h.logits + r * padded + n, x[r]);
+          for (int c = 0; c < kColumns; ++c) {
+            const Vec w = exp2_of<Policy::kTerms>(x[c][r]);
+            total[r] += w;
+            Policy::put(h.weight + r * padded + n + c * kLanes, w);
+          }
         }
       }
-      float total[kRows];
+      float inverse[kRows];
+      for (int r = 0; r < kRows; ++r) inverse[r] = 1.0f / sum_lanes(total[r]);
       for (int64_t r = 0; r < rows; ++r) {
-        const float largest = largest_lane(top[r]);
-        total[r] = soften<Policy>(a, h.logits + r * a.padded, largest, h.weight + r * a.padded);
         float* stats = a.stats + (index * a.tokens + i + r) * 2;
-        stats[0] = largest;
-        stats[1] = 1.0f / total[r];
+        stats[0] = largest[r];
+        stats[1] = inverse[r];
       }
       for (int64_t e = 0; e < a.width; e += kLanes) {
         Vec sum[kRows];
         gather_rows<Policy>(a, h.weight, h.value_rows, e, sum);
         for (int64_t r = 0; r < rows; ++r) {
-          write(out + (i + r) * a.heads * a.width + e, sum[r] * splat(1.0f / total[r]),
-                a.width - e);
+          write(out + (i + r) * a.heads * a.width + e, sum[r] * splat(inverse[r]), a.width - e);
         }
       }
     }
   }
 }
 
-#if defined(STMETA_DOT)
-// Two vectors as pairs of neighbours: a0 b0 a1 b1 ...
-STMETA_INLINE void store_pairs(bf16* out, Vec a, Vec b) {
-  const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
-  const __m512i order = _mm512_add_epi32(
-      _mm512_set1_epi32(16 << 16),
-      _mm512_mullo_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0),
-                         _mm512_set1_epi32(0x00010001)));
-  _mm512_storeu_si512(out, _mm512_permutexvar_epi16(order, both));
-}
-#endif
-
-// target[e][n ...] += sum over eight rows of rows[r][e] x[r].
+// target[e][n ...] += sum over eight rows of rows[r][e] x[..][r].
 template <typename Policy>
-STMETA_INLINE void spread(const Attention& a, const typename Policy::Number* pairs,
-                          const Vec (&x)[kRows], int64_t n, float* target) {
+STMETA_INLINE void spread(const Attention& a, const typename Policy::Number* pairs, const Tile& x,
+                          int64_t n, float* target) {
   constexpr int kPair = Policy::kPair;
-  alignas(64) typename Policy::Number packed[kRows * kLanes];
-#if defined(STMETA_DOT)
-  if constexpr (kPair == 2) {
-    for (int r = 0; r < kRows; r += 2) store_pairs(packed + r * kLanes, x[r], x[r + 1]);
-  }
-#endif
-  if constexpr (kPair == 1) {
-    for (int r = 0; r < kRows; ++r) store(packed + r * kLanes, x[r]);
-  }
   const int64_t wide = a.wide, width = a.width, padded = a.padded;
-  for (int64_t e = 0; e < width; ++e) {
-    float* place = target + e * padded + n;
-    Vec sum = load(place);
+  typename Policy::Numbers packed[kColumns][kRows];
+  for (int c = 0; c < kColumns; ++c) Policy::pairs(x[c], packed[c]);
+  float* place = target + n;
+  for (int64_t e = 0; e < width; ++e, place += padded) {
+    Vec sum[kColumns];
+    for (int c = 0; c < kColumns; ++c) sum[c] = load(place + c * kLanes);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; r += kPair) {
-      sum = Policy::fma(sum, packed + r * kLanes, pairs + r * wide + e * kPair);
+    for (int r = 0; r < kRows / kPair; ++r) {
+      const auto row = Policy::one(pairs + (r * wide + e) * kPair);
+      for (int c = 0; c < kColumns; ++c) sum[c] = Policy::fma(sum[c], packed[c][r], row);
     }
-    store(place, sum);
+    for (int c = 0; c < kColumns; ++c) store(place + c * kLanes, sum[c]);
   }
-}
-
-// Eight vectors, one in each row [N] of numbers.
-template <typename Policy>
-STMETA_INLINE void store_rows(const Attention& a, const Vec (&x)[kRows],
-                              typename Policy::Number* out) {
-  const int64_t padded = a.padded;
-  for (int r = 0; r < kRows; ++r) Policy::store(out + r * padded, x[r]);
 }
 
 // Columns [E][N] of a gradient, times a factor, to its rows in the gradient of qkv.
@@ -360,45 +380,65 @@ STMETA_FN void scatter(const Attention& a, const float* columns, float factor, T
   }
 }
 
+// What the backward knows of eight queries.
+struct Rows {
+  float largest[kRows], inverse[kRows];
+  float centre[kRows];  // out . grad
+};
+
+template <typename T>
+STMETA_FN Rows look_up(const Attention& a, const T* out, const T* grad, int64_t index, int64_t i) {
+  const int64_t step = a.heads * a.width;
+  Rows known = {};
+  for (int64_t r = 0; r < kRows && i + r < a.tokens; ++r) {
+    const float* stats = a.stats + (index * a.tokens + i + r) * 2;
+    known.largest[r] = stats[0];
+    known.inverse[r] = stats[1];
+    for (int64_t e = 0; e < a.width; ++e) {
+      known.centre[r] += to_float(out[(i + r) * step + e]) * to_float(grad[(i + r) * step + e]);
+    }
+  }
+  return known;
+}
+
 // The gradients that eight queries, from query i on, send to keys, values and themselves.
 template <typename Policy, typename T>
 STMETA_FN void backward_rows(const Attention& a, const Head<Policy>& h, int64_t index, int64_t i,
                              double& temperature) {
   const int64_t b = index / a.heads, head = index % a.heads, step = a.heads * a.width;
-  const int64_t rows = a.tokens - i < kRows ? a.tokens - i : kRows;
+  const int64_t rows = a.tokens - i < kRows ? a.tokens - i : kRows, padded = a.padded;
   const int64_t place = (b * a.tokens * a.heads + head) * a.width;
-  const T* out = static_cast<const T*>(a.out) + place;
   const T* grad = static_cast<const T*>(a.grad) + place;
-  const T* query = part_of<T>(a, b, head, 0);
   const float tau = a.temperature[head], scale = tau * kLog2e;
-  pack_rows<Policy>(a, query, a.stride[1], i, h.query, h.query_pairs);
+  pack_rows<Policy>(a, part_of<T>(a, b, head, 0), a.stride[1], i, h.query, h.query_pairs);
   pack_rows<Policy>(a, grad, step, i, h.grad, h.grad_pairs);
-  float largest[kRows], inverse[kRows], centre[kRows];
-  for (int64_t r = 0; r < kRows; ++r) {
-    largest[r] = inverse[r] = centre[r] = 0.0f;
-    if (r >= rows) continue;
-    largest[r] = a.stats[(index * a.tokens + i + r) * 2];
-    inverse[r] = a.stats[(index * a.tokens + i + r) * 2 + 1];
-    for (int64_t e = 0; e < a.width; ++e) {
-      centre[r] += to_float(out[(i + r) * step + e]) * to_float(grad[(i + r) * step + e]);
-    }
-  }
+  const Rows known = look_up(a, static_cast<const T*>(a.out) + place, grad, index, i);
   Vec tilt = {};  // sum of gradients of logits, times the products q k
-  for (int64_t n = 0; n < a.padded; n += kLanes) {
-    Vec dot[kRows], x[kRows], d[kRows];
-    products<Policy>(a, h.query, h.key_columns, n, dot);
-    for (int r = 0; r < kRows; ++r) x[r] = dot[r] * splat(scale);
+  for (int64_t n = 0; n < padded; n += kKeys) {
+    Tile x, d;
+    alignas(64) float dot[kRows][kKeys];  // registers are short
+    products<Policy>(a, h.query, h.key_columns, n, x);
+    for (int c = 0; c < kColumns; ++c) {
+      for (int r = 0; r < kRows; ++r) {
+        store(dot[r] + c * kLanes, x[c][r]);
+        x[c][r] = x[c][r] * splat(scale) - splat(known.largest[r]);
+      }
+    }
     cut(a, i, n, x);
-    for (int r = 0; r < kRows; ++r) {
-      x[r] = exp2_of<Policy::kTerms>(x[r] - splat(largest[r])) * splat(inverse[r]);
+    for (int c = 0; c < kColumns; ++c) {
+      for (int r = 0; r < kRows; ++r) {
+        x[c][r] = exp2_of<Policy::kTerms>(x[c][r]) * splat(known.inverse[r]);
+      }
     }
-    products<Policy>(a, h.grad, h.value_columns, n, d);
-    for (int r = 0; r < kRows; ++r) {
-      d[r] = x[r] * (d[r] - splat(centre[r]));
-      tilt += d[r] * dot[r];
-    }
-    store_rows<Policy>(a, d, h.weight + n);
     spread<Policy>(a, h.grad_pairs, x, n, h.grad_value);
+    products<Policy>(a, h.grad, h.value_columns, n, d);
+    for (int c = 0; c < kColumns; ++c) {
+      for (int r = 0; r < kRows; ++r) {
+        d[c][r] = x[c][r] * (d[c][r] - splat(known.centre[r]));
+        tilt += d[c][r] * load(dot[r] + c * kLanes);
+        Policy::put(h.weight + r * padded + n + c * kLanes, d[c][r]);
+      }
+    }
     spread<Policy>(a, h.query_pairs, d, n, h.grad_key);
   }
   temperature += static_cast<double>(sum_lanes(tilt));
@@ -431,5 +471,7 @@ STMETA_FN void backward(const Attention& a, int64_t begin, int64_t end, float* s
     scatter(a, h.grad_value, 1.0f, target + 2 * a.heads * a.width);
   }
 }
+
+#undef STMETA_MEMBER
 
 }  // namespace stmeta::STMETA_ISA
