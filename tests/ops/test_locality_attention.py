@@ -1,0 +1,65 @@
+"""What is particular to locality_attention; the rest is in test_ops.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stmeta.ops.locality_attention import locality_attention, locality_attention_ref
+from tests.ops._harness import choose, load
+from tests.ops._triton_aot import compile_launches
+
+OP = load("locality_attention")
+
+
+@pytest.mark.parametrize("name", ["cpu", "triton", "cuda"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("exclude_self", [True, False])
+def test_gradient_of_the_temperature(name, dtype, exclude_self):
+    device = choose(OP, name).device
+    check_temperature(name, dtype, exclude_self, device)
+
+
+def check_temperature(name, dtype, exclude_self, device="cpu"):
+    """A sum of N * N terms that cancel: the error is small against the sum of their sizes."""
+    torch.manual_seed(0)
+    qkv = torch.randn(2, 50, 3, 3, 16, device=device).to(dtype)
+    grad = torch.randn(2, 50, 3, 16, device=device).to(dtype)
+    temperature = (torch.rand(3, device=device) + 0.1).requires_grad_()
+    exact = temperature.detach().double().requires_grad_()
+    out = locality_attention_ref(qkv.double(), exact, exclude_self=exclude_self)
+    (wanted,) = torch.autograd.grad(out, exact, grad.double())
+    ours = locality_attention(qkv, temperature, exclude_self=exclude_self, backend=name)
+    (found,) = torch.autograd.grad(ours, temperature, grad)
+    q, k, v = qkv.double().permute(2, 0, 3, 1, 4).unbind(0)
+    products = q @ k.transpose(-1, -2)
+    logits = products * exact[:, None, None]
+    if exclude_self:
+        logits.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
+    weights = logits.softmax(-1)
+    d = grad.double().transpose(1, 2) @ v.transpose(-1, -2)
+    d = weights * (d - (weights * d).sum(-1, keepdim=True))
+    sizes = (d * products).abs().sum((0, 2, 3))
+    assert ((found - wanted).abs() <= torch.finfo(dtype).eps * sizes).all()
+
+
+def test_a_lone_token_sees_itself():
+    qkv = torch.randn(2, 1, 3, 2, 8)
+    torch.testing.assert_close(locality_attention(qkv, torch.ones(2)), qkv[:, :, 2])
+
+
+@pytest.mark.parametrize("target", [80, 90, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("tokens", "heads", "width"), [(513, 16, 16), (196, 12, 64)])
+def test_triton_compiles_without_spills(tokens, heads, width, dtype, target):
+    def launch():
+        from stmeta.kernels.triton import locality_attention as launcher
+
+        qkv = torch.empty(2, tokens, 3, heads, width, dtype=dtype, device="meta")
+        temperature = torch.empty(heads, device="meta")
+        out, stats = launcher.locality_attention(qkv, temperature, True)
+        launcher.locality_attention_backward(out, qkv, temperature, out, stats, True)
+
+    kernels = compile_launches(launch, target)
+    assert len(kernels) == 4
+    assert [kernel for kernel in kernels if kernel.stack] == []

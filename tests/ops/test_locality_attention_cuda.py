@@ -1,0 +1,100 @@
+"""CUDA C++ locality_attention without a GPU: compiled by nvcc, and run on the CPU."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from tests.ops._cuda_host import HostProgram, as_tensor, storage
+from tests.ops._harness import check, load, make_inputs
+from tests.ops._nvcc import CSRC, TORCH_FLAGS, compile_cuda
+
+OP = load("locality_attention")
+SMALL = [case for case in OP.cases if case.name in ("odd", "plain", "two", "lone", "sharp")]
+
+
+@pytest.mark.parametrize("target", [80, 90])
+def test_kernels_do_not_spill(target, tmp_path):
+    source = tmp_path / "kernels.cu"
+    kernels = [
+        f"reinterpret_cast<void*>({kernel}_kernel<{split}, {dtype}>),"
+        for kernel in ("forward", "know", "backward_keys", "backward_queries")
+        for split in (1, 4)
+        for dtype in ("float", "__nv_bfloat16")
+    ]
+    source.write_text(
+        '#include "cuda/locality_attention.cuh"\nusing namespace stmeta::locality_attention;\n'
+        f"void* kernels[] = {{{' '.join(kernels)}}};\n"
+    )
+    compiled = compile_cuda(source, tmp_path, target, "-cubin", f"-I{CSRC}")
+    assert len(compiled) == len(kernels) + 1  # and column_sum
+    assert [kernel for kernel in compiled if kernel.spilled_bytes] == []
+
+
+@pytest.mark.slow
+def test_launcher_compiles(tmp_path):
+    source = CSRC / "cuda" / "locality_attention.cu"
+    kernels = compile_cuda(source, tmp_path, 90, "-c", *TORCH_FLAGS)
+    assert [kernel for kernel in kernels if kernel.spilled_bytes] == []
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    """By sanitizer; built at the same time."""
+    folder = tmp_path_factory.mktemp("cuda_host")
+    kinds = ("address,undefined", "thread")
+    with ThreadPoolExecutor() as pool:
+        built = pool.map(lambda kind: HostProgram("locality_attention", kind, folder), kinds)
+        return dict(zip(kinds, built, strict=True))
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_matches_reference(programs, case, dtype):
+    inputs = make_inputs(OP, case, dtype)
+    check(inputs, _run(programs["address,undefined"], inputs))
+
+
+@pytest.mark.parametrize("layout", ["transposed", "sliced"])
+def test_takes_any_strides(programs, layout):
+    inputs = make_inputs(OP, OP.cases[2], layout=layout)
+    check(inputs, _run(programs["address,undefined"], inputs))
+
+
+@pytest.mark.parametrize("case", SMALL[1:3], ids=lambda case: case.name)
+def test_has_no_races(programs, case):
+    inputs = make_inputs(OP, case)
+    check(inputs, _run(programs["thread"], inputs))
+
+
+def test_gradient_of_the_temperature(programs):
+    inputs = make_inputs(OP, OP.cases[2])
+    temperature = inputs.arguments["temperature"].double().requires_grad_()
+    qkv = inputs.arguments["qkv"].double()
+    out = OP.reference(qkv, temperature)
+    (wanted,) = torch.autograd.grad(out, temperature, inputs.grads["out"].double())
+    found = _run(programs["address,undefined"], inputs, temperature=True)["grad temperature"]
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
+
+
+def _run(program, inputs, temperature: bool = False):
+    qkv = inputs.arguments["qkv"]
+    if qkv.stride(4) != 1:  # as the launcher does
+        qkv = qkv.contiguous()
+    out, grad_qkv, grad_temperature = program.run(
+        str(qkv.dtype)[6:],
+        *(qkv.shape, qkv.stride(), storage(qkv)),
+        inputs.arguments["temperature"].contiguous(),
+        inputs.grads["out"].contiguous(),
+        int(inputs.arguments["exclude_self"]),
+    )
+    batch, tokens, _, heads, width = qkv.shape
+    results = {
+        "out": as_tensor(out, qkv.dtype, (batch, tokens, heads, width)),
+        "grad qkv": as_tensor(grad_qkv, qkv.dtype, qkv.shape),
+    }
+    if temperature:
+        results["grad temperature"] = as_tensor(grad_temperature, torch.float32, heads)
+    return results
