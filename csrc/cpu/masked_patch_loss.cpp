@@ -22,19 +22,21 @@ struct PatchLoss {
   const int64_t* corners;  // [N]: a token's first number, in its clip
   const float* scale;      // [padded], per feature, then zeros; planar: [C]
   const float* offset;
-  const void* pred;        // [B, rows, F] through `pred_stride`, in elements; F is dense
+  const void* pred;  // [B, rows, F] through `pred_stride`, in elements; F is dense
   int64_t pred_stride[2];
-  const int64_t* ids;   // [B, rows], or null: row n is token n
-  const uint8_t* mask;  // [B, rows], or null: all rows count
-  int64_t count, rows;  // B * rows, rows of one batch element
+  const int64_t* ids;               // [B, rows], or null: row n is token n
+  const uint8_t* mask;              // [B, rows], or null: all rows count
+  int64_t count, rows;              // B * rows, rows of one batch element
   int64_t features, padded, plane;  // F, rounded up; floats of a plane: t * p * p, rounded up
   bool norm;
   float eps;
-  float *mean, *rstd;  // [B, rows]
-  double* partial;     // [blocks]: sums of squared errors
-  void* grad;          // [B, rows, F]
-  float factor;        // of pred - target in the gradient
-  bool stream;         // write around the caches
+  int64_t scratch;                       // floats of a packed token, of planes, or of values
+  float *mean, *rstd;                    // [B, rows], of the forward
+  const float *known_mean, *known_rstd;  // of the backward
+  double* partial;                       // [blocks]: sums of squared errors
+  void* grad;                            // [B, rows, F]
+  float factor;                          // of pred - target in the gradient
+  bool stream;                           // write around the caches
 };
 
 }  // namespace stmeta
@@ -60,8 +62,6 @@ struct LossCall {
   int64_t clips = 0, tokens = 0;
 
   int64_t blocks() const { return (p.count + kBlockRows - 1) / kBlockRows; }
-  // Two packed tokens (at most 4 bytes a number), planes, a token.
-  int64_t scratch() const { return 3 * (p.channels * p.plane + p.padded + 64) + p.padded; }
 };
 
 void take_video(LossCall& call, const Tensor& video, const Ints& patch, const Doubles& scale,
@@ -111,6 +111,7 @@ void take_video(LossCall& call, const Tensor& video, const Ints& patch, const Do
   p.features = pixels * p.channels;
   p.padded = round_up(p.features, 64);
   p.plane = round_up(pixels, 16);
+  p.scratch = std::max(p.padded, p.channels * p.plane) + 16;  // and the tail of a copy
   call.scale.assign(scale.begin(), scale.end());
   call.offset.assign(offset.begin(), offset.end());
   if (p.layout != PixelLayout::planar) {
@@ -129,10 +130,10 @@ void take_rows(LossCall& call, const Tensor& pred, const Optional& ids, const Op
   PatchLoss& p = call.p;
   STD_TORCH_CHECK(ids.has_value() != mask.has_value(),
                   "masked_patch_loss: exactly one of ids and mask must be given");
-  STD_TORCH_CHECK(pred.dim() == 3 && pred.size(0) == call.clips && pred.size(2) == p.features &&
-                      pred.is_cpu(),
-                  "masked_patch_loss: pred must be [B, rows, F] = [", call.clips, ", rows, ",
-                  p.features, "] on the CPU");
+  STD_TORCH_CHECK(
+      pred.dim() == 3 && pred.size(0) == call.clips && pred.size(2) == p.features && pred.is_cpu(),
+      "masked_patch_loss: pred must be [B, rows, F] = [", call.clips, ", rows, ", p.features,
+      "] on the CPU");
   call.pred = with_dense_rows(pred);
   p.pred = call.pred.const_data_ptr();
   p.pred_stride[0] = call.pred.stride(0);
@@ -140,11 +141,11 @@ void take_rows(LossCall& call, const Tensor& pred, const Optional& ids, const Op
   p.rows = pred.size(1);
   p.count = call.clips * p.rows;
   const Tensor& which = ids.has_value() ? *ids : *mask;
-  STD_TORCH_CHECK(which.dim() == 2 && which.size(0) == call.clips && which.size(1) == p.rows &&
-                      which.is_cpu() && (ids.has_value() || p.rows == call.tokens) &&
-                      which.scalar_type() ==
-                          (ids.has_value() ? ScalarType::Long : ScalarType::Bool),
-                  "masked_patch_loss: ids must be [B, rows] int64, mask [B, N] bool, on the CPU");
+  STD_TORCH_CHECK(
+      which.dim() == 2 && which.size(0) == call.clips && which.size(1) == p.rows &&
+          which.is_cpu() && (ids.has_value() || p.rows == call.tokens) &&
+          which.scalar_type() == (ids.has_value() ? ScalarType::Long : ScalarType::Bool),
+      "masked_patch_loss: ids must be [B, rows] int64, mask [B, N] bool, on the CPU");
   if (ids.has_value()) {
     call.ids = torch::stable::contiguous(which);
     p.ids = call.ids.const_data_ptr<int64_t>();
@@ -164,7 +165,7 @@ std::unique_ptr<LossCall> prepare_loss(const Tensor& pred, const Tensor& video, 
   return call;
 }
 
-// f's kernel, over all blocks on all threads. `kernel(video, pred)` picks it by dtypes.
+// Runs over all blocks the kernel that `pick` takes for the types of video and pred.
 template <typename F>
 void run_blocks(const LossCall& call, const Tensor& video, const F& pick) {
   if (call.p.count == 0 || call.p.features == 0) return;
@@ -173,8 +174,9 @@ void run_blocks(const LossCall& call, const Tensor& video, const F& pick) {
         return with_float_type(call.pred.scalar_type(), "masked_patch_loss: pred",
                                [&](auto out) { return pick(in, out); });
       });
-  parallel(call.blocks(), kBlockRows * call.p.features, call.scratch(),
-           [&](int64_t begin, int64_t end, float* scratch) { kernel(call.p, begin, end, scratch); });
+  parallel(
+      call.blocks(), kBlockRows * call.p.features, 4 * call.p.scratch,
+      [&](int64_t begin, int64_t end, float* scratch) { kernel(call.p, begin, end, scratch); });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> masked_patch_loss(Tensor pred, Tensor video,
@@ -184,6 +186,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> masked_patch_loss(Tensor pred, Tensor
                                                              double eps) {
   const auto call = prepare_loss(pred, video, ids, mask, patch, scale, offset);
   PatchLoss& p = call->p;
+  STD_TORCH_CHECK(!norm_pix || p.features != 1,
+                  "masked_patch_loss: norm_pix needs F of at least 2 for a variance, got 1");
   p.norm = norm_pix;
   p.eps = static_cast<float>(eps);
   Tensor mean = new_tensor(pred, {call->clips, p.rows}, ScalarType::Float);
@@ -216,9 +220,9 @@ Tensor masked_patch_loss_backward(Tensor grad, Tensor pred, Tensor video, Option
   const auto call = prepare_loss(pred, video, ids, mask, patch, scale, offset);
   PatchLoss& p = call->p;
   for (const Tensor& scalar : {grad, inverse}) {
-    STD_TORCH_CHECK(scalar.numel() == 1 && scalar.is_cpu() &&
-                        scalar.scalar_type() == ScalarType::Float,
-                    "masked_patch_loss: grad and inverse must be float32 scalars on the CPU");
+    STD_TORCH_CHECK(
+        scalar.numel() == 1 && scalar.is_cpu() && scalar.scalar_type() == ScalarType::Float,
+        "masked_patch_loss: grad and inverse must be float32 scalars on the CPU");
   }
   for (const Tensor& row : {mean, rstd}) {
     STD_TORCH_CHECK(
@@ -227,9 +231,10 @@ Tensor masked_patch_loss_backward(Tensor grad, Tensor pred, Tensor video, Option
   }
   mean = torch::stable::contiguous(mean);
   rstd = torch::stable::contiguous(rstd);
-  p.mean = mean.mutable_data_ptr<float>();
-  p.rstd = rstd.mutable_data_ptr<float>();
-  p.factor = 2.0f * *grad.const_data_ptr<float>() * *inverse.const_data_ptr<float>();
+  p.known_mean = mean.const_data_ptr<float>();
+  p.known_rstd = rstd.const_data_ptr<float>();
+  p.factor =
+      static_cast<float>(2.0 * *grad.const_data_ptr<float>() * *inverse.const_data_ptr<float>());
   Tensor out = new_tensor(pred, {call->clips, p.rows, p.features}, pred.scalar_type());
   p.grad = out.mutable_data_ptr();
   const int64_t row_bytes = p.features * static_cast<int64_t>(out.element_size());

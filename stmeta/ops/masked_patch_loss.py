@@ -163,7 +163,7 @@ def patch_targets(
         ids_keep=ids,
         dtype=video.dtype if video.dtype == torch.float64 else torch.float32,
     )
-    if not norm_pix:
+    if not norm_pix or pixels.numel() == 0:  # a variance of no rows would warn
         zero = pixels.new_zeros(*pixels.shape[:2], 1)
         return pixels, zero, zero + 1
     variance, centre = torch.var_mean(pixels, dim=-1, keepdim=True)

@@ -38,6 +38,7 @@ MEMORY_OPS = (
     "ntm_step",
     "lrua_step",
 )
+ALL_OPS = (*TOKEN_OPS, *MEMORY_OPS, "locality_attention")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 GRAD_LAYOUTS = (*LAYOUTS, "sum")  # "sum": stride 0 everywhere, as from `.sum()`
 
