@@ -42,7 +42,8 @@ Kernel backward_kernel(T) {
 }
 
 Attention make_problem(const Tensor& qkv, const Tensor& temperature, bool exclude_self) {
-  STD_TORCH_CHECK(qkv.dim() == 5 && qkv.size(2) == 3 && (qkv.stride(4) == 1 || qkv.size(4) == 1),
+  STD_TORCH_CHECK(qkv.dim() == 5 && qkv.size(2) == 3 &&
+                      (qkv.stride(4) == 1 || qkv.size(4) == 1 || qkv.numel() == 0),
                   "locality_attention: qkv must be [B, N, 3, H, E] with a dense last axis");
   STD_TORCH_CHECK(temperature.dim() == 1 && temperature.size(0) == qkv.size(3) &&
                       temperature.is_contiguous() && temperature.is_cpu() &&

@@ -16,32 +16,41 @@ typedef Vec Tile[kColumns][kRows];
 
 STMETA_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
-// 2^x; kTerms 3: relative error 8e-5, 6: rounding. 0, or next to it, below 2^-126.
-template <int kTerms>
-STMETA_INLINE Vec exp2_of(Vec x) {
+// The whole part of x, and 2 to the power of it times y. Ends at 2^-126.
+STMETA_INLINE Vec whole(Vec x) {
 #if STMETA_LANES == 16
-  const Vec whole = (Vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
-  const Vec f = x - whole;
+  return (Vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
 #else
-  x = larger(x, splat(-126.0f));
-  const Vec shifted = x + splat(12582912.0f);  // 1.5 * 2^23: the low bits are round(x)
-  const Vec f = x - (shifted - splat(12582912.0f));
+  return (larger(x, splat(-126.0f)) + splat(12582912.0f)) - splat(12582912.0f);  // 1.5 * 2^23
 #endif
-  Vec y;
-  if (kTerms == 3) {
-    y = splat(0.0551714934f) * f + splat(0.24261111f);
-    y = (y * f + splat(0.693261027f)) * f + splat(0.999928057f);
-  } else {
-    y = (splat(0.000153533576f) * f + splat(0.00133988762f)) * f + splat(0.00961843785f);
-    y = (y * f + splat(0.0555033237f)) * f + splat(0.240226477f);
-    y = (y * f + splat(0.693147182f)) * f + splat(1.0f);
-  }
+}
+STMETA_INLINE Vec scale_by(Vec y, Vec power) {
 #if STMETA_LANES == 16
-  return (Vec)_mm512_scalef_ps((__m512)y, (__m512)whole);
+  return (Vec)_mm512_scalef_ps((__m512)y, (__m512)power);
 #else
   typedef int32_t Ints __attribute__((vector_size(4 * STMETA_LANES)));
-  return (Vec)((Ints)y + ((Ints)shifted << 23));
+  return (Vec)((Ints)y + ((Ints)(power + splat(12582912.0f)) << 23));
 #endif
+}
+
+// e^x, to rounding.
+STMETA_INLINE Vec exp_of(Vec x) {
+  x = larger(x, splat(-87.0f));  // beyond it r would be rounding errors
+  const Vec n = whole(x * splat(kLog2e));
+  const Vec r = (x - n * splat(0.693145752f)) - n * splat(1.42860677e-06f);  // ln 2, in two parts
+  Vec y = (splat(0.00138146058f) * r + splat(0.00836871099f)) * r + splat(0.041668389f);
+  y = (y * r + splat(0.166665211f)) * r + splat(0.49999994f);
+  return scale_by((y * r) * r + r + splat(1.0f), n);
+}
+
+// 2^x, to a relative error of 8e-5: a tenth of a rounding to bf16.
+STMETA_INLINE Vec exp2_of(Vec x) {
+#if STMETA_LANES != 16
+  x = larger(x, splat(-126.0f));
+#endif
+  const Vec n = whole(x), f = x - n;
+  const Vec y = (splat(0.0551714934f) * f + splat(0.24261111f)) * f + splat(0.693261027f);
+  return scale_by(y * f + splat(0.999928057f), n);
 }
 
 #define STMETA_MEMBER STMETA_FN static inline __attribute__((always_inline))
@@ -49,8 +58,10 @@ STMETA_INLINE Vec exp2_of(Vec x) {
 struct Plain {
   typedef float Number;
   typedef Vec Numbers;
-  static constexpr int kPair = 1;  // neighbours along a contracted axis that lie together
-  static constexpr int kTerms = 6;
+  static constexpr int kPair = 1;        // neighbours along a contracted axis that lie together
+  static constexpr float kUnit = 1.0f;   // of logits, as `weigh` takes them
+  static constexpr float kSafe = 40.0f;  // far from the ends of fp32
+  STMETA_MEMBER Vec weigh(Vec logit) { return exp_of(logit); }
   STMETA_MEMBER Numbers many(const float* p) { return load(p); }
   STMETA_MEMBER Numbers one(const float* p) { return splat(*p); }
   STMETA_MEMBER Vec fma(Vec sum, Numbers a, Numbers b) { return sum + a * b; }
@@ -69,7 +80,9 @@ struct Dot {
   typedef bf16 Number;
   typedef __m512bh Numbers;
   static constexpr int kPair = 2;
-  static constexpr int kTerms = 3;
+  static constexpr float kUnit = kLog2e;
+  static constexpr float kSafe = 60.0f;
+  STMETA_MEMBER Vec weigh(Vec logit) { return exp2_of(logit); }
   STMETA_MEMBER Numbers many(const bf16* p) { return (Numbers)_mm512_loadu_si512(p); }
   STMETA_MEMBER Numbers one(const bf16* p) {
     int32_t pair;
@@ -239,13 +252,13 @@ STMETA_INLINE void cut(const Attention& a, int64_t i, int64_t n, Tile& x) {
   }
 }
 
-// What logits of eight queries, in units of log 2, are lowered by before their exp: nothing where
-// Cauchy and Schwarz promise that 2^logit is far from the ends of fp32, else the largest of each.
+// What the logits of eight queries are lowered by before their exp: nothing where Cauchy and
+// Schwarz promise that it is far from the ends of fp32, else the largest of each.
 template <typename Policy>
 STMETA_FN void find_largest(const Attention& a, const Head<Policy>& h, int64_t i, float scale,
                             float bound, float (&largest)[kRows]) {
   for (int r = 0; r < kRows; ++r) largest[r] = 0.0f;
-  if (bound < 60.0f) return;
+  if (bound < Policy::kSafe) return;
   for (int r = 0; r < kRows; ++r) largest[r] = 2 * kLow;
   for (int64_t n = 0; n < a.padded; n += kKeys) {
     Tile x;
@@ -298,7 +311,7 @@ STMETA_FN void forward(const Attention& a, int64_t begin, int64_t end, float* sc
   const int64_t padded = a.padded;
   for (int64_t index = begin; index < end; ++index) {
     const int64_t b = index / a.heads, head = index % a.heads;
-    const float scale = a.temperature[head] * kLog2e;
+    const float scale = a.temperature[head] * Policy::kUnit;
     const T *query = part_of<T>(a, b, head, 0), *key = part_of<T>(a, b, head, 1);
     const float square = largest_square(key, a.stride[1], a.tokens, a.width) * scale * scale;
     pack<Policy>(a, key, h.key_columns, nullptr);
@@ -321,7 +334,7 @@ STMETA_FN void forward(const Attention& a, int64_t begin, int64_t end, float* sc
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
           for (int c = 0; c < kColumns; ++c) {
-            const Vec w = exp2_of<Policy::kTerms>(x[c][r]);
+            const Vec w = Policy::weigh(x[c][r]);
             total[r] += w;
             Policy::put(h.weight + r * padded + n + c * kLanes, w);
           }
@@ -409,7 +422,7 @@ STMETA_FN void backward_rows(const Attention& a, const Head<Policy>& h, int64_t 
   const int64_t rows = a.tokens - i < kRows ? a.tokens - i : kRows, padded = a.padded;
   const int64_t place = (b * a.tokens * a.heads + head) * a.width;
   const T* grad = static_cast<const T*>(a.grad) + place;
-  const float tau = a.temperature[head], scale = tau * kLog2e;
+  const float tau = a.temperature[head], scale = tau * Policy::kUnit;
   pack_rows<Policy>(a, part_of<T>(a, b, head, 0), a.stride[1], i, h.query, h.query_pairs);
   pack_rows<Policy>(a, grad, step, i, h.grad, h.grad_pairs);
   const Rows known = look_up(a, static_cast<const T*>(a.out) + place, grad, index, i);
@@ -427,7 +440,7 @@ STMETA_FN void backward_rows(const Attention& a, const Head<Policy>& h, int64_t 
     cut(a, i, n, x);
     for (int c = 0; c < kColumns; ++c) {
       for (int r = 0; r < kRows; ++r) {
-        x[c][r] = exp2_of<Policy::kTerms>(x[c][r]) * splat(known.inverse[r]);
+        x[c][r] = Policy::weigh(x[c][r]) * splat(known.inverse[r]);
       }
     }
     spread<Policy>(a, h.grad_pairs, x, n, h.grad_value);
@@ -441,13 +454,14 @@ STMETA_FN void backward_rows(const Attention& a, const Head<Policy>& h, int64_t 
     }
     spread<Policy>(a, h.query_pairs, d, n, h.grad_key);
   }
-  temperature += static_cast<double>(sum_lanes(tilt));
+  if (a.tokens > 1) temperature += static_cast<double>(sum_lanes(tilt));
   T* target = static_cast<T*>(a.grad_qkv) + (b * a.tokens * 3 * a.heads + head) * a.width;
+  const float factor = a.tokens > 1 ? tau : 0.0f;  // the weight of a lone token is always 1
   for (int64_t e = 0; e < a.width; e += kLanes) {
     Vec sum[kRows];
     gather_rows<Policy>(a, h.weight, h.key_rows, e, sum);
     for (int64_t r = 0; r < rows; ++r) {
-      write(target + (i + r) * 3 * step + e, sum[r] * splat(tau), a.width - e);
+      write(target + (i + r) * 3 * step + e, sum[r] * splat(factor), a.width - e);
     }
   }
 }
@@ -465,7 +479,7 @@ STMETA_FN void backward(const Attention& a, int64_t begin, int64_t end, float* s
       backward_rows<Policy, T>(a, h, index, i, temperature);
     }
     a.grad_temperature[index] = static_cast<float>(temperature);
-    const float tau = a.temperature[head];
+    const float tau = a.tokens > 1 ? a.temperature[head] : 0.0f;  // a lone token's weight is 1
     T* target = static_cast<T*>(a.grad_qkv) + (b * a.tokens * 3 * a.heads + head) * a.width;
     scatter(a, h.grad_key, tau, target + a.heads * a.width);
     scatter(a, h.grad_value, 1.0f, target + 2 * a.heads * a.width);

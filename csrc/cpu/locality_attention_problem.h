@@ -13,9 +13,9 @@ struct Attention {
   int64_t stride[4];                    // of B, N, 3, H, in elements
   int64_t padded, wide;                 // N and E, rounded up to whole vectors
   void* out;                            // [B, N, H, E]
-  float* stats;      // [B, H, N, 2]: largest logit in units of log 2, 1 / sum of exp(logit - it)
-  const void* grad;  // [B, N, H, E]
-  void* grad_qkv;    // [B, N, 3, H, E]
+  float* stats;             // [B, H, N, 2]: what logits are lowered by, 1 / sum of exp(logit - it)
+  const void* grad;         // [B, N, H, E]
+  void* grad_qkv;           // [B, N, 3, H, E]
   float* grad_temperature;  // [B, H]
 };
 

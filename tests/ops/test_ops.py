@@ -46,7 +46,7 @@ def backend(request: pytest.FixtureRequest) -> str:
     return choose(request.getfixturevalue("op"), request.param).name
 
 
-@pytest.fixture(params=["plain", "avx2", "avx512", *["triton"] * INTERPRET])
+@pytest.fixture(params=["plain", "avx2", "avx512", "bf16dot", *["triton"] * INTERPRET])
 def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each of those backends, and each instruction set of the CPU kernels; gives the backend."""
     op = request.getfixturevalue("op")
