@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stmeta._errors import BackendUnavailableError
-from stmeta.ops._register import INTERPRET, missing, orders, overloads
+from stmeta.ops._register import INTERPRET, functions, missing, orders, overloads
 
 BACKENDS = ("eager", "cpu", "triton", "cuda")
 _NAMESPACE = {"cpu": "stmeta", "cuda": "stmeta", "triton": "stmeta_triton"}
@@ -87,6 +87,17 @@ def _why_not(op: str, name: str, device: str, dtype: torch.dtype = torch.float32
 def overload(op: str, name: str) -> Any:
     """The registered op that backend `name` runs: `torch.ops.<namespace>.<op>.default`."""
     return overloads[_NAMESPACE[name]][op]
+
+
+def run(op: str, name: str, *arguments: Any) -> Any:
+    """Result of the registered op that backend `name` runs, with a gradient where one is needed."""
+    namespace = _NAMESPACE[name]
+    function = functions[namespace][op]
+    if function is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return overloads[namespace][op](*arguments)
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return overloads[namespace][op](*arguments)
+    return function.apply(*arguments)
 
 
 def registered_ops() -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stmeta.ops._args import check_shapes, same_dtype
-from stmeta.ops._dispatch import overload, resolve
+from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._register import register
 
 __all__ = ["EPS", "content_addressing", "content_addressing_ref"]
@@ -49,7 +49,7 @@ def content_addressing(
     name = resolve("content_addressing", memory, backend)
     if name == "eager":
         return content_addressing_ref(*arguments, eps=eps)
-    return overload("content_addressing", name)(*arguments, eps)
+    return run("content_addressing", name, *arguments, eps)
 
 
 def content_addressing_ref(

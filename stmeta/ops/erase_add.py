@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stmeta.ops._args import check_shapes, same_dtype
-from stmeta.ops._dispatch import overload, resolve
+from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._register import register
 
 __all__ = ["erase_add", "erase_add_ref"]
@@ -49,7 +49,7 @@ def erase_add(
     name = resolve("erase_add", memory, backend)
     if name == "eager":
         return erase_add_ref(*arguments)
-    return overload("erase_add", name)(*arguments)
+    return run("erase_add", name, *arguments)
 
 
 def erase_add_ref(memory: Tensor, weight: Tensor, erase: Tensor, add: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stmeta.ops._args import check_float, check_ids, check_shapes
-from stmeta.ops._dispatch import overload, resolve
+from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._register import register
 
 __all__ = ["gather_tokens", "gather_tokens_ref", "invert_ids"]
@@ -60,7 +60,7 @@ def gather_tokens(
     if ids_restore is None and torch.is_grad_enabled():
         if x.requires_grad or (pos is not None and pos.requires_grad):
             ids_restore = invert_ids(ids_keep, x.shape[1])
-    return overload("gather_tokens", name)(x, pos, ids_keep, ids_restore)
+    return run("gather_tokens", name, x, pos, ids_keep, ids_restore)
 
 
 def invert_ids(ids_keep: Tensor, tokens: int) -> Tensor:

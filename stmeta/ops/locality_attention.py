@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stmeta.ops._args import check_float
-from stmeta.ops._dispatch import overload, resolve
+from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._register import register
 
 __all__ = ["diagonal_mask", "locality_attention", "locality_attention_ref"]
@@ -59,7 +59,7 @@ def locality_attention(
     name = resolve(_OP, qkv, backend)
     if name == "eager":
         return locality_attention_ref(qkv, temperature, exclude_self=exclude_self)
-    return overload(_OP, name)(qkv, temperature.float(), exclude_self)[0]
+    return run(_OP, name, qkv, temperature.float(), exclude_self)[0]
 
 
 def locality_attention_ref(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stmeta.ops._args import check_shapes, same_dtype
-from stmeta.ops._dispatch import overload, resolve
+from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._register import register
 
 __all__ = ["check_taps", "location_addressing", "location_addressing_ref"]
@@ -59,7 +59,7 @@ def location_addressing(
     name = resolve("location_addressing", content, backend)
     if name == "eager":
         return location_addressing_ref(*arguments)
-    return overload("location_addressing", name)(*arguments)
+    return run("location_addressing", name, *arguments)
 
 
 def check_taps(op: str, taps: int, rows: int) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stmeta.ops._args import check_shapes, same_dtype
-from stmeta.ops._dispatch import overload, resolve
+from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._register import register
 from stmeta.ops.content_addressing import EPS, content_addressing_ref
 
@@ -93,7 +93,7 @@ def lrua_step(
     name = resolve("lrua_step", memory, backend)
     if name == "eager":
         return lrua_step_ref(*arguments, decay=decay, read_first=read_first, shared=shared, eps=eps)
-    return LRUAStep(*overload("lrua_step", name)(*arguments, decay, read_first, shared, eps))
+    return LRUAStep(*run("lrua_step", name, *arguments, decay, read_first, shared, eps))
 
 
 def lrua_step_ref(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stmeta.ops import _patch_shift_args as video_args
 from stmeta.ops._args import check_float, check_ids, check_shapes
-from stmeta.ops._dispatch import overload, resolve
+from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._register import register
 from stmeta.ops.patch_shift import patch_shift_ref
 
@@ -80,8 +80,8 @@ def masked_patch_loss(
             eps=eps,
         )
     numbers = video_args.scale_offset(video, mean, std)
-    fused = overload(_OP, name)
-    return fused(pred, video.detach(), ids, mask, [tubelet, patch], *numbers, norm_pix, eps)[0]
+    rest = (ids, mask, [tubelet, patch], *numbers, norm_pix, eps)
+    return run(_OP, name, pred, video.detach(), *rest)[0]
 
 
 def _check(

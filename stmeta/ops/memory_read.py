@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from stmeta.ops._args import check_shapes, same_dtype
-from stmeta.ops._dispatch import overload, resolve
+from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._register import register
 
 __all__ = ["memory_read", "memory_read_ref"]
@@ -36,7 +36,7 @@ def memory_read(memory: Tensor, weight: Tensor, *, backend: str = "auto") -> Ten
     name = resolve("memory_read", memory, backend)
     if name == "eager":
         return memory_read_ref(*arguments)
-    return overload("memory_read", name)(*arguments)
+    return run("memory_read", name, *arguments)
 
 
 def memory_read_ref(memory: Tensor, weight: Tensor) -> Tensor:

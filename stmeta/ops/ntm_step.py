@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from stmeta.ops._args import check_shapes, same_dtype
-from stmeta.ops._dispatch import overload, resolve
+from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._register import register
 from stmeta.ops.content_addressing import EPS, content_addressing_ref
 from stmeta.ops.erase_add import erase_add_ref
@@ -98,7 +98,7 @@ def ntm_step(
     name = resolve("ntm_step", memory, backend)
     if name == "eager":
         return ntm_step_ref(*arguments, reads=reads, read_first=read_first, eps=eps)
-    return NTMStep(*overload("ntm_step", name)(*arguments, reads, read_first, eps)[:3])
+    return NTMStep(*run("ntm_step", name, *arguments, reads, read_first, eps)[:3])
 
 
 def ntm_step_ref(

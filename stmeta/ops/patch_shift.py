@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
-from stmeta.ops._dispatch import overload, resolve
+from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._patch_shift_args import (
     Offsets,
     check,
@@ -95,7 +95,9 @@ def patch_shift(
             ids_keep=ids_keep,
             dtype=dtype,
         )
-    tokens, _, _ = overload("patch_shift", name)(
+    tokens, _, _ = run(
+        "patch_shift",
+        name,
         video,
         ids_keep,
         None if norm_weight is None else norm_weight.float(),

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from stmeta.ops._dispatch import overload, resolve
+from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._register import register
 
 __all__ = ["MaskMode", "Masking", "masking_from_keep", "random_masking", "random_masking_ref"]
@@ -85,7 +85,7 @@ def random_masking(
     name = resolve("random_masking", noise, backend)
     if name == "eager":
         return random_masking_ref(noise, keep, units, grid)
-    return Masking(*overload("random_masking", name)(noise, keep, units, grid))
+    return Masking(*run("random_masking", name, noise, keep, units, grid))
 
 
 def random_masking_ref(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stmeta.ops._args import check_float, check_ids, check_shapes
-from stmeta.ops._dispatch import overload, resolve
+from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._register import register
 
 __all__ = ["restore_tokens", "restore_tokens_ref"]
@@ -63,7 +63,7 @@ def restore_tokens(
     name = resolve("restore_tokens", latent, backend)
     if name == "eager":
         return restore_tokens_ref(latent, mask_token, ids_restore, pos=pos)
-    return overload("restore_tokens", name)(latent, mask_token, pos, ids_restore)
+    return run("restore_tokens", name, latent, mask_token, pos, ids_restore)
 
 
 def restore_tokens_ref(

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stmeta.ops._args import check_shapes
-from stmeta.ops._dispatch import overload, resolve
+from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._patch_shift_args import (
     Offsets,
     check,
@@ -107,7 +107,9 @@ def shifted_patch_embed(
         return shifted_patch_embed_ref(video, weight, bias, pos=pos, **rest)
     if video.requires_grad and torch.is_grad_enabled():
         return _linear(patch_shift(video, backend=name, **rest), weight, bias, pos, ids_keep)
-    out, _, _ = overload(_OP, name)(
+    out, _, _ = run(
+        _OP,
+        name,
         video,
         ids_keep,
         *(None if x is None else x.float() for x in (norm_weight, norm_bias)),
