@@ -93,7 +93,7 @@ def test_extension_answers(cpu):
     info = _register.extension.build_info()
     assert set(info) == {"compiler", "cuda", "cuda_archs"}
     assert info["cuda"] == bool(info["cuda_archs"])
-    with pytest.raises(ValueError, match="must be plain, avx2 or avx512, got sse"):
+    with pytest.raises(ValueError, match="must be plain, avx2, avx512 or bf16dot, got sse"):
         _register.extension.set_cpu_capability("sse")
 
 
