@@ -28,8 +28,8 @@ template <typename Policy>
 STMETA_INLINE void products(const Attention& a, const typename Policy::Number* rows,
                             const typename Policy::Number* columns, int64_t n, Tile& sum) {
   constexpr int64_t kPair = Policy::kPair;
-  const int64_t wide = a.wide, width = a.width, step = a.padded * kPair;
-  const typename Policy::Number* column = columns + n * kPair;
+  const int64_t wide = a.wide, width = a.width, step = kKeys * kPair;
+  const typename Policy::Number* column = columns + n * wide;
   Tile total = {};  // local: `sum` may lie in memory
   for (int64_t e = 0; e < width; e += kPair, column += step) {
     typename Policy::Numbers keys[kColumns];
@@ -141,11 +141,12 @@ STMETA_FN void forward(const Attention& a, int64_t begin, int64_t end, float* sc
         cut(a, i, n, x);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
+          Vec w[kColumns];
           for (int c = 0; c < kColumns; ++c) {
-            const Vec w = Policy::weigh(x[c][r]);
-            total[r] += w;
-            Policy::put(h.weight + r * padded + n + c * kLanes, w);
+            w[c] = Policy::weigh(x[c][r]);
+            total[r] += w[c];
           }
+          Policy::put(h.weight + r * padded + n, w);
         }
       }
       float inverse[kRows];
@@ -166,16 +167,16 @@ STMETA_FN void forward(const Attention& a, int64_t begin, int64_t end, float* sc
   }
 }
 
-// target[e][n ...] += sum over eight rows of rows[r][e] x[..][r].
+// target[tile of n][e] += sum over eight rows of rows[r][e] x[..][r].
 template <typename Policy>
 STMETA_INLINE void spread(const Attention& a, const typename Policy::Number* pairs, const Tile& x,
                           int64_t n, float* target) {
   constexpr int kPair = Policy::kPair;
-  const int64_t wide = a.wide, width = a.width, padded = a.padded;
+  const int64_t wide = a.wide, width = a.width;
   typename Policy::Numbers packed[kColumns][kRows];
   for (int c = 0; c < kColumns; ++c) Policy::pairs(x[c], packed[c]);
-  float* place = target + n;
-  for (int64_t e = 0; e < width; ++e, place += padded) {
+  float* place = target + n * wide;
+  for (int64_t e = 0; e < width; ++e, place += kKeys) {
     Vec sum[kColumns];
     for (int c = 0; c < kColumns; ++c) sum[c] = load(place + c * kLanes);
 #pragma GCC unroll 8
@@ -187,15 +188,16 @@ STMETA_INLINE void spread(const Attention& a, const typename Policy::Number* pai
   }
 }
 
-// Columns [E][N] of a gradient, times a factor, to its rows in the gradient of qkv.
+// Columns of a gradient, times a factor, to its rows in the gradient of qkv.
 template <typename T>
 STMETA_FN void scatter(const Attention& a, const float* columns, float factor, T* target) {
   const int64_t step = 3 * a.heads * a.width;
   for (int64_t n = 0; n < a.tokens; n += kLanes) {
     const int64_t count = a.tokens - n < kLanes ? a.tokens - n : kLanes;
+    const float* tile = columns + (n - n % kKeys) * a.wide + n % kKeys;
     for (int64_t e = 0; e < a.width; ++e) {
       alignas(64) T numbers[kLanes];
-      store(numbers, load(columns + e * a.padded + n) * splat(factor));
+      store(numbers, load(tile + e * kKeys) * splat(factor));
       for (int64_t k = 0; k < count; ++k) target[(n + k) * step + e] = numbers[k];
     }
   }
@@ -253,12 +255,14 @@ STMETA_FN void backward_rows(const Attention& a, const Head<Policy>& h, int64_t 
     }
     spread<Policy>(a, h.grad_pairs, x, n, h.grad_value);
     products<Policy>(a, h.grad, h.value_columns, n, d);
-    for (int c = 0; c < kColumns; ++c) {
-      for (int r = 0; r < kRows; ++r) {
-        d[c][r] = x[c][r] * (d[c][r] - splat(known.centre[r]));
-        tilt += d[c][r] * load(dot[r] + c * kLanes);
-        Policy::put(h.weight + r * padded + n + c * kLanes, d[c][r]);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      Vec row[kColumns];
+      for (int c = 0; c < kColumns; ++c) {
+        row[c] = d[c][r] = x[c][r] * (d[c][r] - splat(known.centre[r]));
+        tilt += row[c] * load(dot[r] + c * kLanes);
       }
+      Policy::put(h.weight + r * padded + n, row);
     }
     spread<Policy>(a, h.query_pairs, d, n, h.grad_key);
   }

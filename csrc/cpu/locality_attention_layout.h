@@ -62,7 +62,9 @@ struct Plain {
   STMETA_MEMBER Numbers many(const float* p) { return load(p); }
   STMETA_MEMBER Numbers one(const float* p) { return splat(*p); }
   STMETA_MEMBER Vec fma(Vec sum, Numbers a, Numbers b) { return sum + a * b; }
-  STMETA_MEMBER void put(float* out, Vec v) { STMETA_ISA::store(out, v); }
+  STMETA_MEMBER void put(float* out, const Vec (&row)[kColumns]) {
+    for (int c = 0; c < kColumns; ++c) store(out + c * kLanes, row[c]);
+  }
   template <typename T>
   STMETA_MEMBER float number(T value) {
     return to_float(value);
@@ -89,8 +91,8 @@ struct Dot {
   STMETA_MEMBER Vec fma(Vec sum, Numbers a, Numbers b) {
     return (Vec)_mm512_dpbf16_ps((__m512)sum, a, b);
   }
-  STMETA_MEMBER void put(bf16* out, Vec v) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), (__m256i)_mm512_cvtneps_pbh((__m512)v));
+  STMETA_MEMBER void put(bf16* out, const Vec (&row)[kColumns]) {
+    _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh((__m512)row[1], (__m512)row[0]));
   }
   STMETA_MEMBER bf16 number(bf16 value) { return value; }
   // Rows 2i and 2i + 1 as neighbours: a0 b0 a1 b1 ...
@@ -110,12 +112,12 @@ struct Dot {
 template <typename Policy>
 struct Head {
   typedef typename Policy::Number Number;
-  Number *key_columns, *value_columns;  // [E / pair][N][pair]
+  Number *key_columns, *value_columns;  // [N / kKeys][E / pair][kKeys][pair]: tile after tile
   Number *key_rows, *value_rows;        // [N / pair][E][pair]
   Number *query, *grad;                 // of eight queries: [8][E]
   Number *query_pairs, *grad_pairs;     // [8 / pair][E][pair]
   Number* weight;                       // [8][N]
-  float *grad_key, *grad_value;         // [E][N]
+  float *grad_key, *grad_value;         // [N / kKeys][E][kKeys]
 };
 
 template <typename Policy>
@@ -160,8 +162,8 @@ STMETA_FN void pack(const Attention& a, const T* source, typename Policy::Number
     if (ragged) zero(columns, padded * wide);
     for (int64_t n = 0; n < tokens; ++n) {
       const T* row = source + n * step;
-      typename Policy::Number* column = columns + n * kPair;
-      for (int64_t e = 0; e + kPair <= width; e += kPair, column += padded * kPair) {
+      typename Policy::Number* column = columns + (n - n % kKeys) * wide + n % kKeys * kPair;
+      for (int64_t e = 0; e + kPair <= width; e += kPair, column += kKeys * kPair) {
         for (int64_t k = 0; k < kPair; ++k) column[k] = Policy::number(row[e + k]);
       }
       if (width % kPair != 0) column[0] = Policy::number(row[width - 1]);
