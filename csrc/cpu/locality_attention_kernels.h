@@ -150,7 +150,7 @@ STMETA_FN void forward(const Attention& a, int64_t begin, int64_t end, float* sc
         }
       }
       float inverse[kRows];
-      for (int r = 0; r < kRows; ++r) inverse[r] = 1.0f / sum_lanes(total[r]);
+      for (int r = 0; r < kRows; ++r) inverse[r] = 1.0f / sum_tree(total[r]);
       for (int64_t r = 0; r < rows; ++r) {
         float* stats = a.stats + (index * a.tokens + i + r) * 2;
         stats[0] = largest[r];
@@ -203,6 +203,8 @@ STMETA_FN void scatter(const Attention& a, const float* columns, float factor, T
   }
 }
 
+constexpr int64_t kFew = 64;  // tokens
+
 // What the backward knows of eight queries.
 struct Rows {
   float largest[kRows], inverse[kRows];
@@ -224,6 +226,40 @@ STMETA_FN Rows look_up(const Attention& a, const T* out, const T* grad, int64_t 
   return known;
 }
 
+// Weights of eight queries, from query i on, for a tile of keys; `dot` gets the products q k.
+template <typename Policy>
+STMETA_INLINE void weigh_tile(const Attention& a, const Head<Policy>& h, const Rows& known,
+                              float scale, int64_t i, int64_t n, Tile& x, float (*dot)[kKeys]) {
+  products<Policy>(a, h.query, h.key_columns, n, x);
+  for (int c = 0; c < kColumns; ++c) {
+    for (int r = 0; r < kRows; ++r) {
+      if (Policy::kExact) store(dot[r] + c * kLanes, x[c][r]);
+      x[c][r] = x[c][r] * splat(scale) - splat(known.largest[r]);
+    }
+  }
+  cut(a, i, n, x);
+  for (int c = 0; c < kColumns; ++c) {
+    for (int r = 0; r < kRows; ++r) x[c][r] = Policy::weigh(x[c][r]) * splat(known.inverse[r]);
+  }
+}
+
+// out . grad of eight queries as the sum of weights times gradients of weights: where few keys
+// share a gradient that nearly cancels, rounding must be that of the sums they are taken from.
+template <typename Policy>
+STMETA_FN void find_centre(const Attention& a, const Head<Policy>& h, float scale, int64_t i,
+                           Rows& known) {
+  for (int r = 0; r < kRows; ++r) known.centre[r] = 0.0f;
+  for (int64_t n = 0; n < a.padded; n += kKeys) {
+    Tile x, d;
+    alignas(64) float dot[kRows][kKeys];
+    weigh_tile<Policy>(a, h, known, scale, i, n, x, dot);
+    products<Policy>(a, h.grad, h.value_columns, n, d);
+    for (int c = 0; c < kColumns; ++c) {
+      for (int r = 0; r < kRows; ++r) known.centre[r] += sum_tree(x[c][r] * d[c][r]);
+    }
+  }
+}
+
 // The gradients that eight queries, from query i on, send to keys, values and themselves.
 template <typename Policy, typename T>
 STMETA_FN void backward_rows(const Attention& a, const Head<Policy>& h, int64_t index, int64_t i,
@@ -235,24 +271,13 @@ STMETA_FN void backward_rows(const Attention& a, const Head<Policy>& h, int64_t 
   const float tau = a.temperature[head], scale = tau * Policy::kUnit;
   pack_rows<Policy>(a, part_of<T>(a, b, head, 0), a.stride[1], i, h.query, h.query_pairs);
   pack_rows<Policy>(a, grad, step, i, h.grad, h.grad_pairs);
-  const Rows known = look_up(a, static_cast<const T*>(a.out) + place, grad, index, i);
+  Rows known = look_up(a, static_cast<const T*>(a.out) + place, grad, index, i);
+  if (Policy::kExact && a.tokens <= kFew) find_centre<Policy>(a, h, scale, i, known);
   Vec tilt = {};  // sum of gradients of logits, times the products q k
   for (int64_t n = 0; n < padded; n += kKeys) {
     Tile x, d;
     alignas(64) float dot[kRows][kKeys];  // registers are short
-    products<Policy>(a, h.query, h.key_columns, n, x);
-    for (int c = 0; c < kColumns; ++c) {
-      for (int r = 0; r < kRows; ++r) {
-        store(dot[r] + c * kLanes, x[c][r]);
-        x[c][r] = x[c][r] * splat(scale) - splat(known.largest[r]);
-      }
-    }
-    cut(a, i, n, x);
-    for (int c = 0; c < kColumns; ++c) {
-      for (int r = 0; r < kRows; ++r) {
-        x[c][r] = Policy::weigh(x[c][r]) * splat(known.inverse[r]);
-      }
-    }
+    weigh_tile<Policy>(a, h, known, scale, i, n, x, dot);
     spread<Policy>(a, h.grad_pairs, x, n, h.grad_value);
     products<Policy>(a, h.grad, h.value_columns, n, d);
 #pragma GCC unroll 8
@@ -260,13 +285,12 @@ STMETA_FN void backward_rows(const Attention& a, const Head<Policy>& h, int64_t 
       Vec row[kColumns];
       for (int c = 0; c < kColumns; ++c) {
         row[c] = d[c][r] = x[c][r] * (d[c][r] - splat(known.centre[r]));
-        tilt += row[c] * load(dot[r] + c * kLanes);
+        if (Policy::kExact) tilt += row[c] * load(dot[r] + c * kLanes);
       }
       Policy::put(h.weight + r * padded + n, row);
     }
     spread<Policy>(a, h.query_pairs, d, n, h.grad_key);
   }
-  if (a.tokens > 1) temperature += static_cast<double>(sum_lanes(tilt));
   T* target = static_cast<T*>(a.grad_qkv) + (b * a.tokens * 3 * a.heads + head) * a.width;
   const float factor = a.tokens > 1 ? tau : 0.0f;  // the weight of a lone token is always 1
   for (int64_t e = 0; e < a.width; e += kLanes) {
@@ -274,8 +298,10 @@ STMETA_FN void backward_rows(const Attention& a, const Head<Policy>& h, int64_t 
     gather_rows<Policy>(a, h.weight, h.key_rows, e, sum);
     for (int64_t r = 0; r < rows; ++r) {
       write(target + (i + r) * 3 * step + e, sum[r] * splat(factor), a.width - e);
+      if (!Policy::kExact) tilt += sum[r] * load(h.query + r * a.wide + e);
     }
   }
+  if (a.tokens > 1) temperature += static_cast<double>(sum_tree(tilt));
 }
 
 template <typename Policy, typename T>

@@ -56,6 +56,7 @@ struct Plain {
   typedef float Number;
   typedef Vec Numbers;
   static constexpr int kPair = 1;        // neighbours along a contracted axis that lie together
+  static constexpr bool kExact = true;   // the temperature's gradient from products in fp32
   static constexpr float kUnit = 1.0f;   // of logits, as `weigh` takes them
   static constexpr float kSafe = 40.0f;  // far from the ends of fp32
   STMETA_MEMBER Vec weigh(Vec logit) { return exp_of(logit); }
@@ -79,6 +80,7 @@ struct Dot {
   typedef bf16 Number;
   typedef __m512bh Numbers;
   static constexpr int kPair = 2;
+  static constexpr bool kExact = false;
   static constexpr float kUnit = kLog2e;
   static constexpr float kSafe = 60.0f;
   STMETA_MEMBER Vec weigh(Vec logit) { return exp2_of(logit); }
@@ -186,16 +188,26 @@ STMETA_FN void pack_rows(const Attention& a, const T* source, int64_t step, int6
   constexpr int64_t kPair = Policy::kPair;
   const int64_t width = a.width, wide = a.wide;
   const int64_t count = a.tokens - first < kRows ? a.tokens - first : kRows;
-  if (count < kRows || width != wide) {
-    zero(rows, kRows * wide);
-    if (pairs != nullptr) zero(pairs, kRows * wide);
-  }
+  if (count < kRows || width != wide) zero(rows, kRows * wide);
   for (int64_t r = 0; r < count; ++r) {
     const T* row = source + (first + r) * step;
-    for (int64_t e = 0; e < width; ++e) rows[r * wide + e] = Policy::number(row[e]);
-    if (pairs == nullptr) continue;
-    typename Policy::Number* out = pairs + r / kPair * wide * kPair + r % kPair;
-    for (int64_t e = 0; e < width; ++e) out[e * kPair] = Policy::number(row[e]);
+    typename Policy::Number* out = rows + r * wide;
+    if constexpr (sizeof(T) == sizeof(*out)) {
+      __builtin_memcpy(out, row, static_cast<size_t>(width) * sizeof(T));
+    } else {
+      for (int64_t e = 0; e < width; ++e) out[e] = Policy::number(row[e]);
+    }
+  }
+  if (pairs == nullptr) return;
+  for (int64_t r = 0; r < kRows; r += kPair, pairs += wide * kPair, rows += wide * kPair) {
+    if constexpr (kPair == 1) {
+      __builtin_memcpy(pairs, rows, static_cast<size_t>(wide) * sizeof(*pairs));
+    } else {
+      for (int64_t e = 0; e < wide; ++e) {
+        pairs[2 * e] = rows[e];
+        pairs[2 * e + 1] = rows[wide + e];
+      }
+    }
   }
 }
 
