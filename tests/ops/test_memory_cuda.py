@@ -1,0 +1,256 @@
+"""CUDA C++ memory ops without a GPU: compiled by nvcc, and run on the CPU by tests/cuda_host.
+
+On a GPU: test_ops_gpu.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.ops._cuda_host import HostProgram, HostProgramError, as_tensor, storage
+from tests.ops._harness import MEMORY_OPS, Inputs, Results, check, load, make_inputs
+from tests.ops._nvcc import CSRC, TORCH_FLAGS, compile_cuda
+
+ADDRESS, THREAD = "address", "thread"
+LAUNCHES = {  # kernels of csrc/cuda by op
+    "memory_read": ("forward_kernel", "backward_kernel"),
+    "content_addressing": (
+        "rows_kernel",
+        "softmax_kernel",
+        "softmax_backward_kernel",
+        "backward_kernel",
+    ),
+    "location_addressing": ("forward_kernel", "backward_kernel"),
+    "erase_add": ("forward_kernel", "backward_kernel"),
+    "ntm_step": (
+        *("whole_kernel", "score_kernel", "address_kernel", "write_kernel"),
+        *("whole_backward_kernel", "unwrite_kernel", "unaddress_kernel", "unscore_kernel"),
+    ),
+    "lrua_step": (
+        *("whole_kernel", "least_kernel", "score_kernel", "address_kernel", "read_kernel"),
+        *("whole_backward_kernel", "unread_kernel", "unaddress_kernel", "end_kernel"),
+    ),
+    "memory": ("finish_kernel",),
+}
+SMALL = [  # by name, as a case of many rows takes seconds on one thread for each CUDA thread
+    *(("memory_read", name) for name in ("odd", "few_rows", "many_heads", "empty", "one_row_each")),
+    *(("content_addressing", name) for name in ("odd", "one_row", "few_rows", "empty", "found")),
+    *(("content_addressing", name) for name in ("zero_rows_large_eps", "zero_key_large_eps")),
+    *(("location_addressing", name) for name in ("five_taps", "one_row", "empty", "moved")),
+    *(("location_addressing", name) for name in ("a_tap_for_each_row", "one_hot_sharpen_1")),
+    *(("location_addressing", name) for name in ("negative", "negative_sharpen_1", "nowhere")),
+    *(("location_addressing", name) for name in ("one_tap", "sharpen_20")),
+    *(("erase_add", name) for name in ("odd", "one", "no_rows_to_share", "empty", "whole")),
+    *(("ntm_step", name) for name in ("odd", "overlap", "idle_head", "one_row", "few_rows")),
+    *(("ntm_step", name) for name in ("empty", "gate_0", "gate_1", "sharpen_20")),
+    *(("lrua_step", name) for name in ("shared_read_last", "odd", "every_row", "one_row")),
+    *(("lrua_step", name) for name in ("empty", "ties", "ties_shared", "gate_0", "gate_1")),
+]
+TILES = (0, 3)  # a whole element in a block; tiles of three rows
+
+Program = Callable[[str, str], HostProgram]
+
+
+@pytest.mark.parametrize("target", [80, 90])
+def test_kernels_do_not_spill(target, tmp_path):
+    kernels = [f"{op}::{kernel}<{{}}>" for op, names in LAUNCHES.items() for kernel in names]
+    dtypes = ("float", "__nv_bfloat16")
+    entries = "".join(
+        f"    reinterpret_cast<void*>({kernel.format(dtype)}),\n"
+        for kernel in kernels
+        for dtype in dtypes
+    )
+    source = tmp_path / "kernels.cu"
+    source.write_text(
+        "".join(f'#include "cuda/{op}.cuh"\n' for op in MEMORY_OPS)
+        + '#include "cuda/ntm_step_backward.cuh"\n#include "cuda/lrua_step_backward.cuh"\n'
+        + f"using namespace stmeta;\nvoid* kernels[] = {{\n{entries}}};\n"
+    )
+    compiled = compile_cuda(source, tmp_path, target, "-cubin", f"-I{CSRC}")
+    assert len([k for k in compiled if "column_sum" not in k.name]) == len(kernels) * len(dtypes)
+    assert [kernel for kernel in compiled if kernel.spilled_bytes] == []
+    assert max(kernel.registers for kernel in compiled) <= 128  # 512 threads share 65,536
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", MEMORY_OPS)
+def test_launcher_compiles(op, tmp_path):
+    kernels = compile_cuda(CSRC / "cuda" / f"{op}.cu", tmp_path, 90, "-c", *TORCH_FLAGS)
+    assert len(kernels) >= 3 * len(LAUNCHES[op])  # dtypes
+    assert [kernel for kernel in kernels if kernel.spilled_bytes] == []
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory) -> Program:
+    """By op and sanitizer; all built at the same time."""
+    folder = tmp_path_factory.mktemp("cuda_host")
+    keys = [(op, kind) for op in reversed(MEMORY_OPS) for kind in (ADDRESS, THREAD)]
+    with ThreadPoolExecutor() as pool:
+        built = dict(zip(keys, pool.map(lambda key: HostProgram(*key, folder), keys), strict=True))
+    return lambda op, kind: built[op, kind]
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize(("name", "case"), SMALL)
+def test_matches_reference(program, name, case, tile):
+    inputs = _inputs(name, case)
+    check(inputs, _run(program(name, ADDRESS), inputs, tile))
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("name", MEMORY_OPS)
+def test_has_no_races(program, name, tile):
+    case = {"location_addressing": "five_taps", "lrua_step": "shared_read_last"}.get(name, "odd")
+    inputs = _inputs(name, case)
+    check(inputs, _run(program(name, THREAD), inputs, tile))
+
+
+@pytest.mark.parametrize(
+    ("name", "case"), [("ntm_step", "overlap"), ("lrua_step", "odd"), ("lrua_step", "ties")]
+)
+def test_reading_first_has_no_races(program, name, case):
+    for tile in TILES:
+        inputs = _inputs(name, case)
+        check(inputs, _run(program(name, THREAD), inputs, tile))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MEMORY_OPS)
+def test_usual_size(program, name, dtype):
+    """Many warps; 16-byte loads; rounding to bf16. Tiles as the size tells."""
+    inputs = _inputs(name, "usual", dtype)
+    check(inputs, _run(program(name, ADDRESS), inputs, 0))
+
+
+@pytest.mark.parametrize("name", [name for name in MEMORY_OPS if name != "location_addressing"])
+def test_large_rows_and_many_heads(program, name):
+    """More columns and more heads than threads hold at a time."""
+    op = load(name)
+    sizes = {key: high for key, (_, high) in op.sizes.items()}
+    inputs = make_inputs(op, op.sized(**sizes | {"batch": 1, "width": 140, "heads": 6, "rows": 8}))
+    for tile in TILES:
+        check(inputs, _run(program(name, ADDRESS), inputs, tile))
+
+
+@pytest.mark.parametrize("layout", ["transposed", "sliced", "stepped", "expanded"])
+@pytest.mark.parametrize("name", ["erase_add", "ntm_step", "lrua_step"])
+def test_layouts(program, name, layout):
+    """Strides of the memory and of its gradient."""
+    op = load(name)
+    case = next(case for case in op.cases if case.name == "odd")
+    grad_layout = "sum" if layout == "expanded" else layout
+    inputs = make_inputs(op, case, layout=layout, grad_layout=grad_layout)
+    check(inputs, _run(program(name, ADDRESS), inputs, 3))
+
+
+def test_too_many_heads(program):
+    """The error names what to use instead."""
+    op = load("memory_read")
+    inputs = make_inputs(op, op.sized(batch=1, rows=2, width=4, heads=17))
+    with pytest.raises(HostProgramError, match=r"memory_read: .* got 17 heads .* use 'triton'"):
+        _run(program("memory_read", ADDRESS), inputs, 0)
+
+
+def _inputs(name: str, case: str, dtype: torch.dtype = torch.float32) -> Inputs:
+    op = load(name)
+    return make_inputs(op, next(c for c in op.cases if c.name == case), dtype)
+
+
+def _matrix(x: Tensor) -> tuple[Any, ...]:
+    return storage(x), x.stride()
+
+
+def _run(program: HostProgram, inputs: Inputs, tile: int) -> Results:
+    """Outputs and gradients, as the harness names them."""
+    a, grads, name = inputs.arguments, inputs.grads, inputs.op.name
+    items, heads = _ITEMS[name](a, grads or _zeros(inputs))
+    shape = a["content"] if name == "location_addressing" else a["memory"]
+    sizes = [*shape.shape, heads]
+    if name == "location_addressing":
+        sizes = [shape.shape[0], shape.shape[2], 0, heads]
+    results = program.run(str(inputs.dtype).removeprefix("torch."), sizes, tile, *items)
+    outputs = {k: x for k, x in _outputs(inputs).items()}
+    shapes = [*outputs.values(), *(a[leaf] for leaf in _LEAVES[name])]
+    names = [*outputs, *(f"grad {leaf}" for leaf in _LEAVES[name])]
+    tensors = [
+        as_tensor(raw, like.dtype, like.shape) for raw, like in zip(results, shapes, strict=True)
+    ]
+    wanted = {*outputs, *(f"grad {leaf}" for leaf in inputs.leaves)}
+    return {key: x for key, x in zip(names, tensors, strict=True) if key in wanted}
+
+
+def _outputs(inputs: Inputs) -> Results:
+    """Tensors like the outputs."""
+    outputs = inputs.op.reference(**inputs.arguments)
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    return dict(zip(inputs.op.outputs, outputs, strict=True))
+
+
+def _zeros(inputs: Inputs) -> Results:
+    return {name: torch.zeros_like(x) for name, x in _outputs(inputs).items()}
+
+
+def _eps(a: dict[str, Any]) -> float:
+    return float(a.get("eps", 1e-6))
+
+
+_LEAVES = {  # in the order of the programs' results
+    "memory_read": ("memory", "weight"),
+    "content_addressing": ("memory", "key", "strength"),
+    "location_addressing": ("content", "previous", "gate", "shift", "sharpen"),
+    "erase_add": ("memory", "weight", "erase", "add"),
+    "ntm_step": (
+        *("memory", "previous", "key", "strength", "gate", "shift", "sharpen", "erase", "add"),
+    ),
+    "lrua_step": ("memory", "previous", "key", "strength", "gate", "add"),
+}
+Items = tuple[list[Any], int]  # what the program reads after the tile; number of heads
+
+
+def _memory_read(a: dict[str, Any], g: Results) -> Items:
+    return [*_matrix(a["memory"]), a["weight"], g["read"]], a["weight"].shape[1]
+
+
+def _content_addressing(a: dict[str, Any], g: Results) -> Items:
+    items = [*_matrix(a["memory"]), a["key"], a["strength"], _eps(a), g["weight"]]
+    return items, a["key"].shape[1]
+
+
+def _location_addressing(a: dict[str, Any], g: Results) -> Items:
+    items = [a[leaf] for leaf in _LEAVES["location_addressing"]]
+    return [*items, g["weight"], a["shift"].shape[2]], a["content"].shape[1]
+
+
+def _erase_add(a: dict[str, Any], g: Results) -> Items:
+    items = [*_matrix(a["memory"]), a["weight"], a["erase"], a["add"], *_matrix(g["memory"])]
+    return items, a["weight"].shape[1]
+
+
+def _ntm_step(a: dict[str, Any], g: Results) -> Items:
+    options = [a["shift"].shape[2], a["reads"], a["erase"].shape[1], int(a["read_first"])]
+    items = [*_matrix(a["memory"]), *(a[leaf] for leaf in _LEAVES["ntm_step"][1:])]
+    grads = [*_matrix(g["memory"]), g["weight"], g["read"]]
+    return [*items, options, _eps(a), *grads], a["key"].shape[1]
+
+
+def _lrua_step(a: dict[str, Any], g: Results) -> Items:
+    items = [*_matrix(a["memory"]), a["usage"], *(a[x] for x in _LEAVES["lrua_step"][1:])]
+    options = [int(a.get("read_first", True)), int(a.get("shared", False))]
+    grads = [*_matrix(g["memory"]), g["weight"], g["read"]]
+    return [*items, float(a.get("decay", 0.99)), options, _eps(a), *grads], a["key"].shape[1]
+
+
+_ITEMS = {
+    "memory_read": _memory_read,
+    "content_addressing": _content_addressing,
+    "location_addressing": _location_addressing,
+    "erase_add": _erase_add,
+    "ntm_step": _ntm_step,
+    "lrua_step": _lrua_step,
+}
