@@ -124,6 +124,49 @@ STMETA_INLINE void stream(float* p, Vec v) { _mm_stream_ps(p, v); }
 
 #endif
 
+constexpr float kLog2e = 1.44269504f;
+
+STMETA_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+
+// The whole part of x, and 2 to the power of it times y. Ends at 2^-126.
+STMETA_INLINE Vec whole(Vec x) {
+#if STMETA_LANES == 16
+  return (Vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
+#else
+  return (larger(x, splat(-126.0f)) + splat(12582912.0f)) - splat(12582912.0f);  // 1.5 * 2^23
+#endif
+}
+STMETA_INLINE Vec scale_by(Vec y, Vec power) {
+#if STMETA_LANES == 16
+  return (Vec)_mm512_scalef_ps((__m512)y, (__m512)power);
+#else
+  typedef int32_t Ints __attribute__((vector_size(4 * STMETA_LANES)));
+  return (Vec)((Ints)y + ((Ints)(power + splat(12582912.0f)) << 23));
+#endif
+}
+
+// e^x, to rounding.
+STMETA_INLINE Vec exp_of(Vec x) {
+  x = larger(x, splat(-87.0f));  // beyond it r would be rounding errors
+  const Vec n = whole(x * splat(kLog2e));
+  const Vec r = (x - n * splat(0.693145752f)) - n * splat(1.42860677e-06f);  // ln 2, in two parts
+  Vec y = (splat(0.00138146058f) * r + splat(0.00836871099f)) * r + splat(0.041668389f);
+  y = (y * r + splat(0.166665211f)) * r + splat(0.49999994f);
+  return scale_by((y * r) * r + r + splat(1.0f), n);
+}
+
+// ln x, to rounding, for normal x > 0.
+STMETA_INLINE Vec log_of(Vec x) {
+  typedef int32_t Ints __attribute__((vector_size(4 * STMETA_LANES)));
+  const Ints bits = (Ints)x - 0x3f3504f3;  // the mantissa will lie in [1/sqrt 2, sqrt 2)
+  const Vec power = __builtin_convertvector(bits >> 23, Vec);
+  const Vec m = (Vec)((bits & 0x7fffff) + 0x3f3504f3);
+  const Vec s = (m - splat(1.0f)) / (m + splat(1.0f)), t = s * s;  // ln m = 2 artanh s
+  Vec y = (splat(0.2222222f) * t + splat(0.2857143f)) * t + splat(0.4f);
+  y = (y * t + splat(0.66666667f)) * t * s + splat(2.0f) * s;
+  return power * splat(0.693145752f) + (y + power * splat(1.42860677e-06f));
+}
+
 // Makes streamed stores visible before the threads join.
 STMETA_INLINE void end_stream() {
 #if defined(__x86_64__)

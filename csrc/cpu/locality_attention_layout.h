@@ -5,40 +5,10 @@
 
 namespace stmeta::STMETA_ISA {
 
-constexpr float kLog2e = 1.44269504f;
 constexpr float kLow = -1e30f;                         // a logit that does not count
 constexpr int kColumns = STMETA_LANES == 16 ? 2 : 1;   // vectors of keys in a tile
 constexpr int64_t kKeys = int64_t{kColumns} * kLanes;  // keys in a tile
 typedef Vec Tile[kColumns][kRows];
-
-STMETA_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
-
-// The whole part of x, and 2 to the power of it times y. Ends at 2^-126.
-STMETA_INLINE Vec whole(Vec x) {
-#if STMETA_LANES == 16
-  return (Vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
-#else
-  return (larger(x, splat(-126.0f)) + splat(12582912.0f)) - splat(12582912.0f);  // 1.5 * 2^23
-#endif
-}
-STMETA_INLINE Vec scale_by(Vec y, Vec power) {
-#if STMETA_LANES == 16
-  return (Vec)_mm512_scalef_ps((__m512)y, (__m512)power);
-#else
-  typedef int32_t Ints __attribute__((vector_size(4 * STMETA_LANES)));
-  return (Vec)((Ints)y + ((Ints)(power + splat(12582912.0f)) << 23));
-#endif
-}
-
-// e^x, to rounding.
-STMETA_INLINE Vec exp_of(Vec x) {
-  x = larger(x, splat(-87.0f));  // beyond it r would be rounding errors
-  const Vec n = whole(x * splat(kLog2e));
-  const Vec r = (x - n * splat(0.693145752f)) - n * splat(1.42860677e-06f);  // ln 2, in two parts
-  Vec y = (splat(0.00138146058f) * r + splat(0.00836871099f)) * r + splat(0.041668389f);
-  y = (y * r + splat(0.166665211f)) * r + splat(0.49999994f);
-  return scale_by((y * r) * r + r + splat(1.0f), n);
-}
 
 // 2^x, to a relative error of 8e-5: a tenth of a rounding to bf16.
 STMETA_INLINE Vec exp2_of(Vec x) {

@@ -20,8 +20,8 @@ template <typename T>
 struct Finish {
   T* vectors[kVectors];  // [B, count, M], the sums as they are
   int counts[kVectors];
-  const T* key;        // [B, H, M]
-  T* grad_key;         // [B, H, M], from the sums for keys of unit length
+  const T* key;          // [B, H, M]
+  T* grad_key;           // [B, H, M], from the sums for keys of unit length
   T* scalars[kScalars];  // [B, H]
   float eps;
 
@@ -89,7 +89,7 @@ __device__ inline void conclude(const Shape& s, const Place& at, const Finish<T>
 
 // A block is a batch element. partials: [B, tiles, size].
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     finish_kernel(const __grid_constant__ Shape s, const __grid_constant__ Finish<T> f,
                   const float* __restrict__ partials) {
   float* sums = reinterpret_cast<float*>(dynamic_shared());
@@ -106,6 +106,17 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // ---- host ----
+
+// What a block can have of dynamic shared memory, besides the arrays that kernels declare.
+inline size_t usable_shared() { return shared_limit() - 8192; }
+
+// Of a block whose arrays `Layout` takes from an arena.
+template <typename T, template <typename> typename Layout>
+size_t shared_bytes(const Shape& s) {
+  Arena arena{nullptr};
+  static_cast<void>(Layout<T>(arena, s));
+  return arena.used;
+}
 
 // Numbers of scratch that the partials take.
 template <typename T>
@@ -126,9 +137,10 @@ inline Shape make_shape(const char* op, int64_t batch, int64_t rows, int64_t wid
       batch * std::max<int64_t>(rows, 1) > (int64_t{1} << 31)) {
     throw std::runtime_error(
         std::string(op) + ": the cuda backend takes at most " + std::to_string(kMaxHeads) +
-        " heads, rows of " + std::to_string(kMaxWidth) + ", 2^26 rows and 2^31 of them in all, got " +
-        std::to_string(heads) + " heads and [B, N, M] = [" + std::to_string(batch) + ", " +
-        std::to_string(rows) + ", " + std::to_string(width) + "]; use 'triton' or 'eager'");
+        " heads, rows of " + std::to_string(kMaxWidth) +
+        ", 2^26 rows and 2^31 of them in all, got " + std::to_string(heads) +
+        " heads and [B, N, M] = [" + std::to_string(batch) + ", " + std::to_string(rows) + ", " +
+        std::to_string(width) + "]; use 'triton' or 'eager'");
   }
   Shape s{};
   s.batch = static_cast<int>(batch), s.rows = static_cast<int>(rows);
@@ -141,9 +153,10 @@ inline Shape make_shape(const char* op, int64_t batch, int64_t rows, int64_t wid
 }
 
 // Cuts an element into tiles of `tile` rows; `size(shape)` is the shared memory of a block.
-// tile = 0: one tile where it fits, else as large as two blocks on a multiprocessor allow.
+// tile = 0: one tile where `whole` and it fits, else as large as two blocks on a multiprocessor
+// allow.
 template <typename Size>
-void cut(Shape& s, int tile, Size size) {
+void cut(Shape& s, int tile, bool whole, Size size) {
   const auto set = [&](int rows) {
     s.tile = std::max(1, std::min(rows, s.rows));
     s.tiles = static_cast<int>(std::max<int64_t>(1, ceil_divide(s.rows, s.tile)));
@@ -153,13 +166,19 @@ void cut(Shape& s, int tile, Size size) {
   };
   if (tile > 0) {
     set(tile);
-  } else if (set(s.rows) > shared_limit()) {
+  } else if (!whole || set(s.rows) > usable_shared()) {
     tile = kTile;
-    while (set(tile) > shared_limit() / 2 && tile > 1) tile /= 2;
+    while (set(tile) > usable_shared() / 2 && tile > 1) tile /= 2;
   }
-  require(size(s) <= shared_limit(),
+  require(size(s) <= usable_shared(),
           "memory op: a row does not fit the shared memory of this GPU; use 'triton'");
   require(int64_t{s.batch} * s.tiles < (int64_t{1} << 31), "memory op: too many tiles");
+}
+
+// Of a block that works on the weights of an element.
+inline int element_threads(const Shape& s) {
+  const int64_t work = ceil_divide(int64_t{s.rows} * s.slots, 4 * kWarp) * kWarp;
+  return static_cast<int>(std::clamp<int64_t>(work, kWarp, kThreads));
 }
 
 template <typename T>

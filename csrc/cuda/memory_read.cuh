@@ -32,7 +32,7 @@ struct Shared {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     forward_kernel(const __grid_constant__ Shape s, const __grid_constant__ Forward<T> p,
                    const __grid_constant__ Finish<T> f, float* __restrict__ partials) {
   Arena arena{dynamic_shared()};
@@ -51,11 +51,11 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T>
 struct Backward {
-  Strided<T> memory;   // [B, N, M]
-  const T* grad;       // [B, H, M]
-  const T* weight;     // [B, H, N]
-  T* grad_memory;      // [B, N, M]
-  T* grad_weight;      // [B, H, N]
+  Strided<T> memory;  // [B, N, M]
+  const T* grad;      // [B, H, M]
+  const T* weight;    // [B, H, N]
+  T* grad_memory;     // [B, N, M]
+  T* grad_weight;     // [B, H, N]
 };
 
 template <typename T>
@@ -72,7 +72,7 @@ struct BackwardShared {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     backward_kernel(const __grid_constant__ Shape s, const __grid_constant__ Backward<T> p) {
   Arena arena{dynamic_shared()};
   const BackwardShared<T> shared(arena, s);
@@ -91,18 +91,11 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- host ----
 
-template <typename T, template <typename> typename Layout>
-size_t shared_bytes(const Shape& s) {
-  Arena arena{nullptr};
-  Layout<T>{arena, s};
-  return arena.used;
-}
-
 // tile: see cut(); scratch of `scratch_size` floats.
 template <typename T>
 Shape forward_shape(int64_t batch, int64_t rows, int64_t width, int64_t heads, int tile) {
   Shape s = make_shape("memory_read", batch, rows, width, heads);
-  cut(s, tile, shared_bytes<T, Shared>);
+  cut(s, tile, true, shared_bytes<T, Shared>);
   return s;
 }
 
@@ -123,7 +116,7 @@ void forward(const Shape& s, const Forward<T>& p, float* scratch, Stream stream)
 template <typename T>
 Shape backward_shape(int64_t batch, int64_t rows, int64_t width, int64_t heads, int tile) {
   Shape s = make_shape("memory_read", batch, rows, width, heads);
-  cut(s, tile > 0 ? tile : kTile, shared_bytes<T, BackwardShared>);  // tiles share nothing
+  cut(s, tile, false, shared_bytes<T, BackwardShared>);  // tiles share nothing
   return s;
 }
 

@@ -11,6 +11,8 @@
 // Letters: B batch, N rows, M width of a row, H heads.
 #pragma once
 
+#include <cmath>
+
 #include "../common/cuda_reduce.cuh"
 #include "../common/cuda_vector.cuh"
 
@@ -186,6 +188,9 @@ __device__ inline float of_head(const Shape& s, const Place& at, const T* from, 
 
 // ---- sums ----
 
+// NaN is larger than anything, so that it is not lost.
+__device__ inline float larger(float a, float b) { return a >= b || a != a ? a : b; }
+
 // Sums (or largest numbers) over the threads of the same head, for every thread. Barriers inside:
 // needs none before the next call.
 template <bool kLargest, int K>
@@ -198,7 +203,7 @@ __device__ inline void over_heads(const Shape& s, float (&value)[K]) {
   for (int k = 0; k < K; ++k) {
     for (int offset = kWarp / 2; offset >= s.slots; offset /= 2) {
       const float other = __shfl_xor_sync(0xffffffffu, value[k], offset);
-      value[k] = kLargest ? fmaxf(value[k], other) : value[k] + other;
+      value[k] = kLargest ? larger(value[k], other) : value[k] + other;
     }
     if (lane < s.slots) of_warp[k][warp][lane] = value[k];
   }
@@ -208,7 +213,7 @@ __device__ inline void over_heads(const Shape& s, float (&value)[K]) {
     value[k] = of_warp[k][0][own_head(s)];
     for (int w = 1; w < warps; ++w) {
       const float other = of_warp[k][w][own_head(s)];
-      value[k] = kLargest ? fmaxf(value[k], other) : value[k] + other;
+      value[k] = kLargest ? larger(value[k], other) : value[k] + other;
     }
   }
   __syncthreads();

@@ -1,0 +1,358 @@
+// Parts of the memory ops for one instruction set, on one batch element: memory [N][wide], weights
+// [heads][padded], keys and vectors [heads][wide], all fp32 and zero where padded. No guard: each
+// instruction set includes it.
+
+namespace stmeta::STMETA_ISA {
+
+STMETA_INLINE void clear(float* out, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = 0.0f;
+}
+
+// Rows of numbers to padded rows of floats.
+template <typename T>
+STMETA_FN void read_rows(const T* source, int64_t stride, int64_t rows, int64_t width, int64_t wide,
+                         float* out) {
+  for (int64_t n = 0; n < rows; ++n, source += stride, out += wide) {
+    int64_t m = 0;
+    for (; m + kLanes <= width; m += kLanes) store(out + m, load(source + m));
+    for (; m < width; ++m) out[m] = to_float(source[m]);
+    for (; m < wide; ++m) out[m] = 0.0f;
+  }
+}
+
+// Batch element b of a source, as [rows][wide].
+template <typename T>
+STMETA_INLINE float* take_rows(Scratch& scratch, const Source& source, int64_t b, int64_t rows,
+                               int64_t width, int64_t wide) {
+  float* out = scratch.take(rows * wide);
+  const T* data = static_cast<const T*>(source.data) + b * source.batch_stride;
+  read_rows(data, source.row_stride, rows, width, wide, out);
+  return out;
+}
+
+// Padded rows of floats to the rows of batch element b of a dense tensor.
+template <typename T>
+STMETA_FN void write_rows(const float* source, int64_t rows, int64_t width, int64_t wide,
+                          void* target, int64_t b) {
+  T* out = static_cast<T*>(target) + b * rows * width;
+  for (int64_t n = 0; n < rows; ++n, source += wide, out += width) {
+    int64_t m = 0;
+    for (; m + kLanes <= width; m += kLanes) store(out + m, load(source + m));
+    for (; m < width; ++m) from_float(source[m], out + m);
+  }
+}
+
+STMETA_INLINE float dot(const float* a, const float* b, int64_t count) {
+  Vec sum = {};
+  for (int64_t i = 0; i < count; i += kLanes) sum += load(a + i) * load(b + i);
+  return sum_tree(sum);
+}
+
+// ---- addressing by content ----
+
+struct Content {
+  float *unit, *key_size;  // [H][wide], [H]: key / (|key| + eps), |key|
+  float *dot, *size;       // [H][padded], [padded]: unit . row, |row|
+};
+
+STMETA_FN inline Content compare(const MemorySizes& s, const float* memory, const float* key,
+                                 float eps, Scratch& scratch) {
+  Content c = {scratch.take(s.heads * s.wide), scratch.take(s.heads),
+               scratch.take(s.heads * s.padded), scratch.take(s.padded)};
+  const int64_t wide = s.wide, padded = s.padded, heads = s.heads;
+  for (int64_t h = 0; h < heads; ++h) {
+    c.key_size[h] = __builtin_sqrtf(dot(key + h * wide, key + h * wide, wide));
+    const Vec scale = splat(1.0f / (c.key_size[h] + eps));
+    for (int64_t m = 0; m < wide; m += kLanes) {
+      store(c.unit + h * wide + m, load(key + h * wide + m) * scale);
+    }
+  }
+  clear(c.dot, heads * padded);
+  clear(c.size, padded);
+  for (int64_t n = 0; n < s.rows; ++n) {
+    const float* row = memory + n * wide;
+    c.size[n] = __builtin_sqrtf(dot(row, row, wide));
+    int64_t h = 0;
+    for (; h + 4 <= heads; h += 4) {
+      const float* unit = c.unit + h * wide;
+      Vec sum[4] = {};
+      for (int64_t m = 0; m < wide; m += kLanes) {
+        const Vec r = load(row + m);
+        for (int k = 0; k < 4; ++k) sum[k] += r * load(unit + k * wide + m);
+      }
+      for (int k = 0; k < 4; ++k) c.dot[(h + k) * padded + n] = sum_tree(sum[k]);
+    }
+    for (; h < heads; ++h) c.dot[h * padded + n] = dot(row, c.unit + h * wide, wide);
+  }
+  return c;
+}
+
+// weight [H][padded] = softmax(strength * dot / (size + eps)).
+STMETA_FN inline void soften(const MemorySizes& s, const Content& c, const float* strength,
+                             float eps, float* weight) {
+  for (int64_t h = 0; h < s.heads; ++h, weight += s.padded) {
+    const float* products = c.dot + h * s.padded;
+    for (int64_t n = 0; n < s.padded; n += kLanes) {
+      const Vec cosine = load(products + n) / (load(c.size + n) + splat(eps));
+      store(weight + n, cosine * splat(strength[h]));
+    }
+    float top = weight[0];
+    for (int64_t n = 1; n < s.rows; ++n) top = weight[n] > top ? weight[n] : top;
+    Vec sum = {};
+    for (int64_t n = 0; n < s.padded; n += kLanes) {
+      store(weight + n, exp_of(load(weight + n) - splat(top)));
+    }
+    clear(weight + s.rows, s.padded - s.rows);
+    for (int64_t n = 0; n < s.padded; n += kLanes) sum += load(weight + n);
+    const Vec scale = splat(1.0f / sum_tree(sum));
+    for (int64_t n = 0; n < s.padded; n += kLanes) store(weight + n, load(weight + n) * scale);
+  }
+}
+
+// Adds to grad_memory, and writes grad_key [H][wide] and grad_strength [H]. `grad` [H][padded], the
+// gradient of the weights, is used up.
+STMETA_FN inline void content_backward(const MemorySizes& s, const Content& c, const float* memory,
+                                       const float* key, const float* strength, const float* weight,
+                                       float eps, float* grad, float* grad_memory, float* grad_key,
+                                       float* grad_strength, Scratch scratch) {
+  const int64_t wide = s.wide, padded = s.padded, heads = s.heads;
+  float* own = scratch.take(padded);  // factor of a row itself in its gradient
+  clear(own, padded);
+  clear(grad_key, heads * wide);
+  for (int64_t h = 0; h < heads; ++h) {
+    float* g = grad + h * padded;
+    const float *w = weight + h * padded, *products = c.dot + h * padded;
+    const Vec inner = splat(dot(g, w, padded));
+    Vec sum = {};
+    for (int64_t n = 0; n < padded; n += kLanes) {
+      const Vec size = load(c.size + n), q = splat(1.0f) / (size + splat(eps));
+      const Vec dz = load(w + n) * (load(g + n) - inner), cosine = load(products + n) * q;
+      const Vec alpha = dz * splat(strength[h]) * q;
+      sum += dz * cosine;
+      store(g + n, alpha);
+      const Vec share = alpha * cosine / size;
+      store(own + n, load(own + n) - (size > splat(0.0f) ? share : Vec{}));
+    }
+    grad_strength[h] = sum_tree(sum);
+  }
+  for (int64_t n = 0; n < s.rows; ++n) {
+    const float* row = memory + n * wide;
+    float* out = grad_memory + n * wide;
+    const Vec factor = splat(own[n]);
+    for (int64_t m = 0; m < wide; m += kLanes)
+      store(out + m, load(out + m) + factor * load(row + m));
+    for (int64_t h = 0; h < heads; ++h) {
+      const Vec alpha = splat(grad[h * padded + n]);
+      const float* unit = c.unit + h * wide;
+      float* key_out = grad_key + h * wide;
+      for (int64_t m = 0; m < wide; m += kLanes) {
+        store(out + m, load(out + m) + alpha * load(unit + m));
+        store(key_out + m, load(key_out + m) + alpha * load(row + m));
+      }
+    }
+  }
+  for (int64_t h = 0; h < heads; ++h) {
+    const float size = c.key_size[h], scale = 1.0f / (size + eps);
+    float* out = grad_key + h * wide;
+    const float* k = key + h * wide;
+    const float along = size > 0.0f ? dot(out, k, wide) * scale * scale / size : 0.0f;
+    for (int64_t m = 0; m < wide; m += kLanes) {
+      store(out + m, load(out + m) * splat(scale) - load(k + m) * splat(along));
+    }
+  }
+}
+
+// ---- addressing by location, of one head ----
+
+struct Location {
+  float *ring, *moved;  // the gated weights with both ends repeated; after the shift [padded]
+  float largest, total;
+};
+
+// ring[i + half] = x[i mod N] for i in [-half, N + half); zero behind it.
+STMETA_INLINE void wrap(const MemorySizes& s, const float* x, float* ring) {
+  const int64_t half = s.taps / 2, rows = s.rows;
+  for (int64_t i = 0; i < half; ++i) {
+    ring[i] = x[rows - half + i];
+    ring[rows + half + i] = x[i];
+  }
+  for (int64_t i = 0; i < rows; ++i) ring[half + i] = x[i];
+  for (int64_t i = rows + 2 * half; i < s.padded + s.taps + kLine; ++i) ring[i] = 0.0f;
+}
+
+STMETA_FN inline Location locate(const MemorySizes& s, const float* content, const float* previous,
+                                 float gate, const float* shift, float sharpen, float* weight,
+                                 Scratch& scratch) {
+  const int64_t padded = s.padded, taps = s.taps;
+  Location l = {scratch.take(padded + taps + kLine), scratch.take(padded), 0.0f, 0.0f};
+  for (int64_t n = 0; n < padded; n += kLanes) {
+    const Vec p = load(previous + n);
+    store(weight + n, p + splat(gate) * (load(content + n) - p));
+  }
+  wrap(s, weight, l.ring);
+  for (int64_t n = 0; n < padded; n += kLanes) {
+    Vec sum = {};
+    for (int64_t t = 0; t < taps; ++t) sum += splat(shift[t]) * load(l.ring + n + taps - 1 - t);
+    store(l.moved + n, sum);
+  }
+  clear(l.moved + s.rows, padded - s.rows);
+  for (int64_t n = 0; n < s.rows; ++n) l.largest = l.moved[n] > l.largest ? l.moved[n] : l.largest;
+  if (l.largest <= 0.0f) {
+    clear(weight, padded);
+    return l;
+  }
+  const Vec scale = splat(1.0f / l.largest);
+  Vec sum = {};
+  for (int64_t n = 0; n < padded; n += kLanes) {
+    const Vec v = load(l.moved + n) * scale;
+    const Vec power = exp_of(splat(sharpen) * log_of(larger(v, splat(1e-37f))));
+    const Vec w = v > splat(0.0f) ? power : Vec{};
+    sum += w;
+    store(weight + n, w);
+  }
+  l.total = sum_tree(sum);
+  const Vec inverse = splat(1.0f / l.total);
+  for (int64_t n = 0; n < padded; n += kLanes) store(weight + n, load(weight + n) * inverse);
+  return l;
+}
+
+// `grad` [padded] is used up. grad_content and grad_previous: [padded].
+STMETA_FN inline void location_backward(const MemorySizes& s, const Location& l,
+                                        const float* content, const float* previous, float gate,
+                                        const float* shift, float sharpen, const float* weight,
+                                        float* grad, float* grad_content, float* grad_previous,
+                                        float& grad_gate, float* grad_shift, float& grad_sharpen,
+                                        Scratch scratch) {
+  const int64_t padded = s.padded, taps = s.taps;
+  float* ring = scratch.take(padded + taps + kLine);
+  const Vec inner = splat(dot(grad, weight, padded));
+  const bool any = l.largest > 0.0f;
+  const Vec scale = splat(any ? 1.0f / l.largest : 0.0f);
+  const Vec factor = splat(any ? sharpen / (l.largest * l.total) : 0.0f);
+  Vec sharp = {};
+  for (int64_t n = 0; n < padded; n += kLanes) {
+    const Vec v = load(l.moved + n) * scale, e = load(grad + n) - inner;
+    const Vec log = log_of(larger(v, splat(1e-37f)));
+    const Vec slope = exp_of(splat(sharpen - 1.0f) * log);
+    sharp += v > splat(0.0f) ? e * load(weight + n) * log : Vec{};
+    Vec d = v > splat(0.0f) ? e * slope * factor : Vec{};
+    if (sharpen == 1.0f) d = v == splat(0.0f) ? e * factor : d;
+    store(grad + n, d);
+  }
+  clear(grad + s.rows, padded - s.rows);
+  grad_sharpen = sum_tree(sharp);
+  for (int64_t t = 0; t < taps; ++t) grad_shift[t] = dot(grad, l.ring + taps - 1 - t, padded);
+  wrap(s, grad, ring);
+  Vec gates = {};
+  for (int64_t n = 0; n < padded; n += kLanes) {
+    Vec sum = {};
+    for (int64_t t = 0; t < taps; ++t) sum += splat(shift[t]) * load(ring + n + t);
+    gates += sum * (load(content + n) - load(previous + n));
+    store(grad_content + n, sum * splat(gate));
+    store(grad_previous + n, sum * splat(1.0f - gate));
+  }
+  grad_gate = sum_tree(gates);
+}
+
+// ---- writing and reading ----
+
+struct Access {
+  const float* read_weight;   // [R][padded]
+  const float* write_weight;  // [W][padded]
+  const float* erase;         // [W][wide], or null
+  const float* add;           // [W][wide]
+  const float* keep;          // [padded], a factor of each row before the writes, or null
+  bool read_first;
+};
+
+// memory becomes what is written; read [R][wide].
+STMETA_FN inline void write_and_read(const MemorySizes& s, const Access& a, float* memory,
+                                     float* read) {
+  const int64_t wide = s.wide, padded = s.padded, reads = s.reads, writes = s.writes;
+  clear(read, reads * wide);
+  for (int64_t n = 0; n < s.rows; ++n) {
+    float* row = memory + n * wide;
+    const float keep = a.keep == nullptr ? 1.0f : a.keep[n];
+    for (int64_t m = 0; m < wide; m += kLanes) {
+      const Vec old = load(row + m);
+      Vec sum = {}, now = old * splat(keep);
+      for (int64_t w = 0; w < writes; ++w) {
+        const Vec weight = splat(a.write_weight[w * padded + n]);
+        if (a.erase != nullptr) now -= now * (weight * load(a.erase + w * wide + m));
+        sum += weight * load(a.add + w * wide + m);
+      }
+      now += sum;
+      const Vec seen = a.read_first ? old : now;
+      for (int64_t r = 0; r < reads; ++r) {
+        float* out = read + r * wide + m;
+        store(out, load(out) + splat(a.read_weight[r * padded + n]) * seen);
+      }
+      if (writes > 0) store(row + m, now);
+    }
+  }
+}
+
+struct AccessGrads {
+  float* memory;  // in: of the memory after the writes; out: of the memory before, reads included
+  const float* read;    // [R][wide]
+  float* read_weight;   // [R][padded], added to
+  float* write_weight;  // [W][padded], added to
+  float *erase, *add;   // [W][wide]; erase may be null
+};
+
+STMETA_FN inline void access_backward(const MemorySizes& s, const Access& a, const float* memory,
+                                      const AccessGrads& g) {
+  const int64_t wide = s.wide, padded = s.padded, reads = s.reads, writes = s.writes;
+  if (g.erase != nullptr) clear(g.erase, writes * wide);
+  if (g.add != nullptr) clear(g.add, writes * wide);
+  for (int64_t n = 0; n < s.rows; ++n) {
+    const float* row = memory + n * wide;
+    float* out = g.memory + n * wide;
+    const Vec keep = splat(a.keep == nullptr ? 1.0f : a.keep[n]);
+    Vec of_read[kMaxHeads] = {}, of_write[kMaxHeads] = {};
+    for (int64_t m = 0; m < wide; m += kLanes) {
+      const Vec old = load(row + m);
+      Vec grad = load(out + m), from_reads = {}, before[kMaxHeads + 1];
+      before[0] = old * keep;  // times the factors of the writes up to here
+      Vec seen = old;
+      if (a.erase != nullptr) {
+        for (int64_t w = 0; w < writes; ++w) {
+          const Vec weight = splat(a.write_weight[w * padded + n]);
+          before[w + 1] = before[w] - before[w] * (weight * load(a.erase + w * wide + m));
+        }
+      }
+      if (!a.read_first) {
+        seen = a.erase != nullptr ? before[writes] : before[0];
+        for (int64_t w = 0; w < writes; ++w) {
+          seen += splat(a.write_weight[w * padded + n]) * load(a.add + w * wide + m);
+        }
+      }
+      for (int64_t r = 0; r < reads; ++r) {
+        const Vec d = load(g.read + r * wide + m);
+        of_read[r] += d * seen;
+        from_reads += splat(a.read_weight[r * padded + n]) * d;
+      }
+      if (!a.read_first) grad += from_reads;
+      Vec after = grad;  // times the factors of the writes behind
+      for (int64_t w = writes - 1; w >= 0; --w) {
+        const Vec weight = splat(a.write_weight[w * padded + n]);
+        of_write[w] += grad * load(a.add + w * wide + m);
+        float* add = g.add + w * wide + m;
+        store(add, load(add) + weight * grad);
+        if (a.erase == nullptr) continue;
+        const Vec erase = load(a.erase + w * wide + m), d = after * before[w];
+        of_write[w] -= erase * d;
+        float* e = g.erase + w * wide + m;
+        store(e, load(e) - weight * d);
+        after -= after * (weight * erase);
+      }
+      Vec result = after * keep;
+      if (a.read_first) result += from_reads;
+      store(out + m, result);
+    }
+    for (int64_t r = 0; r < reads; ++r) g.read_weight[r * padded + n] += sum_tree(of_read[r]);
+    for (int64_t w = 0; w < writes; ++w) g.write_weight[w * padded + n] += sum_tree(of_write[w]);
+  }
+}
+
+}  // namespace stmeta::STMETA_ISA

@@ -1,0 +1,48 @@
+// Forward and backward of csrc/cuda/restore_tokens.cuh on the CPU. Driven by
+// tests/ops/test_tokens_cuda.py, which lists the arguments in the same order.
+#include "../../csrc/cuda/restore_tokens.cuh"
+
+#include "case_io.h"
+
+using namespace stmeta::restore_tokens;
+
+template <typename T, typename P>
+void run(Case& io) {
+  const auto sizes = io.array<int64_t>();  // B, N, D, K
+  const int64_t batch = sizes[0], tokens = sizes[1], width = sizes[2], kept = sizes[3];
+  const auto latent_strides = io.array<int64_t>();
+  const auto latent = io.array<T>();
+  const auto mask_token = io.array<float>();
+  const auto pos_strides = io.array<int64_t>();  // the first is 0
+  auto pos = io.array<P>();
+  const auto restore = io.array<int64_t>(), grad_strides = io.array<int64_t>();
+  const auto grad = io.array<T>();
+  const auto needs = io.array<int64_t>();
+
+  std::vector<T> out(batch * tokens * width), grad_latent(needs[0] * batch * kept * width);
+  std::vector<float> grad_mask(needs[1] * width), grad_pos(needs[2] * tokens * width);
+  const BackwardGrid cut(batch, tokens, width, needs[2] != 0);
+  std::vector<float> partial(needs[1] * cut.blocks() * width);
+  const P* table = or_null(pos);
+  forward<T, P>(make_rows(latent.data(), latent_strides.data(), width), mask_token.data(),
+                make_rows(table, pos_strides.data(), width), restore.data(), batch, tokens, kept,
+                width, out.data(), nullptr);
+  backward<T>(cut, make_rows(grad.data(), grad_strides.data(), width), restore.data(), batch,
+              tokens, kept, or_null(grad_latent), or_null(partial), or_null(grad_mask),
+              or_null(grad_pos), nullptr);
+  io.result(out);
+  io.result(grad_latent);
+  io.result(grad_mask);
+  io.result(grad_pos);
+}
+
+int main(int argc, char** argv) {
+  Case io(argc, argv);
+  const auto types = io.array<char>();
+  const std::string name(types.begin(), types.end());
+  if (name == "float32 float32") return run<float, float>(io), 0;
+  if (name == "float16 float32") return run<__half, float>(io), 0;
+  if (name == "bfloat16 float32") return run<__nv_bfloat16, float>(io), 0;
+  if (name == "bfloat16 bfloat16") return run<__nv_bfloat16, __nv_bfloat16>(io), 0;
+  throw std::runtime_error("no such types: " + name);
+}
