@@ -75,6 +75,8 @@ inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessor
 // Bytes of shared memory that one block may have.
 inline size_t shared_limit() { return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin); }
 
+inline int64_t l2_bytes() { return device_attribute(cudaDevAttrL2CacheSize); }
+
 inline void allow_shared(const void* kernel, size_t shared) {
   if (shared <= 48 * 1024) return;  // more than that must be asked for
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -33,6 +33,31 @@ __device__ inline void block_sum(float (&value)[K]) {
   __syncthreads();
 }
 
+// Sum of the values of the threads before this one, and `total` of all. As block_sum otherwise.
+template <typename T>
+__device__ inline T block_prefix(T value, T& total) {
+  __shared__ T of_warp[kWarp];
+  const int warps = static_cast<int>(blockDim.x) / kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  T sum = value;
+#pragma unroll
+  for (int distance = 1; distance < kWarp; distance *= 2) {
+    const T before = __shfl_up_sync(0xffffffffu, sum, distance);
+    if (lane >= distance) sum += before;
+  }
+  if (lane == kWarp - 1) of_warp[warp] = sum;
+  __syncthreads();
+  T prefix = sum - value;
+  total = 0;
+  for (int w = 0; w < warps; ++w) {
+    if (w == warp) prefix += total;
+    total += of_warp[w];
+  }
+  __syncthreads();
+  return prefix;
+}
+
 // out[column] = sum of partial[row, column] over the rows: one lane a column, kWarps warps that
 // share the rows.
 template <int kWarps>

@@ -62,6 +62,21 @@ inline std::optional<Tensor> contiguous_as(const std::optional<Tensor>& tensor, 
   return torch::stable::contiguous(torch::stable::to(*tensor, dtype));
 }
 
+// Kernels of rows want the elements of a row side by side; other strides are left as they are.
+inline Tensor with_dense_rows(const Tensor& tensor) {
+  const int64_t last = tensor.dim() - 1;
+  return tensor.stride(last) == 1 || tensor.size(last) <= 1 ? tensor
+                                                            : torch::stable::contiguous(tensor);
+}
+
+// Whether a tensor, which must be fp32 or of `dtype`, is fp32.
+inline bool is_single(const Tensor& tensor, ScalarType dtype, const char* what) {
+  const ScalarType own = tensor.scalar_type();
+  STD_TORCH_CHECK(own == ScalarType::Float || own == dtype, what, " must be float32 or ",
+                  torch::headeronly::toString(dtype), ", got ", torch::headeronly::toString(own));
+  return own == ScalarType::Float;
+}
+
 inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
   return torch::stable::new_empty(like, sizes, dtype);
 }

@@ -155,16 +155,29 @@ STMETA_INLINE Vec exp_of(Vec x) {
   return scale_by((y * r) * r + r + splat(1.0f), n);
 }
 
-// ln x, to rounding, for normal x > 0.
-STMETA_INLINE Vec log_of(Vec x) {
-  typedef int32_t Ints __attribute__((vector_size(4 * STMETA_LANES)));
-  const Ints bits = (Ints)x - 0x3f3504f3;  // the mantissa will lie in [1/sqrt 2, sqrt 2)
-  const Vec power = __builtin_convertvector(bits >> 23, Vec);
-  const Vec m = (Vec)((bits & 0x7fffff) + 0x3f3504f3);
-  const Vec s = (m - splat(1.0f)) / (m + splat(1.0f)), t = s * s;  // ln m = 2 artanh s
-  Vec y = (splat(0.2222222f) * t + splat(0.2857143f)) * t + splat(0.4f);
-  y = (y * t + splat(0.66666667f)) * t * s + splat(2.0f) * s;
-  return power * splat(0.693145752f) + (y + power * splat(1.42860677e-06f));
+// (x / unit)^p and ln (x / unit) for normal x > 0, through doubles: a sharp power multiplies the
+// error of a logarithm.
+STMETA_INLINE Vec pow_of(Vec x, float unit, float p, Vec& log) {
+  typedef double Wide __attribute__((vector_size(8 * STMETA_LANES)));
+  typedef int64_t Longs __attribute__((vector_size(8 * STMETA_LANES)));
+  constexpr int64_t kRoot = 0x3fe6a09e667f3bcd;  // bits of 1 / sqrt 2: m will lie around 1
+  const Wide wide = __builtin_convertvector(x, Wide) * (1.0 / static_cast<double>(unit));
+  const Longs bits = (Longs)wide - kRoot;
+  const Wide m = (Wide)((bits & 0xfffffffffffff) + kRoot);
+  const Wide s = (m - 1.0) / (m + 1.0), t = s * s;  // ln m = 2 artanh s
+  Wide y = (t * (2.0 / 13) + 2.0 / 11) * t + 2.0 / 9;
+  y = ((y * t + 2.0 / 7) * t + 2.0 / 5) * t + 2.0 / 3;
+  const Wide ln =
+      __builtin_convertvector(bits >> 52, Wide) * 0.6931471805599453 + (y * t * s + 2.0 * s);
+  log = __builtin_convertvector(ln, Vec);
+  Wide power = ln * static_cast<double>(p);
+  power = power > -500.0 ? power : (power - power) - 500.0;
+  const Wide shifted = power * 1.4426950408889634 + 6755399441055744.0;  // 1.5 * 2^52
+  const Wide r = power - (shifted - 6755399441055744.0) * 0.6931471805599453;
+  Wide e = (r * (1.0 / 40320) + 1.0 / 5040) * r + 1.0 / 720;
+  e = ((e * r + 1.0 / 120) * r + 1.0 / 24) * r + 1.0 / 6;
+  e = ((e * r + 0.5) * r + 1.0) * r + 1.0;
+  return __builtin_convertvector((Wide)((Longs)e + ((Longs)shifted << 52)), Vec);
 }
 
 // Makes streamed stores visible before the threads join.

@@ -48,6 +48,23 @@ STMETA_INLINE float dot(const float* a, const float* b, int64_t count) {
   return sum_tree(sum);
 }
 
+typedef double Wide __attribute__((vector_size(8 * STMETA_LANES)));
+
+STMETA_INLINE double sum_wide(Wide v) {
+  double total = 0.0;
+  for (int i = 0; i < kLanes; ++i) total += v[i];
+  return total;
+}
+
+// The same in doubles, for sums of terms that cancel.
+STMETA_INLINE float dot_wide(const float* a, const float* b, int64_t count) {
+  Wide sum = {};
+  for (int64_t i = 0; i < count; i += kLanes) {
+    sum += __builtin_convertvector(load(a + i), Wide) * __builtin_convertvector(load(b + i), Wide);
+  }
+  return static_cast<float>(sum_wide(sum));
+}
+
 // ---- addressing by content ----
 
 struct Content {
@@ -122,18 +139,18 @@ STMETA_FN inline void content_backward(const MemorySizes& s, const Content& c, c
   for (int64_t h = 0; h < heads; ++h) {
     float* g = grad + h * padded;
     const float *w = weight + h * padded, *products = c.dot + h * padded;
-    const Vec inner = splat(dot(g, w, padded));
-    Vec sum = {};
+    const Vec inner = splat(dot_wide(g, w, padded));
+    Wide sum = {};
     for (int64_t n = 0; n < padded; n += kLanes) {
       const Vec size = load(c.size + n), q = splat(1.0f) / (size + splat(eps));
       const Vec dz = load(w + n) * (load(g + n) - inner), cosine = load(products + n) * q;
       const Vec alpha = dz * splat(strength[h]) * q;
-      sum += dz * cosine;
+      sum += __builtin_convertvector(dz * cosine, Wide);
       store(g + n, alpha);
       const Vec share = alpha * cosine / size;
       store(own + n, load(own + n) - (size > splat(0.0f) ? share : Vec{}));
     }
-    grad_strength[h] = sum_tree(sum);
+    grad_strength[h] = static_cast<float>(sum_wide(sum));
   }
   for (int64_t n = 0; n < s.rows; ++n) {
     const float* row = memory + n * wide;
@@ -201,11 +218,11 @@ STMETA_FN inline Location locate(const MemorySizes& s, const float* content, con
     clear(weight, padded);
     return l;
   }
-  const Vec scale = splat(1.0f / l.largest);
   Vec sum = {};
   for (int64_t n = 0; n < padded; n += kLanes) {
-    const Vec v = load(l.moved + n) * scale;
-    const Vec power = exp_of(splat(sharpen) * log_of(larger(v, splat(1e-37f))));
+    const Vec v = load(l.moved + n);
+    Vec log;
+    const Vec power = pow_of(larger(v, splat(1e-37f)), l.largest, sharpen, log);
     const Vec w = v > splat(0.0f) ? power : Vec{};
     sum += w;
     store(weight + n, w);
@@ -225,23 +242,27 @@ STMETA_FN inline void location_backward(const MemorySizes& s, const Location& l,
                                         Scratch scratch) {
   const int64_t padded = s.padded, taps = s.taps;
   float* ring = scratch.take(padded + taps + kLine);
-  const Vec inner = splat(dot(grad, weight, padded));
+  // Twice: the first mean's own rounding would shift every term by the same amount.
+  for (int pass = 0; pass < 2; ++pass) {
+    const Vec inner = splat(dot_wide(grad, weight, padded));
+    for (int64_t n = 0; n < padded; n += kLanes) store(grad + n, load(grad + n) - inner);
+  }
   const bool any = l.largest > 0.0f;
-  const Vec scale = splat(any ? 1.0f / l.largest : 0.0f);
   const Vec factor = splat(any ? sharpen / (l.largest * l.total) : 0.0f);
-  Vec sharp = {};
+  Wide sharp = {};
   for (int64_t n = 0; n < padded; n += kLanes) {
-    const Vec v = load(l.moved + n) * scale, e = load(grad + n) - inner;
-    const Vec log = log_of(larger(v, splat(1e-37f)));
-    const Vec slope = exp_of(splat(sharpen - 1.0f) * log);
-    sharp += v > splat(0.0f) ? e * load(weight + n) * log : Vec{};
+    const Vec v = load(l.moved + n), e = load(grad + n);
+    Vec log;
+    const Vec slope = pow_of(larger(v, splat(1e-37f)), any ? l.largest : 1.0f, sharpen - 1.0f, log);
+    const Vec term = v > splat(0.0f) ? e * load(weight + n) * log : Vec{};
+    sharp += __builtin_convertvector(term, Wide);
     Vec d = v > splat(0.0f) ? e * slope * factor : Vec{};
     if (sharpen == 1.0f) d = v == splat(0.0f) ? e * factor : d;
     store(grad + n, d);
   }
   clear(grad + s.rows, padded - s.rows);
-  grad_sharpen = sum_tree(sharp);
-  for (int64_t t = 0; t < taps; ++t) grad_shift[t] = dot(grad, l.ring + taps - 1 - t, padded);
+  grad_sharpen = static_cast<float>(sum_wide(sharp));
+  for (int64_t t = 0; t < taps; ++t) grad_shift[t] = dot_wide(grad, l.ring + taps - 1 - t, padded);
   wrap(s, grad, ring);
   Vec gates = {};
   for (int64_t n = 0; n < padded; n += kLanes) {

@@ -1,45 +1,47 @@
 // CUDA implementation of stmeta::gather_tokens. Reference: stmeta/ops/gather_tokens.py, which has
-// checked the arguments. allocate -> dispatch dtype -> launch.
-#include "../common/cuda_torch.cuh"
+// checked the arguments. allocate -> dispatch dtype -> launch; the kernels are in gather_tokens.cuh.
 #include "gather_tokens.cuh"
-#include "token_rows_torch.cuh"
+
+#include "../common/cuda_torch.cuh"
 
 namespace {
 
 using namespace stmeta;
-using token_rows::rows_of;
 using Ints = std::vector<int64_t>;
 
 Tensor gather_tokens_cuda(const Tensor& x, const std::optional<Tensor>& pos, const Tensor& ids_keep,
-                          const std::optional<Tensor>&) {
+                          const std::optional<Tensor>& /*ids_restore*/) {
   const DeviceScope scope(x);
-  const Tensor ids = torch::stable::contiguous(ids_keep);
-  const int64_t batch = x.size(0), kept = ids.size(1), width = x.size(2);
-  Tensor out = empty(x, {batch, kept, width}, x.scalar_type());
-  with_device_float(x.scalar_type(), "gather_tokens: x", [&](auto number) {
-    using T = decltype(number);
-    token_rows::with_position<T>(pos, width, [&](auto table) {
-      gather_tokens::forward<T>(rows_of<T>(x), table, data<const int64_t>(ids), batch, x.size(1),
-                                kept, width, data<T>(out), scope.stream);
-    });
+  const Tensor rows = with_dense_rows(x), ids = torch::stable::contiguous(ids_keep);
+  const Tensor positions = pos ? with_dense_rows(*pos) : rows;
+  const bool single = pos && is_single(*pos, x.scalar_type(), "gather_tokens: pos");
+  Tensor out = empty(x, {x.size(0), ids.size(1), x.size(2)}, x.scalar_type());
+  with_device_float(x.scalar_type(), "gather_tokens: x", [&](auto zero) {
+    using T = decltype(zero);
+    const auto table = gather_tokens::make_table<T>(pos ? data<const void>(positions) : nullptr,
+                                                    single, positions.stride(0));
+    gather_tokens::forward(data<const T>(rows), rows.sizes().data(), rows.strides().data(), table,
+                           data<const int64_t>(ids), ids.size(1), data<T>(out), scope.stream);
   });
   return out;
 }
 
-std::tuple<Tensor, Tensor> gather_tokens_backward_cuda(const Tensor& grad, const Tensor& ids_keep,
+std::tuple<Tensor, Tensor> gather_tokens_backward_cuda(const Tensor& grad,
+                                                       const Tensor& /*ids_keep*/,
                                                        const Tensor& ids_restore,
                                                        std::vector<bool> needs) {
-  (void)ids_keep;  // ids_restore says the same, and makes the scatter a gather
   const DeviceScope scope(grad);
-  const Tensor restore = torch::stable::contiguous(ids_restore);
-  const int64_t batch = grad.size(0), tokens = restore.size(1), width = grad.size(2);
-  Tensor grad_x = empty(grad, needs[0] ? Ints{batch, tokens, width} : Ints{0}, grad.scalar_type());
-  Tensor grad_pos = empty(grad, needs[1] ? Ints{tokens, width} : Ints{0}, ScalarType::Float);
-  with_device_float(grad.scalar_type(), "gather_tokens: grad", [&](auto number) {
-    using T = decltype(number);
-    gather_tokens::backward<T>(rows_of<T>(grad), data<const int64_t>(restore), batch, tokens,
-                               grad.size(1), width, data<T>(grad_x), data<float>(grad_pos),
-                               scope.stream);
+  const Tensor rows = with_dense_rows(grad), ids = torch::stable::contiguous(ids_restore);
+  const int64_t tokens = ids.size(1), dim = grad.size(2);
+  const Ints none = {0};
+  Tensor grad_x =
+      empty(grad, needs[0] ? Ints{grad.size(0), tokens, dim} : none, grad.scalar_type());
+  Tensor grad_pos = empty(grad, needs[1] ? Ints{tokens, dim} : none, ScalarType::Float);
+  with_device_float(grad.scalar_type(), "gather_tokens: grad", [&](auto zero) {
+    using T = decltype(zero);
+    gather_tokens::backward(data<const T>(rows), rows.sizes().data(), rows.strides().data(),
+                            data<const int64_t>(ids), tokens, data<T>(grad_x),
+                            data<float>(grad_pos), scope.stream);
   });
   return {grad_x, grad_pos};
 }

@@ -1,29 +1,32 @@
 // CUDA implementation of stmeta::restore_tokens. Reference: stmeta/ops/restore_tokens.py, which has
 // checked the arguments. allocate -> dispatch dtype -> launch.
-#include "../common/cuda_torch.cuh"
 #include "restore_tokens.cuh"
-#include "token_rows_torch.cuh"
+
+#include "../common/cuda_torch.cuh"
 
 namespace {
 
 using namespace stmeta;
-using token_rows::rows_of;
 using Ints = std::vector<int64_t>;
 
 Tensor restore_tokens_cuda(const Tensor& latent, const Tensor& mask_token,
                            const std::optional<Tensor>& pos, const Tensor& ids_restore) {
   const DeviceScope scope(latent);
-  const Tensor restore = torch::stable::contiguous(ids_restore);
-  const auto mask = contiguous_as(mask_token, ScalarType::Float);
-  const int64_t batch = latent.size(0), tokens = restore.size(1), width = latent.size(2);
-  Tensor out = empty(latent, {batch, tokens, width}, latent.scalar_type());
-  with_device_float(latent.scalar_type(), "restore_tokens: latent", [&](auto number) {
-    using T = decltype(number);
-    token_rows::with_position<T>(pos, width, [&](auto table) {
-      restore_tokens::forward<T>(rows_of<T>(latent), data<const float>(mask), table,
-                                 data<const int64_t>(restore), batch, tokens, latent.size(1), width,
-                                 data<T>(out), scope.stream);
-    });
+  const ScalarType dtype = latent.scalar_type();
+  const Tensor rows = with_dense_rows(latent), mask = torch::stable::contiguous(mask_token);
+  const Tensor ids = torch::stable::contiguous(ids_restore);
+  const Tensor positions = pos ? with_dense_rows(*pos) : rows;
+  const bool single_mask = is_single(mask, dtype, "restore_tokens: mask_token");
+  const bool single_pos = pos && is_single(*pos, dtype, "restore_tokens: pos");
+  Tensor out = empty(latent, {latent.size(0), ids.size(1), latent.size(2)}, dtype);
+  with_device_float(dtype, "restore_tokens: latent", [&](auto zero) {
+    using T = decltype(zero);
+    const auto fill = restore_tokens::make_table<T>(data<const void>(mask), single_mask, 0);
+    const auto table = restore_tokens::make_table<T>(pos ? data<const void>(positions) : nullptr,
+                                                     single_pos, positions.stride(0));
+    restore_tokens::forward(data<const T>(rows), rows.sizes().data(), rows.strides().data(), fill,
+                            table, data<const int64_t>(ids), ids.size(1), data<T>(out),
+                            scope.stream);
   });
   return out;
 }
@@ -33,19 +36,23 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward_cuda(const Tensor& gr
                                                                 int64_t keep,
                                                                 std::vector<bool> needs) {
   const DeviceScope scope(grad);
-  const Tensor restore = torch::stable::contiguous(ids_restore);
-  const int64_t batch = grad.size(0), tokens = grad.size(1), width = grad.size(2);
+  const Tensor rows = with_dense_rows(grad), ids = torch::stable::contiguous(ids_restore);
+  const int64_t batch = grad.size(0), tokens = grad.size(1), dim = grad.size(2);
+  const auto make = grad.numel() > 0 ? empty : zeros;
+  const Ints none = {0};
   Tensor grad_latent =
-      empty(grad, needs[0] ? Ints{batch, keep, width} : Ints{0}, grad.scalar_type());
-  Tensor grad_mask = empty(grad, {needs[1] ? width : 0}, ScalarType::Float);
-  Tensor grad_pos = empty(grad, needs[2] ? Ints{tokens, width} : Ints{0}, ScalarType::Float);
-  const restore_tokens::BackwardGrid cut(batch, tokens, width, needs[2]);
-  const Tensor partial = empty(grad, {needs[1] ? cut.blocks() : 0, width}, ScalarType::Float);
-  with_device_float(grad.scalar_type(), "restore_tokens: grad", [&](auto number) {
-    using T = decltype(number);
-    restore_tokens::backward<T>(cut, rows_of<T>(grad), data<const int64_t>(restore), batch, tokens,
-                                keep, data<T>(grad_latent), data<float>(partial),
-                                data<float>(grad_mask), data<float>(grad_pos), scope.stream);
+      make(grad, needs[0] ? Ints{batch, keep, dim} : none, grad.scalar_type());
+  Tensor grad_mask = make(grad, {needs[1] ? dim : 0}, ScalarType::Float);
+  Tensor grad_pos = make(grad, needs[2] ? Ints{tokens, dim} : none, ScalarType::Float);
+  if (grad.numel() == 0) return {grad_latent, grad_mask, grad_pos};
+  const Ints partial_size = {needs[1] ? restore_tokens::partial_rows(tokens) : 0, dim};
+  const Tensor partial = empty(grad, partial_size, ScalarType::Float);
+  with_device_float(grad.scalar_type(), "restore_tokens: grad", [&](auto zero) {
+    using T = decltype(zero);
+    restore_tokens::backward(data<const T>(rows), rows.sizes().data(), rows.strides().data(),
+                             data<const int64_t>(ids), keep, data<T>(grad_latent),
+                             data<float>(grad_mask), data<float>(grad_pos), data<float>(partial),
+                             scope.stream);
   });
   return {grad_latent, grad_mask, grad_pos};
 }

@@ -114,6 +114,23 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
   return value;
 }
 
+// Of integers alone, whose sum does not depend on the order.
+inline int atomicAdd(int* target, int value) {
+  return std::atomic_ref<int>(*target).fetch_add(value, std::memory_order_relaxed);
+}
+
+// The value of the lane `distance` below; a lane that has none keeps its own.
+template <typename T>
+T __shfl_up_sync(unsigned, T value, unsigned distance) {
+  auto* warp = cuda_host::warp;
+  const unsigned lane = threadIdx.x % 32;
+  std::memcpy(&warp->lane[lane], &value, sizeof value);
+  warp->barrier.wait();
+  if (lane >= distance) std::memcpy(&value, &warp->lane[lane - distance], sizeof value);
+  warp->barrier.wait();
+  return value;
+}
+
 namespace stmeta {
 
 using Stream = void*;
@@ -127,6 +144,7 @@ int64_t resident_blocks(void (*)(Params...), int, size_t) {
   return 3;
 }
 inline int64_t busy_blocks(int) { return 2; }
+inline int64_t l2_bytes() { return 4096; }  // so that small cases need several chunks
 
 template <typename... Params, typename... Args>
 void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared, Stream,

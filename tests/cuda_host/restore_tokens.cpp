@@ -1,48 +1,35 @@
-// Forward and backward of csrc/cuda/restore_tokens.cuh on the CPU. Driven by
-// tests/ops/test_tokens_cuda.py, which lists the arguments in the same order.
+// Forward and backward of csrc/cuda/restore_tokens.cuh on the CPU.
 #include "../../csrc/cuda/restore_tokens.cuh"
 
-#include "case_io.h"
+#include "token_case.h"
 
 using namespace stmeta::restore_tokens;
 
-template <typename T, typename P>
+template <typename T>
 void run(Case& io) {
-  const auto sizes = io.array<int64_t>();  // B, N, D, K
-  const int64_t batch = sizes[0], tokens = sizes[1], width = sizes[2], kept = sizes[3];
-  const auto latent_strides = io.array<int64_t>();
-  const auto latent = io.array<T>();
+  const Strided<T> latent(io);
   const auto mask_token = io.array<float>();
-  const auto pos_strides = io.array<int64_t>();  // the first is 0
-  auto pos = io.array<P>();
-  const auto restore = io.array<int64_t>(), grad_strides = io.array<int64_t>();
-  const auto grad = io.array<T>();
+  const Strided<float> pos(io);
+  const auto ids = io.array<int64_t>();
+  const int64_t tokens = io.integer();
+  const Strided<T> grad(io);
   const auto needs = io.array<int64_t>();
 
-  std::vector<T> out(batch * tokens * width), grad_latent(needs[0] * batch * kept * width);
-  std::vector<float> grad_mask(needs[1] * width), grad_pos(needs[2] * tokens * width);
-  const BackwardGrid cut(batch, tokens, width, needs[2] != 0);
-  std::vector<float> partial(needs[1] * cut.blocks() * width);
-  const P* table = or_null(pos);
-  forward<T, P>(make_rows(latent.data(), latent_strides.data(), width), mask_token.data(),
-                make_rows(table, pos_strides.data(), width), restore.data(), batch, tokens, kept,
-                width, out.data(), nullptr);
-  backward<T>(cut, make_rows(grad.data(), grad_strides.data(), width), restore.data(), batch,
-              tokens, kept, or_null(grad_latent), or_null(partial), or_null(grad_mask),
-              or_null(grad_pos), nullptr);
+  const auto fill = make_table<T>(mask_token.data(), true, 0);
+  const bool has_pos = !pos.sizes.empty();
+  const auto table = has_pos ? make_table<T>(pos.storage.data(), true, pos.strides[0]) : Table<T>{};
+  const int64_t batch = latent.sizes[0], kept = latent.sizes[1], dim = latent.sizes[2];
+  std::vector<T> out(batch * tokens * dim), grad_latent(needs[0] * batch * kept * dim);
+  forward(latent.storage.data(), latent.sizes.data(), latent.strides.data(), fill, table,
+          ids.data(), tokens, out.data(), nullptr);
   io.result(out);
+
+  auto grad_mask = scratch_of(needs[1] * dim), grad_pos = scratch_of(needs[2] * tokens * dim);
+  auto partial = scratch_of(needs[1] * partial_rows(tokens) * dim);
+  backward(grad.storage.data(), grad.sizes.data(), grad.strides.data(), ids.data(), kept,
+           or_null(grad_latent), or_null(grad_mask), or_null(grad_pos), or_null(partial), nullptr);
+  for (const auto& result : {grad_mask, grad_pos}) io.result(result);
   io.result(grad_latent);
-  io.result(grad_mask);
-  io.result(grad_pos);
 }
 
-int main(int argc, char** argv) {
-  Case io(argc, argv);
-  const auto types = io.array<char>();
-  const std::string name(types.begin(), types.end());
-  if (name == "float32 float32") return run<float, float>(io), 0;
-  if (name == "float16 float32") return run<__half, float>(io), 0;
-  if (name == "bfloat16 float32") return run<__nv_bfloat16, float>(io), 0;
-  if (name == "bfloat16 bfloat16") return run<__nv_bfloat16, __nv_bfloat16>(io), 0;
-  throw std::runtime_error("no such types: " + name);
-}
+STMETA_TOKEN_MAIN(run)

@@ -56,6 +56,7 @@ class Case:
     fp32: tuple[str, ...] = ()  # tensors that stay fp32 whatever the dtype of the others
     constant: tuple[str, ...] = ()  # floating tensors that get no gradient
     backward: bool = True  # False: the gradient is not defined here
+    factor: float = 2.0  # of `check`; more where a gradient is a sum of terms that cancel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,8 +221,8 @@ def check(inputs: Inputs, fused: Results, factor: float = 2.0) -> None:
     Args:
         inputs: of the call.
         fused: its results.
-        factor: times the error of eager and half a rounding. A search for bad shapes takes 4: it finds the tail of two
-            distributions of rounding errors.
+        factor: times the error of eager and half a rounding. A search for bad shapes takes 8: it
+            finds the tail of two distributions of rounding errors.
     """
     exact, eager = run_exact(inputs), run_eager(inputs)
     assert set(fused) == set(exact)

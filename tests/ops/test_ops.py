@@ -66,7 +66,7 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
 @pytest.mark.parametrize(("op", "case", "dtype"), DTYPED)
 def test_matches_reference(op, case, dtype, implementation):
     inputs = make_inputs(op, case, dtype)
-    check(inputs, run_backend(inputs, implementation))
+    check(inputs, run_backend(inputs, implementation), case.factor)
 
 
 @pytest.mark.parametrize(("op", "case"), CASES)
@@ -137,4 +137,4 @@ def test_any_shape(op, backend, data):
         layout=data.draw(st.sampled_from(list(LAYOUTS))),
         grad_layout=data.draw(st.sampled_from(GRAD_LAYOUTS)),
     )
-    check(inputs, run_backend(inputs, backend), factor=4)
+    check(inputs, run_backend(inputs, backend), factor=8)

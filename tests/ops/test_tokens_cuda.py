@@ -8,7 +8,9 @@ from functools import cache
 import pytest
 import torch
 
+from stmeta.ops._patch_shift_args import scale_offset
 from stmeta.ops.gather_tokens import invert_ids
+from stmeta.ops.masked_patch_loss import EPS
 from tests.ops._cuda_host import HostProgram, as_tensor, storage
 from tests.ops._harness import TOKEN_OPS, check, load, make_inputs
 from tests.ops._nvcc import CSRC, TORCH_FLAGS, compile_cuda
@@ -51,6 +53,35 @@ def _restore_tokens(program, inputs):
     return _results(inputs, {"tokens": sizes[:3]}, names[:3], latent, grads)
 
 
+@runs
+def _masked_patch_loss(program, inputs):
+    arguments = inputs.arguments
+    video, pred, mask = (arguments.get(name) for name in ("video", "pred", "mask"))
+    scale, offset = scale_offset(video, arguments.get("mean"), arguments.get("std"))
+    loss, grad = program.run(
+        f"{str(video.dtype)[6:]} {str(pred.dtype)[6:]}",
+        *(video.shape, *_strided(video), pred.shape, *_strided(pred)),
+        *(arguments.get("ids"), mask, [arguments["tubelet"], arguments["patch"]]),
+        *(scale, offset, int(arguments.get("norm_pix", True)), int(mask is not None), EPS),
+        inputs.grads.get("loss", torch.zeros(())),
+    )
+    results = {"loss": as_tensor(loss, torch.float32, ())}
+    return results | {"grad pred": as_tensor(grad, pred.dtype, pred.shape)}
+
+
+@runs
+def _random_masking(program, inputs):
+    noise, keep, units, grid = inputs.arguments.values()
+    batch, tokens = noise.shape[0], grid[0] * grid[1]
+    kept = keep * tokens // noise.shape[1]
+    raw = program.run(noise, batch, keep, units, grid)
+    sizes = (kept, tokens, tokens - kept, tokens)
+    return {
+        name: as_tensor(r, torch.bool if name == "mask" else torch.int64, (batch, size))
+        for name, r, size in zip(inputs.op.outputs, raw, sizes, strict=True)
+    }
+
+
 def _types(x, pos) -> str:
     return f"{str(x.dtype)[6:]} {'float32' if pos is None else str(pos.dtype)[6:]}"
 
@@ -79,9 +110,7 @@ def _results(inputs, outputs, names, x, raw):
 
 def cases(*ops):
     """Pairs of op and case."""
-    return [
-        pytest.param(op, case, id=f"{op}-{case.name}") for op in ops for case in load(op).cases
-    ]
+    return [pytest.param(op, case, id=f"{op}-{case.name}") for op in ops for case in load(op).cases]
 
 
 @pytest.fixture(scope="module")
@@ -98,5 +127,7 @@ def program(tmp_path_factory):
 @pytest.mark.parametrize(("op", "case"), cases(*RUNS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_matches_reference(program, op, case, dtype):
+    if dtype not in load(op).dtypes:
+        pytest.skip("the op has no such dtype")
     inputs = make_inputs(load(op), case, dtype)
     check(inputs, RUNS[op](program(op), inputs))

@@ -77,7 +77,7 @@ OP = Op(
         Case(name="empty", make=lambda g: _make(g, 0, 3, 4, 2)),
         Case(name="gate_0", make=lambda g: _edges(g, True, 2.0, 0.0)),
         Case(name="gate_1", make=lambda g: _edges(g, False, 1.0, 1.0)),
-        Case(name="sharpen_20", make=lambda g: _edges(g, False, 20.0, 0.5)),
+        Case(name="sharpen_20", make=lambda g: _edges(g, False, 20.0, 0.5), factor=4),
     ),
     real=(
         Case(name="mann", make=lambda g: _both(g, 16, 128, 40, 4, True)),
