@@ -264,15 +264,15 @@ STMETA_FN inline void location_backward(const MemorySizes& s, const Location& l,
   grad_sharpen = static_cast<float>(sum_wide(sharp));
   for (int64_t t = 0; t < taps; ++t) grad_shift[t] = dot_wide(grad, l.ring + taps - 1 - t, padded);
   wrap(s, grad, ring);
-  Vec gates = {};
+  Wide gates = {};
   for (int64_t n = 0; n < padded; n += kLanes) {
     Vec sum = {};
     for (int64_t t = 0; t < taps; ++t) sum += splat(shift[t]) * load(ring + n + t);
-    gates += sum * (load(content + n) - load(previous + n));
+    gates += __builtin_convertvector(sum * (load(content + n) - load(previous + n)), Wide);
     store(grad_content + n, sum * splat(gate));
     store(grad_previous + n, sum * splat(1.0f - gate));
   }
-  grad_gate = sum_tree(gates);
+  grad_gate = static_cast<float>(sum_wide(gates));
 }
 
 // ---- writing and reading ----

@@ -21,8 +21,6 @@ struct Table {
   const float* single = nullptr;
   int64_t stride = 0;
 
-  __host__ __device__ bool there() const { return same || single; }
-
   // x += N elements of a row
   template <int N>
   __device__ void add(int64_t row, int first, float (&x)[N]) const {

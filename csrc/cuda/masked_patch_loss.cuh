@@ -1,227 +1,350 @@
 // CUDA kernels of stmeta::masked_patch_loss and their launches. Reference:
 // stmeta/ops/masked_patch_loss.py.
 //
-// A warp takes a row; a lane takes eight neighbouring features at a time. The target of a row stays
-// in shared memory between the passes, where each lane reads only what it wrote itself.
+// A block takes one row of the prediction after another. Its threads hold eight features of the
+// token's pixels and of the prediction at a time, from both passes of the statistics to the error.
+//
+// Letters: B batch, C channels, T frames, H W pixels, (t, p, p) tubelet, N tokens of a clip, R rows
+// of the prediction of a clip, F = t*p*p*C features.
 #pragma once
 
-#include <cmath>
+#include <vector>
 
-#include "patch_shift_window.cuh"
-#include "token_rows.cuh"
+#include "../common/cuda_reduce.cuh"
+#include "../common/cuda_vector.cuh"
 
 namespace stmeta::masked_patch_loss {
 
-using patch_shift::kGroup;
-using patch_shift::kMaxChannels;
-using patch_shift::Problem;
-using patch_shift::whole_groups;
-using token_rows::dense_rows;
-using token_rows::make_rows;
-using token_rows::Rows;
+constexpr int kMaxChannels = 32;
+constexpr int kGroup = 8;   // features that a thread takes at a time: 16 bytes of a 16-bit type
+constexpr int kGroups = 2;  // of a thread
+constexpr int kThreads = 512;
 
-constexpr int kThreads = 128;
-constexpr int kWarps = kThreads / kWarp;
-constexpr int kFinishThreads = 512;
-
-// Which rows count, and what is taken out of the target.
-struct Options {
-  const bool* mask;  // [B, N], or null: all rows count
-  bool norm_pix, wide;  // wide: eight features are one aligned piece of the video's memory
-  float eps;
-};
-
-struct Affine {
+// What all kernels know. Strides count elements.
+struct Problem {
+  const int64_t* ids;                                        // [B, R]: the rows' tokens; or null
+  const uint8_t* mask;                                       // [B, R]: which rows count; or null
+  int64_t stride_b, stride_c, stride_t, stride_y, stride_x;  // of the video [B, C, T, H, W]
+  int batch, channels, tubelet, patch, sites, rows, features;
+  int run;  // features that lie side by side in the video and can be loaded at once: 8, 4 or 1
   float scale[kMaxChannels], offset[kMaxChannels];
+  Divider by_rows, by_token_columns, by_token_rows, by_line, by_patch, by_channels;
+
+  __host__ __device__ int total() const { return batch * rows; }
 };
 
-__device__ inline void load_affine(const Problem& p, Affine& affine) {
-  for (int c = threadIdx.x; c < p.channels; c += kThreads) {
-    affine.scale[c] = p.scale[c], affine.offset[c] = p.offset[c];
-  }
+// The prediction, [B, R, F] through its strides.
+template <typename T>
+struct Prediction {
+  const T* data;
+  int64_t stride_b, stride_r, stride_f;
+  bool wide;  // see load_row
+};
+
+struct Row {
+  int batch, slot;
+  bool counts;
+  int64_t corner;  // where the token's first pixel lies in the video
+};
+
+__device__ inline Row find_row(const Problem& p, int index) {
+  uint32_t slot = index;
+  const int batch = p.by_rows.split(slot);
+  const int64_t token = p.ids ? p.ids[index] : slot;
+  const bool known = static_cast<uint64_t>(token) < static_cast<uint64_t>(p.sites);
+  const bool counts = known && (!p.mask || p.mask[index]);  // nobody has checked ids on a GPU
+  uint32_t x = known ? static_cast<uint32_t>(token) : 0;
+  uint32_t y = p.by_token_columns.split(x);
+  const int64_t t = p.by_token_rows.split(y);
+  const int64_t corner = batch * p.stride_b + t * p.tubelet * p.stride_t +
+                         static_cast<int64_t>(y) * p.patch * p.stride_y +
+                         static_cast<int64_t>(x) * p.patch * p.stride_x;
+  return {batch, static_cast<int>(slot), counts, corner};
+}
+
+using Affine = Pack<float, 2>;  // scale and offset of a channel
+
+__device__ inline void stage_affine(const Problem& p, Affine* affine) {
+  for (int c = threadIdx.x; c < p.channels; c += blockDim.x) affine[c] = {p.scale[c], p.offset[c]};
   __syncthreads();
 }
 
-// The first pixel of the token of a row; null where its id is out of range.
-template <typename In>
-__device__ inline const In* find_pixels(const Problem& p, const In* video, int row) {
-  if (p.ids && (p.ids[row] < 0 || p.ids[row] >= p.sites)) return nullptr;
-  const auto at = patch_shift::find_token(p, row);
-  return video + at.batch * p.stride_b + at.t * p.stride_t + at.y * p.stride_y + at.x * p.stride_x;
-}
-
-// Features [first, first + kGroup) of the target before it is normalised, zero past its end.
-template <typename In>
-__device__ inline void load_pixels(const Problem& p, const In* pixels, int first, bool wide,
-                                   const Affine& affine, float (&out)[kGroup]) {
-  uint32_t c = first;
-  uint32_t x = p.by_channels.split(c);
-  uint32_t y = p.by_patch.split(x);
-  uint32_t t = p.by_patch.split(y);
-  const auto place = [&] { return t * p.stride_t + y * p.stride_y + x * p.stride_x + c * p.stride_c; };
-  if (pixels && wide) load_floats<kGroup>(pixels + place(), out);
+// Features [first, first + kGroup) of the token at `corner`, normalised; zero past the last one.
+template <int kRun, typename In>
+__device__ inline void load_features(const Problem& p, const Affine* affine,
+                                     const In* __restrict__ corner, int first,
+                                     float (&x)[kGroup]) {
 #pragma unroll
-  for (int k = 0; k < kGroup; ++k) {
-    if (first + k >= p.features) {
-      out[k] = 0.0f;
-      continue;
-    }
-    if (!wide && pixels) out[k] = to_float(pixels[place()]);
-    out[k] = pixels ? out[k] * affine.scale[c] + affine.offset[c] : NAN;
-    if (++c < static_cast<uint32_t>(p.channels)) continue;
-    c = 0;
-    if (++x < static_cast<uint32_t>(p.patch)) continue;
-    x = 0;
-    if (++y < static_cast<uint32_t>(p.patch)) continue;
-    y = 0, ++t;
-  }
-}
-
-// Sum over the warp of f(d) for d = target - centre over the features of the row.
-template <typename F>
-__device__ inline float sum_of(const float* target, int features, float centre, const F& f) {
-  float sum = 0.0f;
-  for (int first = threadIdx.x % kWarp * kGroup; first < features; first += kWarp * kGroup) {
-    float x[kGroup];
-    load_floats<kGroup>(target + first, x);
+  for (int i = 0; i < kGroup; i += kRun) {
+    float run[kRun] = {};
+    if (first + i < p.features) {
+      uint32_t step = first + i;  // in a line of p pixels
+      uint32_t y = p.by_line.split(step);
+      const uint32_t t = p.by_patch.split(y);
+      uint32_t c = step;
+      const uint32_t pixel = p.by_channels.split(c);
+      const int64_t line = t * p.stride_t + y * p.stride_y;
+      load_floats<kRun>(corner + line + pixel * p.stride_x + c * p.stride_c, run);
 #pragma unroll
-    for (int k = 0; k < kGroup; ++k) sum += first + k < features ? f(x[k] - centre) : 0.0f;
-  }
-  return warp_sum(sum);
-}
-
-// Reads the pixels and the predictions of the rows that count.
-template <typename In, typename T>
-__global__ void __launch_bounds__(kThreads, 4)
-    rows_kernel(const __grid_constant__ Problem p, const __grid_constant__ Options options,
-                const In* __restrict__ video, const __grid_constant__ Rows<const T> pred,
-                float* __restrict__ sums,  // [B, rows]: of the squared errors
-                float* __restrict__ mean, float* __restrict__ rstd) {  // [B, rows]
-  __shared__ Affine affine;
-  load_affine(p, affine);
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int row = static_cast<int>(blockIdx.x) * kWarps + warp;
-  if (row >= p.total()) return;
-  const bool counts = !options.mask || options.mask[row];
-  float error = 0.0f, centre = 0.0f, scale = 1.0f;
-  if (counts) {
-    float* target = reinterpret_cast<float*>(dynamic_shared()) + warp * whole_groups(p.features);
-    const In* pixels = find_pixels(p, video, row);
-    for (int first = lane * kGroup; first < p.features; first += kWarp * kGroup) {
-      float x[kGroup];
-      load_pixels(p, pixels, first, options.wide, affine, x);
-      store_floats<kGroup>(target + first, x);
-    }
-    if (options.norm_pix) {
-      centre = sum_of(target, p.features, 0.0f, [](float d) { return d; }) / p.features;
-      const float squares = sum_of(target, p.features, centre, [](float d) { return d * d; });
-      scale = rsqrtf(squares / (p.features - 1) + options.eps);
-    }
-    uint32_t slot = row;
-    const uint32_t b = p.by_kept.split(slot);
-    const T* predicted = pred.row(b, slot);
-    for (int first = lane * kGroup; first < p.features; first += kWarp * kGroup) {
-      float x[kGroup], y[kGroup];
-      load_floats<kGroup>(target + first, x);
-      load_row(predicted, first, p.features, pred.stride_d, pred.wide, y);
-#pragma unroll
-      for (int k = 0; k < kGroup; ++k) {
-        const float d = y[k] - (x[k] - centre) * scale;
-        error += first + k < p.features ? d * d : 0.0f;
+      for (int k = 0; k < kRun; ++k) {
+        run[k] = run[k] * affine[c].at[0] + affine[c].at[1];
+        if (++c == static_cast<uint32_t>(p.channels)) c = 0;
       }
     }
-    error = warp_sum(error);
-  }
-  if (lane == 0) sums[row] = error, mean[row] = centre, rstd[row] = scale;
-}
-
-// One block: loss and inverse, from the rows in fixed order.
-template <int kStep>
-__global__ void __launch_bounds__(kStep)
-    finish_kernel(const float* __restrict__ sums, const bool* __restrict__ mask, int rows,
-                  int features, float* __restrict__ loss, float* __restrict__ inverse) {
-  float total[2] = {};  // of the errors, of the rows that count
-#pragma unroll 4
-  for (int row = threadIdx.x; row < rows; row += kStep) {
-    total[0] += sums[row];
-    total[1] += !mask || mask[row] ? 1.0f : 0.0f;
-  }
-  block_sum(total);
-  if (threadIdx.x != 0) return;
-  const float share = total[1] > 0.0f ? 1.0f / (total[1] * features) : 0.0f;
-  *loss = total[0] * share;
-  *inverse = share;
-}
-
-template <typename In, typename T>
-__global__ void __launch_bounds__(kThreads, 4)
-    backward_kernel(const __grid_constant__ Problem p, const __grid_constant__ Options options,
-                    const In* __restrict__ video, const __grid_constant__ Rows<const T> pred,
-                    const float* __restrict__ grad, const float* __restrict__ mean,
-                    const float* __restrict__ rstd, const float* __restrict__ inverse,
-                    const __grid_constant__ Rows<T> out) {
-  __shared__ Affine affine;
-  load_affine(p, affine);
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int row = static_cast<int>(blockIdx.x) * kWarps + warp;
-  if (row >= p.total()) return;
-  const bool counts = !options.mask || options.mask[row];
-  const In* pixels = counts ? find_pixels(p, video, row) : nullptr;
-  const float factor = 2.0f * *grad * *inverse, centre = mean[row], scale = rstd[row];
-  uint32_t slot = row;
-  const uint32_t b = p.by_kept.split(slot);
-  for (int first = lane * kGroup; first < p.features; first += kWarp * kGroup) {
-    float x[kGroup] = {}, y[kGroup];
-    if (counts) {
-      load_pixels(p, pixels, first, options.wide, affine, x);
-      load_row(pred.row(b, slot), first, p.features, pred.stride_d, pred.wide, y);
 #pragma unroll
-      for (int k = 0; k < kGroup; ++k) x[k] = factor * (y[k] - (x[k] - centre) * scale);
+    for (int k = 0; k < kRun; ++k) x[i + k] = run[k];
+  }
+}
+
+// Where group g of this thread begins in the block's chunk of features.
+__device__ inline int own_feature(int g) {
+  return (g * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x)) * kGroup;
+}
+
+template <typename In>
+__device__ inline void take(const Problem& p, const Affine* affine, const In* __restrict__ corner,
+                            int chunk, float (&x)[kGroups][kGroup]) {
+#pragma unroll
+  for (int g = 0; g < kGroups; ++g) {
+    const int f = chunk + own_feature(g);
+    if (p.run == 8) {
+      load_features<8>(p, affine, corner, f, x[g]);
+    } else if (p.run == 4) {
+      load_features<4>(p, affine, corner, f, x[g]);
+    } else {
+      load_features<1>(p, affine, corner, f, x[g]);
     }
-    store_row(out.row(b, slot), first, p.features, out.wide, x);
+  }
+}
+
+template <typename T>
+__device__ inline void take(const Prediction<T>& pred, const Row& row, int chunk, int features,
+                            float (&x)[kGroups][kGroup]) {
+  const T* data = pred.data + row.batch * pred.stride_b + row.slot * pred.stride_r;
+#pragma unroll
+  for (int g = 0; g < kGroups; ++g) {
+    load_row(data, chunk + own_feature(g), features, pred.stride_f, pred.wide, x[g]);
+  }
+}
+
+// Mean and 1 / sqrt(unbiased variance + eps) of a token. `x` holds its first chunk of features,
+// which nearly always is all of it; other chunks are taken anew in each pass.
+template <typename In>
+__device__ inline void statistics(const Problem& p, const Affine* affine,
+                                  const In* __restrict__ corner, float eps,
+                                  float (&x)[kGroups][kGroup], float& mean, float& rstd) {
+  const int chunk = static_cast<int>(blockDim.x) * kGroup * kGroups;
+  float result[2] = {};
+#pragma unroll
+  for (int pass = 0; pass < 2; ++pass) {
+    float sum[1] = {};
+    for (int first = 0; first < p.features; first += chunk) {
+      if (p.features > chunk) take(p, affine, corner, first, x);
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+#pragma unroll
+        for (int k = 0; k < kGroup; ++k) {
+          const float d = x[g][k] - result[0];
+          if (first + own_feature(g) + k < p.features) sum[0] += pass == 0 ? d : d * d;
+        }
+      }
+    }
+    block_sum(sum);
+    result[pass] = sum[0] / static_cast<float>(p.features - pass);
+  }
+  mean = result[0];
+  rstd = rsqrtf(result[1] + eps);
+}
+
+// Reads the counting rows of the prediction and their pixels once.
+template <typename In, typename T>
+__global__ void __launch_bounds__(kThreads, 2)
+    forward_kernel(const __grid_constant__ Problem p, const In* __restrict__ video,
+                   const __grid_constant__ Prediction<T> pred, bool norm, float eps,
+                   float* __restrict__ mean, float* __restrict__ rstd,  // [B, R]
+                   float* __restrict__ partial) {  // [blocks, 2]: squared errors, rows that count
+  __shared__ Affine affine[kMaxChannels];
+  stage_affine(p, affine);
+  const int chunk = static_cast<int>(blockDim.x) * kGroup * kGroups;
+  float sum[1] = {}, counting = 0.0f;
+  for (int index = blockIdx.x; index < p.total(); index += gridDim.x) {
+    const Row row = find_row(p, index);
+    float centre = 0.0f, scale = 1.0f;
+    if (row.counts) {
+      const In* corner = video + row.corner;
+      float guess[kGroups][kGroup], x[kGroups][kGroup];
+      take(pred, row, 0, p.features, guess);
+      take(p, affine, corner, 0, x);
+      if (norm) statistics(p, affine, corner, eps, x, centre, scale);
+      for (int first = 0; first < p.features; first += chunk) {
+        if (p.features > chunk) {
+          take(pred, row, first, p.features, guess);
+          take(p, affine, corner, first, x);
+        }
+#pragma unroll
+        for (int g = 0; g < kGroups; ++g) {
+#pragma unroll
+          for (int k = 0; k < kGroup; ++k) {
+            const float error = guess[g][k] - (x[g][k] - centre) * scale;
+            if (first + own_feature(g) + k < p.features) sum[0] += error * error;
+          }
+        }
+      }
+      counting += 1.0f;
+    }
+    if (threadIdx.x == 0) mean[index] = centre, rstd[index] = scale;
+  }
+  block_sum(sum);
+  if (threadIdx.x == 0) {
+    partial[2 * blockIdx.x] = sum[0];
+    partial[2 * blockIdx.x + 1] = counting;
+  }
+}
+
+// The second stage: one block. fp64, since rows may be more than fp32 can count.
+template <int kBlock>
+__global__ void finish_kernel(const float* __restrict__ partial, int blocks, int features,
+                              float* __restrict__ loss, float* __restrict__ inverse) {
+  __shared__ double sums[2][kBlock];
+  const int thread = static_cast<int>(threadIdx.x);
+  double sum = 0.0, counting = 0.0;
+#pragma unroll 4
+  for (int i = thread; i < blocks; i += kBlock) {
+    sum += partial[2 * i];
+    counting += partial[2 * i + 1];
+  }
+  sums[0][thread] = sum, sums[1][thread] = counting;
+  __syncthreads();
+  for (int half = kBlock / 2; half > 0; half /= 2) {
+    if (thread < half) {
+      sums[0][thread] += sums[0][thread + half];
+      sums[1][thread] += sums[1][thread + half];
+    }
+    __syncthreads();
+  }
+  if (thread > 0) return;
+  const double share = sums[1][0] > 0.0 ? 1.0 / (sums[1][0] * features) : 0.0;
+  *loss = static_cast<float>(sums[0][0] * share);
+  *inverse = static_cast<float>(share);
+}
+
+// Reads what the forward reads, writes B * R * F numbers.
+template <typename In, typename T>
+__global__ void __launch_bounds__(kThreads, 2)
+    backward_kernel(const __grid_constant__ Problem p, const In* __restrict__ video,
+                    const __grid_constant__ Prediction<T> pred,
+                    const float* __restrict__ grad, const float* __restrict__ inverse,  // []
+                    const float* __restrict__ mean, const float* __restrict__ rstd,     // [B, R]
+                    bool wide, T* __restrict__ out) {                                   // [B, R, F]
+  __shared__ Affine affine[kMaxChannels];
+  stage_affine(p, affine);
+  const int chunk = static_cast<int>(blockDim.x) * kGroup * kGroups;
+  const float factor = 2.0f * *grad * *inverse;
+  for (int index = blockIdx.x; index < p.total(); index += gridDim.x) {
+    const Row row = find_row(p, index);
+    const float centre = mean[index], scale = rstd[index];
+    T* target = out + static_cast<int64_t>(index) * p.features;
+    for (int first = 0; first < p.features; first += chunk) {
+      float guess[kGroups][kGroup] = {}, x[kGroups][kGroup] = {};
+      if (row.counts) {
+        take(pred, row, first, p.features, guess);
+        take(p, affine, video + row.corner, first, x);
+      }
+#pragma unroll
+      for (int g = 0; g < kGroups; ++g) {
+#pragma unroll
+        for (int k = 0; k < kGroup; ++k) {
+          const float error = guess[g][k] - (x[g][k] - centre) * scale;
+          x[g][k] = row.counts ? factor * error : 0.0f;
+        }
+        store_row(target, first + own_feature(g), p.features, wide, x[g]);
+      }
+    }
   }
 }
 
 // ---- host ----
 
-// norm_pix and eps matter to the forward alone.
+// `sizes` and `strides` are those of the video; patch = {t, p}. Without ids: rows = N.
 template <typename In>
-Options make_options(const Problem& p, const In* video, const bool* mask, bool norm_pix,
-                     double eps) {
-  const auto whole = [](int64_t n) { return n % kGroup == 0; };
-  const bool wide = p.stride_c == 1 && p.stride_x == p.channels &&
-                    whole(int64_t{p.patch} * p.channels) && whole(p.stride_b) &&
-                    whole(p.stride_t) && whole(p.stride_y) &&
-                    aligned(video, std::min<size_t>(16, kGroup * sizeof(In)));
-  return {mask, norm_pix, wide, static_cast<float>(eps)};
+Problem make_problem(const In* video, const int64_t* sizes, const int64_t* strides,
+                     const int64_t* ids, const uint8_t* mask, int64_t rows,
+                     const std::vector<int64_t>& patch, const std::vector<double>& scale,
+                     const std::vector<double>& offset) {
+  const int64_t channels = sizes[1];
+  require(channels <= kMaxChannels,
+          "masked_patch_loss: the cuda backend takes at most 32 channels; use 'triton'");
+  require(sizes[0] * rows < (int64_t{1} << 30), "masked_patch_loss: B * rows must be below 2^30");
+  Problem p{};
+  p.ids = ids, p.mask = mask;
+  p.stride_b = strides[0], p.stride_c = strides[1], p.stride_t = strides[2];
+  p.stride_y = strides[3], p.stride_x = strides[4];
+  p.batch = static_cast<int>(sizes[0]), p.channels = static_cast<int>(channels);
+  p.tubelet = static_cast<int>(patch[0]), p.patch = static_cast<int>(patch[1]);
+  const int64_t token_rows = sizes[3] / patch[1], token_columns = sizes[4] / patch[1];
+  p.sites = static_cast<int>(sizes[2] / patch[0] * token_rows * token_columns);
+  p.rows = static_cast<int>(rows);
+  p.features = p.tubelet * p.patch * p.patch * p.channels;
+  const bool packed = p.stride_c == 1 && p.stride_x == channels;
+  const auto fits = [&](int run) {
+    const auto whole = [&](int64_t n) { return n % run == 0; };
+    return packed && whole(patch[1] * channels) && whole(p.stride_b) && whole(p.stride_t) &&
+           whole(p.stride_y) && aligned(video, std::min<size_t>(16, run * sizeof(In)));
+  };
+  p.run = fits(8) ? 8 : fits(4) ? 4 : 1;
+  std::copy(scale.begin(), scale.end(), p.scale);
+  std::copy(offset.begin(), offset.end(), p.offset);
+  p.by_rows = Divider(std::max<int64_t>(rows, 1));
+  p.by_token_columns = Divider(token_columns), p.by_token_rows = Divider(token_rows);
+  p.by_line = Divider(patch[1] * channels), p.by_patch = Divider(patch[1]);
+  p.by_channels = Divider(channels);
+  return p;
 }
 
-inline dim3 grid_of(const Problem& p) {
-  return dim3(static_cast<unsigned>(ceil_divide(p.total(), kWarps)));
+template <typename T>
+Prediction<T> make_prediction(const Problem& p, const T* data, const int64_t* strides) {
+  const bool wide = strides[2] == 1 && p.features % kGroup == 0 && strides[0] % kGroup == 0 &&
+                    strides[1] % kGroup == 0 && aligned(data, 16);
+  return {data, strides[0], strides[1], strides[2], wide};
 }
 
-// sums: scratch, fp32 [B, rows].
+// Whole warps that take all of a row at once, if a block can.
+inline int threads_of(const Problem& p) {
+  const int64_t warps = ceil_divide(p.features, kWarp * kGroup * kGroups);
+  return static_cast<int>(std::min<int64_t>(warps * kWarp, kThreads));
+}
+
+// Rows of `partial`.
+inline int forward_blocks(const Problem& p) {
+  return static_cast<int>(std::min<int64_t>(busy_blocks(threads_of(p)), p.total()));
+}
+
+// mean, rstd: [B, R]; partial: [forward_blocks, 2]; loss, inverse: [].
 template <typename In, typename T>
-void forward(const Problem& p, const Options& options, const In* video, const Rows<const T>& pred,
-             float* sums, float* mean, float* rstd, float* loss, float* inverse, Stream stream) {
-  const size_t shared = sizeof(float) * kWarps * whole_groups(p.features);
-  require(shared + sizeof(Affine) <= shared_limit(),
-          "masked_patch_loss: four tokens do not fit the shared memory of this GPU; use 'triton'");
-  if (p.total() > 0) {
-    launch(rows_kernel<In, T>, grid_of(p), kThreads, shared, stream, p, options, video, pred, sums,
-           mean, rstd);
+void forward(const Problem& p, const In* video, const Prediction<T>& pred, bool norm, float eps,
+             float* mean, float* rstd, float* partial, float* loss, float* inverse,
+             Stream stream) {
+  constexpr int kFinish = 512;
+  const int blocks = forward_blocks(p);
+  if (blocks > 0) {
+    launch(forward_kernel<In, T>, dim3(static_cast<unsigned>(blocks)), threads_of(p), 0, stream, p,
+           video, pred, norm, eps, mean, rstd, partial);
   }
-  launch(finish_kernel<kFinishThreads>, dim3(1), kFinishThreads, 0, stream, sums, options.mask,
-         p.total(), p.features, loss, inverse);
+  launch(finish_kernel<kFinish>, dim3(1), kFinish, 0, stream, partial, blocks, p.features, loss,
+         inverse);
 }
 
+// out: [B, R, F], contiguous.
 template <typename In, typename T>
-void backward(const Problem& p, const Options& options, const In* video, const Rows<const T>& pred,
-              const float* grad, const float* mean, const float* rstd, const float* inverse, T* out,
-              Stream stream) {
+void backward(const Problem& p, const In* video, const Prediction<T>& pred, const float* grad,
+              const float* inverse, const float* mean, const float* rstd, T* out, Stream stream) {
   if (p.total() == 0) return;
-  launch(backward_kernel<In, T>, grid_of(p), kThreads, 0, stream, p, options, video, pred, grad,
-         mean, rstd, inverse, dense_rows(out, p.kept, p.features));
+  const auto kernel = backward_kernel<In, T>;
+  const int threads = threads_of(p);
+  const int64_t blocks = std::min<int64_t>(p.total(), resident_blocks(kernel, threads, 0));
+  const bool wide = p.features % kGroup == 0 && aligned(out, 16);
+  launch(kernel, dim3(static_cast<unsigned>(blocks)), threads, 0, stream, p, video, pred, grad,
+         inverse, mean, rstd, wide, out);
 }
 
 }  // namespace stmeta::masked_patch_loss

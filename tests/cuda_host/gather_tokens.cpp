@@ -8,14 +8,16 @@ using namespace stmeta::gather_tokens;
 template <typename T>
 void run(Case& io) {
   const Strided<T> x(io);
-  const Strided<float> pos(io);
+  const Strided<char> pos(io);
+  const bool single = io.integer() != 0;  // pos is fp32, else of T
   const auto ids_keep = io.array<int64_t>(), ids_restore = io.array<int64_t>();
   const int64_t kept = io.integer();
   const Strided<T> grad(io);
   const auto needs = io.array<int64_t>();
 
   const bool has_pos = !pos.sizes.empty();
-  const auto table = has_pos ? make_table<T>(pos.storage.data(), true, pos.strides[0]) : Table<T>{};
+  const auto table =
+      has_pos ? make_table<T>(pos.storage.data(), single, pos.strides[0]) : Table<T>{};
   const int64_t batch = x.sizes[0], tokens = x.sizes[1], dim = x.sizes[2];
   std::vector<T> out(batch * kept * dim), grad_x(needs[0] * batch * tokens * dim);
   forward(x.storage.data(), x.sizes.data(), x.strides.data(), table, ids_keep.data(), kept,

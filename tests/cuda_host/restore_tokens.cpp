@@ -9,7 +9,8 @@ template <typename T>
 void run(Case& io) {
   const Strided<T> latent(io);
   const auto mask_token = io.array<float>();
-  const Strided<float> pos(io);
+  const Strided<char> pos(io);
+  const bool single = io.integer() != 0;  // pos is fp32, else of T
   const auto ids = io.array<int64_t>();
   const int64_t tokens = io.integer();
   const Strided<T> grad(io);
@@ -17,7 +18,8 @@ void run(Case& io) {
 
   const auto fill = make_table<T>(mask_token.data(), true, 0);
   const bool has_pos = !pos.sizes.empty();
-  const auto table = has_pos ? make_table<T>(pos.storage.data(), true, pos.strides[0]) : Table<T>{};
+  const auto table =
+      has_pos ? make_table<T>(pos.storage.data(), single, pos.strides[0]) : Table<T>{};
   const int64_t batch = latent.sizes[0], kept = latent.sizes[1], dim = latent.sizes[2];
   std::vector<T> out(batch * tokens * dim), grad_latent(needs[0] * batch * kept * dim);
   forward(latent.storage.data(), latent.sizes.data(), latent.strides.data(), fill, table,

@@ -234,9 +234,8 @@ def check(inputs: Inputs, fused: Results, factor: float = 2.0) -> None:
             limits = torch.finfo(ours.dtype)
             wanted = exact[name].clamp(limits.min, limits.max)  # a true overflow is infinite
             rounding = torch.finfo(inputs.dtype).eps if inputs.op.products else limits.eps
-            bound = factor * (
-                _error(eager[name], wanted) + rounding / 2 * float(wanted.abs().max())
-            )
+            size = float(wanted.abs().max())
+            bound = factor * (_error(eager[name], wanted) + rounding / 2 * size) + limits.eps**2
             error = _error(ours, wanted)
             assert error <= bound, f"{name}: error {error:.3g} > {bound:.3g}"
 
