@@ -156,16 +156,27 @@ STMETA_FN inline void content_backward(const MemorySizes& s, const Content& c, c
     const float* row = memory + n * wide;
     float* out = grad_memory + n * wide;
     const Vec factor = splat(own[n]);
-    for (int64_t m = 0; m < wide; m += kLanes)
-      store(out + m, load(out + m) + factor * load(row + m));
-    for (int64_t h = 0; h < heads; ++h) {
-      const Vec alpha = splat(grad[h * padded + n]);
-      const float* unit = c.unit + h * wide;
-      float* key_out = grad_key + h * wide;
-      for (int64_t m = 0; m < wide; m += kLanes) {
-        store(out + m, load(out + m) + alpha * load(unit + m));
-        store(key_out + m, load(key_out + m) + alpha * load(row + m));
+    for (int64_t m = 0; m < wide; m += kLanes) {
+      const Vec r = load(row + m);
+      Vec sum = load(out + m) + factor * r;
+      int64_t h = 0;
+      for (; h + 4 <= heads; h += 4) {
+        const float *unit = c.unit + h * wide + m, *alpha = grad + h * padded + n;
+        float* key_out = grad_key + h * wide + m;
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; ++k) {
+          const Vec x = splat(alpha[k * padded]);
+          sum += x * load(unit + k * wide);
+          store(key_out + k * wide, load(key_out + k * wide) + x * r);
+        }
       }
+      for (; h < heads; ++h) {
+        const Vec x = splat(grad[h * padded + n]);
+        float* key_out = grad_key + h * wide + m;
+        sum += x * load(c.unit + h * wide + m);
+        store(key_out, load(key_out) + x * r);
+      }
+      store(out + m, sum);
     }
   }
   for (int64_t h = 0; h < heads; ++h) {
@@ -286,17 +297,19 @@ struct Access {
   bool read_first;
 };
 
-// memory becomes what is written; read [R][wide].
-STMETA_FN inline void write_and_read(const MemorySizes& s, const Access& a, float* memory,
-                                     float* read) {
-  const int64_t wide = s.wide, padded = s.padded, reads = s.reads, writes = s.writes;
+// memory becomes what is written; read [R][wide]. kReads and kWrites: -1 for any number.
+template <int kReads, int kWrites>
+STMETA_FN void write_and_read_of(const MemorySizes& s, const Access& a, float* memory,
+                                 float* read) {
+  const int64_t wide = s.wide, padded = s.padded, rows = s.rows;
+  const int64_t reads = kReads < 0 ? s.reads : kReads, writes = kWrites < 0 ? s.writes : kWrites;
   clear(read, reads * wide);
-  for (int64_t n = 0; n < s.rows; ++n) {
+  for (int64_t n = 0; n < rows; ++n) {
     float* row = memory + n * wide;
-    const float keep = a.keep == nullptr ? 1.0f : a.keep[n];
+    const Vec keep = splat(a.keep == nullptr ? 1.0f : a.keep[n]);
     for (int64_t m = 0; m < wide; m += kLanes) {
       const Vec old = load(row + m);
-      Vec sum = {}, now = old * splat(keep);
+      Vec sum = {}, now = old * keep;
       for (int64_t w = 0; w < writes; ++w) {
         const Vec weight = splat(a.write_weight[w * padded + n]);
         if (a.erase != nullptr) now -= now * (weight * load(a.erase + w * wide + m));
@@ -313,6 +326,16 @@ STMETA_FN inline void write_and_read(const MemorySizes& s, const Access& a, floa
   }
 }
 
+STMETA_FN inline void write_and_read(const MemorySizes& s, const Access& a, float* memory,
+                                     float* read) {
+  const auto any = &write_and_read_of<-1, -1>;
+  (s.reads == 4 && s.writes == 4   ? &write_and_read_of<4, 4>
+   : s.reads == 4 && s.writes == 0 ? &write_and_read_of<4, 0>
+   : s.reads == 0 && s.writes == 4 ? &write_and_read_of<0, 4>
+   : s.reads == 1 && s.writes == 1 ? &write_and_read_of<1, 1>
+                                   : any)(s, a, memory, read);
+}
+
 struct AccessGrads {
   float* memory;  // in: of the memory after the writes; out: of the memory before, reads included
   const float* read;    // [R][wide]
@@ -321,29 +344,34 @@ struct AccessGrads {
   float *erase, *add;   // [W][wide]; erase may be null
 };
 
-STMETA_FN inline void access_backward(const MemorySizes& s, const Access& a, const float* memory,
-                                      const AccessGrads& g) {
-  const int64_t wide = s.wide, padded = s.padded, reads = s.reads, writes = s.writes;
-  if (g.erase != nullptr) clear(g.erase, writes * wide);
+template <int kReads, int kWrites>
+STMETA_FN void access_backward_of(const MemorySizes& s, const Access& a, const float* memory,
+                                  const AccessGrads& g) {
+  const int64_t wide = s.wide, padded = s.padded, rows = s.rows;
+  const int64_t reads = kReads < 0 ? s.reads : kReads, writes = kWrites < 0 ? s.writes : kWrites;
+  const bool erases = a.erase != nullptr, read_first = a.read_first;
+  if (erases) clear(g.erase, writes * wide);
   if (g.add != nullptr) clear(g.add, writes * wide);
-  for (int64_t n = 0; n < s.rows; ++n) {
+  for (int64_t n = 0; n < rows; ++n) {
     const float* row = memory + n * wide;
     float* out = g.memory + n * wide;
     const Vec keep = splat(a.keep == nullptr ? 1.0f : a.keep[n]);
-    Vec of_read[kMaxHeads] = {}, of_write[kMaxHeads] = {};
+    Vec of_read[kReads < 0 ? kMaxHeads : kReads + 1],
+        of_write[kWrites < 0 ? kMaxHeads : kWrites + 1];
+    Vec before[kWrites < 0 ? kMaxHeads + 1
+                           : kWrites + 1];  // times the factors of writes up to here
+    for (int64_t r = 0; r < reads; ++r) of_read[r] = Vec{};
+    for (int64_t w = 0; w < writes; ++w) of_write[w] = Vec{};
     for (int64_t m = 0; m < wide; m += kLanes) {
       const Vec old = load(row + m);
-      Vec grad = load(out + m), from_reads = {}, before[kMaxHeads + 1];
-      before[0] = old * keep;  // times the factors of the writes up to here
-      Vec seen = old;
-      if (a.erase != nullptr) {
-        for (int64_t w = 0; w < writes; ++w) {
-          const Vec weight = splat(a.write_weight[w * padded + n]);
-          before[w + 1] = before[w] - before[w] * (weight * load(a.erase + w * wide + m));
-        }
+      Vec grad = load(out + m), from_reads = {}, seen = old;
+      before[0] = old * keep;
+      for (int64_t w = 0; erases && w < writes; ++w) {
+        const Vec weight = splat(a.write_weight[w * padded + n]);
+        before[w + 1] = before[w] - before[w] * (weight * load(a.erase + w * wide + m));
       }
-      if (!a.read_first) {
-        seen = a.erase != nullptr ? before[writes] : before[0];
+      if (!read_first) {
+        seen = erases ? before[writes] : before[0];
         for (int64_t w = 0; w < writes; ++w) {
           seen += splat(a.write_weight[w * padded + n]) * load(a.add + w * wide + m);
         }
@@ -353,14 +381,14 @@ STMETA_FN inline void access_backward(const MemorySizes& s, const Access& a, con
         of_read[r] += d * seen;
         from_reads += splat(a.read_weight[r * padded + n]) * d;
       }
-      if (!a.read_first) grad += from_reads;
+      if (!read_first) grad += from_reads;
       Vec after = grad;  // times the factors of the writes behind
       for (int64_t w = writes - 1; w >= 0; --w) {
         const Vec weight = splat(a.write_weight[w * padded + n]);
         of_write[w] += grad * load(a.add + w * wide + m);
         float* add = g.add + w * wide + m;
         store(add, load(add) + weight * grad);
-        if (a.erase == nullptr) continue;
+        if (!erases) continue;
         const Vec erase = load(a.erase + w * wide + m), d = after * before[w];
         of_write[w] -= erase * d;
         float* e = g.erase + w * wide + m;
@@ -368,12 +396,22 @@ STMETA_FN inline void access_backward(const MemorySizes& s, const Access& a, con
         after -= after * (weight * erase);
       }
       Vec result = after * keep;
-      if (a.read_first) result += from_reads;
+      if (read_first) result += from_reads;
       store(out + m, result);
     }
     for (int64_t r = 0; r < reads; ++r) g.read_weight[r * padded + n] += sum_tree(of_read[r]);
     for (int64_t w = 0; w < writes; ++w) g.write_weight[w * padded + n] += sum_tree(of_write[w]);
   }
+}
+
+STMETA_FN inline void access_backward(const MemorySizes& s, const Access& a, const float* memory,
+                                      const AccessGrads& g) {
+  const auto any = &access_backward_of<-1, -1>;
+  (s.reads == 4 && s.writes == 4   ? &access_backward_of<4, 4>
+   : s.reads == 4 && s.writes == 0 ? &access_backward_of<4, 0>
+   : s.reads == 0 && s.writes == 4 ? &access_backward_of<0, 4>
+   : s.reads == 1 && s.writes == 1 ? &access_backward_of<1, 1>
+                                   : any)(s, a, memory, g);
 }
 
 }  // namespace stmeta::STMETA_ISA
