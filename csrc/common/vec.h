@@ -155,22 +155,25 @@ STMETA_INLINE Vec exp_of(Vec x) {
   return scale_by((y * r) * r + r + splat(1.0f), n);
 }
 
-// (x / unit)^p and ln (x / unit) for normal x > 0, through doubles: a sharp power multiplies the
-// error of a logarithm.
-STMETA_INLINE Vec pow_of(Vec x, float unit, float p, Vec& log) {
-  typedef double Wide __attribute__((vector_size(8 * STMETA_LANES)));
+typedef double Wide __attribute__((vector_size(8 * STMETA_LANES)));
+
+// ln (x / unit) for normal x > 0.
+STMETA_INLINE Wide log_of(Vec x, float unit) {
   typedef int64_t Longs __attribute__((vector_size(8 * STMETA_LANES)));
   constexpr int64_t kRoot = 0x3fe6a09e667f3bcd;  // bits of 1 / sqrt 2: m will lie around 1
-  const Wide wide = __builtin_convertvector(x, Wide) * (1.0 / static_cast<double>(unit));
-  const Longs bits = (Longs)wide - kRoot;
+  const Wide ratio = __builtin_convertvector(x, Wide) * (1.0 / static_cast<double>(unit));
+  const Longs bits = (Longs)ratio - kRoot;
   const Wide m = (Wide)((bits & 0xfffffffffffff) + kRoot);
   const Wide s = (m - 1.0) / (m + 1.0), t = s * s;  // ln m = 2 artanh s
   Wide y = (t * (2.0 / 13) + 2.0 / 11) * t + 2.0 / 9;
   y = ((y * t + 2.0 / 7) * t + 2.0 / 5) * t + 2.0 / 3;
-  const Wide ln =
-      __builtin_convertvector(bits >> 52, Wide) * 0.6931471805599453 + (y * t * s + 2.0 * s);
-  log = __builtin_convertvector(ln, Vec);
-  Wide power = ln * static_cast<double>(p);
+  return __builtin_convertvector(bits >> 52, Wide) * 0.6931471805599453 + (y * t * s + 2.0 * s);
+}
+
+// (x / unit)^p, through doubles: a sharp power multiplies the error of a logarithm.
+STMETA_INLINE Vec pow_of(Vec x, float unit, float p) {
+  typedef int64_t Longs __attribute__((vector_size(8 * STMETA_LANES)));
+  Wide power = log_of(x, unit) * static_cast<double>(p);
   power = power > -500.0 ? power : (power - power) - 500.0;
   const Wide shifted = power * 1.4426950408889634 + 6755399441055744.0;  // 1.5 * 2^52
   const Wide r = power - (shifted - 6755399441055744.0) * 0.6931471805599453;

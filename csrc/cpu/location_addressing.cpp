@@ -6,7 +6,7 @@ namespace stmeta {
 
 struct LocationAddressing {
   MemorySizes sizes;
-  Source content, previous, gate, shift, sharpen, grad;
+  Source content, previous, gate, shift, sharpen, grad, weight;
   void *weight_out, *d_content, *d_previous, *d_gate, *d_shift, *d_sharpen;
 };
 
@@ -42,7 +42,7 @@ LocationAddressing make_move(Tensor& content, Tensor& previous, Tensor& gate, Te
 }
 
 int64_t scratch_floats(const MemorySizes& s) {
-  return s.heads * (6 * s.padded + 2 * s.taps + 128) + 6 * (s.padded + s.taps + 64) + 512;
+  return s.heads * (7 * s.padded + 2 * s.taps + 128) + 6 * (s.padded + s.taps + 64) + 512;
 }
 
 Tensor location_addressing(Tensor content, Tensor previous, Tensor gate, Tensor shift,
@@ -66,7 +66,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> location_addressing_backward(
   const MemorySizes& s = p.sizes;
   check_memory(grad, {s.batch, s.heads, s.rows}, content.scalar_type(),
                "location_addressing: grad");
+  check_memory(weight, {s.batch, s.heads, s.rows}, content.scalar_type(),
+               "location_addressing: weight");
   p.grad = small(grad);
+  p.weight = small(weight);
   const Ints size = {s.batch, s.heads, s.rows}, per_head = {s.batch, s.heads};
   Tensor grad_content = like(content, size), grad_previous = like(content, size);
   Tensor grad_gate = like(content, per_head), grad_sharpen = like(content, per_head);

@@ -28,8 +28,10 @@ STMETA_FN void forward(const LocationAddressing& p, int64_t begin, int64_t end, 
     float* weight = scratch.take(s.heads * s.padded);
     for (int64_t h = 0; h < s.heads; ++h) {
       Scratch rest = scratch;
-      locate(s, e.content + h * s.padded, e.previous + h * s.padded, e.gate[h],
-             e.shift + h * s.taps, e.sharpen[h], weight + h * s.padded, rest);
+      const int64_t at = h * s.padded;
+      const Location l =
+          move_weights(s, e.content + at, e.previous + at, e.gate[h], e.shift + h * s.taps, rest);
+      sharpen_weights(s, l, e.sharpen[h], weight + at);
     }
     write_rows<T>(weight, s.heads, s.rows, s.padded, p.weight_out, b);
   }
@@ -43,6 +45,7 @@ STMETA_FN void backward(const LocationAddressing& p, int64_t begin, int64_t end,
     Scratch scratch = {floats};
     const LocationElement e = take_element<T>(p, b, scratch);
     float* grad = take_rows<T>(scratch, p.grad, b, s.heads, s.rows, s.padded);
+    float* weight = take_rows<T>(scratch, p.weight, b, s.heads, s.rows, s.padded);
     float* grad_content = scratch.take(s.heads * s.padded);
     float* grad_previous = scratch.take(s.heads * s.padded);
     float* grad_shift = scratch.take(s.heads * s.taps);
@@ -50,11 +53,10 @@ STMETA_FN void backward(const LocationAddressing& p, int64_t begin, int64_t end,
     for (int64_t h = 0; h < s.heads; ++h) {
       Scratch rest = scratch;
       const int64_t at = h * s.padded;
-      float* now = rest.take(s.padded);  // the weight again: what is saved may be rounded
-      const Location l = locate(s, e.content + at, e.previous + at, e.gate[h], e.shift + h * s.taps,
-                                e.sharpen[h], now, rest);
+      const Location l =
+          move_weights(s, e.content + at, e.previous + at, e.gate[h], e.shift + h * s.taps, rest);
       location_backward(s, l, e.content + at, e.previous + at, e.gate[h], e.shift + h * s.taps,
-                        e.sharpen[h], now, grad + at, grad_content + at, grad_previous + at,
+                        e.sharpen[h], weight + at, grad + at, grad_content + at, grad_previous + at,
                         grad_gate[h], grad_shift + h * s.taps, grad_sharpen[h], rest);
     }
     write_rows<T>(grad_content, s.heads, s.rows, s.padded, p.d_content, b);

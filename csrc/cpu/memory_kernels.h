@@ -48,8 +48,6 @@ STMETA_INLINE float dot(const float* a, const float* b, int64_t count) {
   return sum_tree(sum);
 }
 
-typedef double Wide __attribute__((vector_size(8 * STMETA_LANES)));
-
 STMETA_INLINE double sum_wide(Wide v) {
   double total = 0.0;
   for (int i = 0; i < kLanes; ++i) total += v[i];
@@ -183,7 +181,7 @@ STMETA_FN inline void content_backward(const MemorySizes& s, const Content& c, c
     const float size = c.key_size[h], scale = 1.0f / (size + eps);
     float* out = grad_key + h * wide;
     const float* k = key + h * wide;
-    const float along = size > 0.0f ? dot(out, k, wide) * scale * scale / size : 0.0f;
+    const float along = size > 0.0f ? dot_wide(out, k, wide) * scale * scale / size : 0.0f;
     for (int64_t m = 0; m < wide; m += kLanes) {
       store(out + m, load(out + m) * splat(scale) - load(k + m) * splat(along));
     }
@@ -194,7 +192,7 @@ STMETA_FN inline void content_backward(const MemorySizes& s, const Content& c, c
 
 struct Location {
   float *ring, *moved;  // the gated weights with both ends repeated; after the shift [padded]
-  float largest, total;
+  float largest;        // of `moved`
 };
 
 // ring[i + half] = x[i mod N] for i in [-half, N + half); zero behind it.
@@ -208,16 +206,17 @@ STMETA_INLINE void wrap(const MemorySizes& s, const float* x, float* ring) {
   for (int64_t i = rows + 2 * half; i < s.padded + s.taps + kLine; ++i) ring[i] = 0.0f;
 }
 
-STMETA_FN inline Location locate(const MemorySizes& s, const float* content, const float* previous,
-                                 float gate, const float* shift, float sharpen, float* weight,
-                                 Scratch& scratch) {
+// Interpolates and shifts.
+STMETA_FN inline Location move_weights(const MemorySizes& s, const float* content,
+                                       const float* previous, float gate, const float* shift,
+                                       Scratch& scratch) {
   const int64_t padded = s.padded, taps = s.taps;
-  Location l = {scratch.take(padded + taps + kLine), scratch.take(padded), 0.0f, 0.0f};
+  Location l = {scratch.take(padded + taps + kLine), scratch.take(padded), 0.0f};
   for (int64_t n = 0; n < padded; n += kLanes) {
     const Vec p = load(previous + n);
-    store(weight + n, p + splat(gate) * (load(content + n) - p));
+    store(l.moved + n, p + splat(gate) * (load(content + n) - p));
   }
-  wrap(s, weight, l.ring);
+  wrap(s, l.moved, l.ring);
   for (int64_t n = 0; n < padded; n += kLanes) {
     Vec sum = {};
     for (int64_t t = 0; t < taps; ++t) sum += splat(shift[t]) * load(l.ring + n + taps - 1 - t);
@@ -225,23 +224,26 @@ STMETA_FN inline Location locate(const MemorySizes& s, const float* content, con
   }
   clear(l.moved + s.rows, padded - s.rows);
   for (int64_t n = 0; n < s.rows; ++n) l.largest = l.moved[n] > l.largest ? l.moved[n] : l.largest;
+  return l;
+}
+
+// weight [padded] = (moved / largest)^sharpen, over its sum.
+STMETA_FN inline void sharpen_weights(const MemorySizes& s, const Location& l, float sharpen,
+                                      float* weight) {
   if (l.largest <= 0.0f) {
-    clear(weight, padded);
-    return l;
+    clear(weight, s.padded);
+    return;
   }
   Vec sum = {};
-  for (int64_t n = 0; n < padded; n += kLanes) {
+  for (int64_t n = 0; n < s.padded; n += kLanes) {
     const Vec v = load(l.moved + n);
-    Vec log;
-    const Vec power = pow_of(larger(v, splat(1e-37f)), l.largest, sharpen, log);
+    const Vec power = pow_of(larger(v, splat(1e-37f)), l.largest, sharpen);
     const Vec w = v > splat(0.0f) ? power : Vec{};
     sum += w;
     store(weight + n, w);
   }
-  l.total = sum_tree(sum);
-  const Vec inverse = splat(1.0f / l.total);
-  for (int64_t n = 0; n < padded; n += kLanes) store(weight + n, load(weight + n) * inverse);
-  return l;
+  const Vec inverse = splat(1.0f / sum_tree(sum));
+  for (int64_t n = 0; n < s.padded; n += kLanes) store(weight + n, load(weight + n) * inverse);
 }
 
 // `grad` [padded] is used up. grad_content and grad_previous: [padded].
@@ -258,18 +260,17 @@ STMETA_FN inline void location_backward(const MemorySizes& s, const Location& l,
     const Vec inner = splat(dot_wide(grad, weight, padded));
     for (int64_t n = 0; n < padded; n += kLanes) store(grad + n, load(grad + n) - inner);
   }
-  const bool any = l.largest > 0.0f;
-  const Vec factor = splat(any ? sharpen / (l.largest * l.total) : 0.0f);
+  Vec all = {};  // where the exponent is 1, v = 0 has a slope as well
+  for (int64_t n = 0; n < padded; n += kLanes) all += larger(load(l.moved + n), Vec{});
+  const float total = sum_tree(all), unit = l.largest > 0.0f ? l.largest : 1.0f;
+  const Vec at_zero = splat(sharpen == 1.0f && total > 0.0f ? 1.0f / total : 0.0f);
   Wide sharp = {};
   for (int64_t n = 0; n < padded; n += kLanes) {
-    const Vec v = load(l.moved + n), e = load(grad + n);
-    Vec log;
-    const Vec slope = pow_of(larger(v, splat(1e-37f)), any ? l.largest : 1.0f, sharpen - 1.0f, log);
-    const Vec term = v > splat(0.0f) ? e * load(weight + n) * log : Vec{};
-    sharp += __builtin_convertvector(term, Wide);
-    Vec d = v > splat(0.0f) ? e * slope * factor : Vec{};
-    if (sharpen == 1.0f) d = v == splat(0.0f) ? e * factor : d;
-    store(grad + n, d);
+    // d v^p / dv = p v^p / v: the weight itself stands for the power.
+    const Vec v = load(l.moved + n), e = load(grad + n), w = load(weight + n);
+    const Vec positive = larger(v, splat(1e-37f)), x = v > splat(0.0f) ? e * w : Vec{};
+    sharp += __builtin_convertvector(x, Wide) * log_of(positive, unit);
+    store(grad + n, x * splat(sharpen) / positive + (v == splat(0.0f) ? e * at_zero : Vec{}));
   }
   clear(grad + s.rows, padded - s.rows);
   grad_sharpen = static_cast<float>(sum_wide(sharp));

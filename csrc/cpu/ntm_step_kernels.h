@@ -41,8 +41,10 @@ STMETA_FN void forward(const NtmStep& p, int64_t begin, int64_t end, float* floa
     soften(s, c, e.strength, p.eps, content);
     for (int64_t h = 0; h < s.heads; ++h) {
       Scratch rest = scratch;
-      locate(s, content + h * s.padded, e.previous + h * s.padded, e.gate[h], e.shift + h * s.taps,
-             e.sharpen[h], weight + h * s.padded, rest);
+      const int64_t at = h * s.padded;
+      const Location l =
+          move_weights(s, content + at, e.previous + at, e.gate[h], e.shift + h * s.taps, rest);
+      sharpen_weights(s, l, e.sharpen[h], weight + at);
     }
     write_and_read(s, access_of(p, e, weight), e.memory, read);
     write_rows<T>(e.memory, s.rows, s.width, s.wide, p.memory_out, b);
@@ -80,12 +82,12 @@ STMETA_FN void backward(const NtmStep& p, int64_t begin, int64_t end, float* flo
     for (int64_t h = 0; h < s.heads; ++h) {
       Scratch rest = scratch;
       const int64_t at = h * s.padded;
-      float* now = rest.take(s.padded);  // the weight again: what is saved may be rounded
-      const Location l = locate(s, content + at, e.previous + at, e.gate[h], e.shift + h * s.taps,
-                                e.sharpen[h], now, rest);
+      const Location l =
+          move_weights(s, content + at, e.previous + at, e.gate[h], e.shift + h * s.taps, rest);
       location_backward(s, l, content + at, e.previous + at, e.gate[h], e.shift + h * s.taps,
-                        e.sharpen[h], now, grad_weight + at, grad_content + at, grad_previous + at,
-                        grad_gate[h], grad_shift + h * s.taps, grad_sharpen[h], rest);
+                        e.sharpen[h], weight + at, grad_weight + at, grad_content + at,
+                        grad_previous + at, grad_gate[h], grad_shift + h * s.taps, grad_sharpen[h],
+                        rest);
     }
     content_backward(s, c, e.memory, e.key, e.strength, content, p.eps, grad_content, grad_memory,
                      grad_key, grad_strength, scratch);

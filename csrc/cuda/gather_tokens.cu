@@ -1,5 +1,5 @@
 // CUDA implementation of stmeta::gather_tokens. Reference: stmeta/ops/gather_tokens.py, which has
-// checked the arguments. allocate -> dispatch dtype -> launch; the kernels are in gather_tokens.cuh.
+// checked the arguments. allocate -> dispatch dtype -> launch.
 #include "gather_tokens.cuh"
 
 #include "../common/cuda_torch.cuh"

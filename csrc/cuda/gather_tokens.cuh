@@ -35,8 +35,8 @@ struct Table {
   }
 };
 
-// out[b, i] = row of source + bias + row of pos. The row of source is row i, or row ids[b, i], which
-// is `fill` where ids[b, i] is not in [0, limit).
+// out[b, i] = row of source + bias + row of pos. The row of source is row i; or row ids[b, i], or
+// `fill` where that is not in [0, limit).
 template <typename T>
 struct Place {
   const T* source;  // may be `out`, where its rows are not picked by id

@@ -21,7 +21,7 @@ void dispatch(const Tensor& pred, const Tensor& video, const Optional& ids, cons
     const In* pixels = data<const In>(video);
     const auto p = masked_patch_loss::make_problem(
         pixels, video.sizes().data(), video.strides().data(), data<const int64_t>(ids),
-        static_cast<const uint8_t*>(data<const void>(mask)), pred.size(1), patch, scale, offset);
+        data<const uint8_t>(mask), pred.size(1), patch, scale, offset);
     with_device_float(pred.scalar_type(), "masked_patch_loss: pred", [&](auto out) {
       using T = decltype(out);
       f(p, pixels,
@@ -41,7 +41,9 @@ Four masked_patch_loss_cuda(const Tensor& pred, const Tensor& video, const Optio
   Tensor loss = empty(pred, {}, ScalarType::Float), inverse = empty(pred, {}, ScalarType::Float);
   dispatch(pred, video, tokens, counts, patch, scale, offset,
            [&](const auto& p, const auto* pixels, const auto& prediction) {
-             const Ints size = {masked_patch_loss::forward_blocks(p), 2};
+             using In = std::remove_const_t<std::remove_pointer_t<decltype(pixels)>>;
+             using T = std::remove_const_t<std::remove_pointer_t<decltype(prediction.data)>>;
+             const Ints size = {masked_patch_loss::forward_blocks<In, T>(p), 2};
              const Tensor partial = empty(pred, size, ScalarType::Float);
              masked_patch_loss::forward(p, pixels, prediction, norm_pix, static_cast<float>(eps),
                                         data<float>(mean), data<float>(rstd), data<float>(partial),

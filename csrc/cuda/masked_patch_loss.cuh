@@ -18,7 +18,7 @@ namespace stmeta::masked_patch_loss {
 constexpr int kMaxChannels = 32;
 constexpr int kGroup = 8;   // features that a thread takes at a time: 16 bytes of a 16-bit type
 constexpr int kGroups = 2;  // of a thread
-constexpr int kThreads = 512;
+constexpr int kThreads = 256;
 
 // What all kernels know. Strides count elements.
 struct Problem {
@@ -158,7 +158,7 @@ __device__ inline void statistics(const Problem& p, const Affine* affine,
 
 // Reads the counting rows of the prediction and their pixels once.
 template <typename In, typename T>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 3)
     forward_kernel(const __grid_constant__ Problem p, const In* __restrict__ video,
                    const __grid_constant__ Prediction<T> pred, bool norm, float eps,
                    float* __restrict__ mean, float* __restrict__ rstd,  // [B, R]
@@ -230,7 +230,7 @@ __global__ void finish_kernel(const float* __restrict__ partial, int blocks, int
 
 // Reads what the forward reads, writes B * R * F numbers.
 template <typename In, typename T>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, 3)
     backward_kernel(const __grid_constant__ Problem p, const In* __restrict__ video,
                     const __grid_constant__ Prediction<T> pred,
                     const float* __restrict__ grad, const float* __restrict__ inverse,  // []
@@ -294,10 +294,10 @@ Problem make_problem(const In* video, const int64_t* sizes, const int64_t* strid
   p.run = fits(8) ? 8 : fits(4) ? 4 : 1;
   std::copy(scale.begin(), scale.end(), p.scale);
   std::copy(offset.begin(), offset.end(), p.offset);
-  p.by_rows = Divider(std::max<int64_t>(rows, 1));
-  p.by_token_columns = Divider(token_columns), p.by_token_rows = Divider(token_rows);
-  p.by_line = Divider(patch[1] * channels), p.by_patch = Divider(patch[1]);
-  p.by_channels = Divider(channels);
+  const auto by = [](int64_t size) { return Divider(std::max<int64_t>(size, 1)); };
+  p.by_rows = by(rows);
+  p.by_token_columns = by(token_columns), p.by_token_rows = by(token_rows);
+  p.by_line = by(patch[1] * channels), p.by_patch = by(patch[1]), p.by_channels = by(channels);
   return p;
 }
 
@@ -315,8 +315,11 @@ inline int threads_of(const Problem& p) {
 }
 
 // Rows of `partial`.
-inline int forward_blocks(const Problem& p) {
-  return static_cast<int>(std::min<int64_t>(busy_blocks(threads_of(p)), p.total()));
+template <typename In, typename T>
+int forward_blocks(const Problem& p) {
+  if (p.total() == 0) return 0;
+  const int64_t resident = resident_blocks(forward_kernel<In, T>, threads_of(p), 0);
+  return static_cast<int>(std::min<int64_t>(resident, p.total()));
 }
 
 // mean, rstd: [B, R]; partial: [forward_blocks, 2]; loss, inverse: [].
@@ -325,7 +328,7 @@ void forward(const Problem& p, const In* video, const Prediction<T>& pred, bool 
              float* mean, float* rstd, float* partial, float* loss, float* inverse,
              Stream stream) {
   constexpr int kFinish = 512;
-  const int blocks = forward_blocks(p);
+  const int blocks = forward_blocks<In, T>(p);
   if (blocks > 0) {
     launch(forward_kernel<In, T>, dim3(static_cast<unsigned>(blocks)), threads_of(p), 0, stream, p,
            video, pred, norm, eps, mean, rstd, partial);

@@ -1,29 +1,28 @@
-// CUDA implementation of stmeta::random_masking. Reference: stmeta/ops/random_masking.py.
-#include "../common/cuda_torch.cuh"
+// CUDA implementation of stmeta::random_masking. Reference: stmeta/ops/random_masking.py, which has
+// checked the arguments. allocate -> launch; the kernel is in random_masking.cuh.
 #include "random_masking.cuh"
+
+#include "../common/cuda_torch.cuh"
 
 namespace {
 
 using namespace stmeta;
 using Ints = std::vector<int64_t>;
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> random_masking_cuda(const Tensor& given, int64_t keep,
+std::tuple<Tensor, Tensor, Tensor, Tensor> random_masking_cuda(const Tensor& noise, int64_t keep,
                                                                Ints units, Ints grid) {
-  STD_TORCH_CHECK(units.size() == 2 && grid.size() == 2,
-                  "random_masking: units and grid must have two numbers each");
-  STD_TORCH_CHECK(given.dim() == 2 && given.size(1) == units[0] * units[1],
-                  "random_masking: noise must be [B, units]");
-  const DeviceScope scope(given);
-  const auto noise = contiguous_as(given, ScalarType::Float);
-  const auto p = random_masking::make_problem(given.size(0), keep, units.data(), grid.data());
-  Tensor ids_keep = empty(given, {p.batch, p.kept}, ScalarType::Long);
-  Tensor ids_restore = empty(given, {p.batch, p.tokens}, ScalarType::Long);
-  Tensor ids_masked = empty(given, {p.batch, p.tokens - p.kept}, ScalarType::Long);
-  Tensor mask = empty(given, {p.batch, p.tokens}, ScalarType::Bool);
-  random_masking::forward(p, data<const float>(noise),
-                          {data<int64_t>(ids_keep), data<int64_t>(ids_restore),
-                           data<int64_t>(ids_masked), data<bool>(mask)},
-                          scope.stream);
+  const DeviceScope scope(noise);
+  const auto numbers = contiguous_as(noise, ScalarType::Float);
+  const auto p = random_masking::make_problem(noise.size(0), keep, units.data(), grid.data());
+  const int64_t batch = p.batch, tokens = p.tokens, kept = p.kept();
+  Tensor ids_keep = empty(noise, {batch, kept}, ScalarType::Long);
+  Tensor ids_restore = empty(noise, {batch, tokens}, ScalarType::Long);
+  Tensor ids_masked = empty(noise, {batch, tokens - kept}, ScalarType::Long);
+  Tensor mask = empty(noise, {batch, tokens}, ScalarType::Bool);
+  const Tensor places = empty(noise, {batch, p.units}, ScalarType::Int);
+  random_masking::forward(p, data<const float>(numbers), data<int>(places),
+                          data<int64_t>(ids_keep), data<int64_t>(ids_restore),
+                          data<int64_t>(ids_masked), data<uint8_t>(mask), scope.stream);
   return {ids_keep, ids_restore, ids_masked, mask};
 }
 

@@ -66,9 +66,7 @@ __device__ inline Choice choose(const Problem& p, const float* __restrict__ nois
       choice.ties -= count_of(counts, bin);
       matching -= count_of(counts, bin);
     }
-    if (bin < 3) {
-      matching = count_of(counts, bin);
-    }
+    if (bin < 3) matching = count_of(counts, bin);
     choice.bits |= bin << shift;
     choice.mask |= 3u << shift;
   }
@@ -102,13 +100,14 @@ __device__ inline void rank(const Problem& p, const float* __restrict__ noise, c
 }
 
 // Reads B * U numbers, writes 17 bytes for each of B * N tokens.
-__global__ void __launch_bounds__(kThreads)
+template <int kMost>
+__global__ void __launch_bounds__(kMost)
     masking_kernel(const __grid_constant__ Problem p, const float* __restrict__ noise,  // [B, U]
-                   int* places,                                                 // [B, U] scratch
-                   int64_t* __restrict__ ids_keep,                              // [B, K]
-                   int64_t* __restrict__ ids_restore,                           // [B, N]
-                   int64_t* __restrict__ ids_masked,                            // [B, N - K]
-                   uint8_t* __restrict__ mask) {                                // [B, N]
+                   int* places,                        // [B, U], scratch
+                   int64_t* __restrict__ ids_keep,     // [B, K]
+                   int64_t* __restrict__ ids_restore,  // [B, N]
+                   int64_t* __restrict__ ids_masked,   // [B, N - K]
+                   uint8_t* __restrict__ mask) {       // [B, N]
   const int64_t row = blockIdx.x;
   noise += row * p.units;
   places += row * p.units;
@@ -158,8 +157,8 @@ inline void forward(const Problem& p, const float* noise, int* places, int64_t* 
   if (p.batch == 0 || p.tokens == 0) return;
   const int64_t warps = ceil_divide(p.units, kWarp * kUnits);
   const int threads = static_cast<int>(std::min<int64_t>(warps * kWarp, kThreads));
-  launch(masking_kernel, dim3(static_cast<unsigned>(p.batch)), threads, 0, stream, p, noise, places,
-         ids_keep, ids_restore, ids_masked, mask);
+  launch(masking_kernel<kThreads>, dim3(static_cast<unsigned>(p.batch)), threads, 0, stream, p,
+         noise, places, ids_keep, ids_restore, ids_masked, mask);
 }
 
 }  // namespace stmeta::random_masking

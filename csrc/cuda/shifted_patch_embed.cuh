@@ -1,12 +1,12 @@
-// CUDA kernels of stmeta::shifted_patch_embed that patch_shift.cuh and a matrix product leave over.
-// Reference: stmeta/ops/shifted_patch_embed.py.
+// CUDA kernels of stmeta::shifted_patch_embed and their launches, around a matrix product that the
+// caller gives. Reference: stmeta/ops/shifted_patch_embed.py.
 //
-// Tokens are made some clips at a time, so that they stay in L2 until the product has read them.
-// The backward makes them again, without LayerNorm's affine part: with G = grad^T xhat every
-// gradient is a cheap pass over G.
+// Tokens are made for some clips at a time, as many as fit half of L2 (one at least), so that the
+// product reads them from there. The backward makes them again, without the affine part of
+// LayerNorm: with G = grad^T xhat and s = the sum of grad, every gradient is a pass over G.
+//
+// Letters: those of patch_shift.cuh, and D for the width of an embedded token.
 #pragma once
-
-#include <cmath>
 
 #include "gather_tokens.cuh"
 #include "patch_shift.cuh"
@@ -14,176 +14,250 @@
 namespace stmeta::shifted_patch_embed {
 
 using patch_shift::Problem;
-using token_rows::dense_rows;
-using token_rows::kGroup;
-using token_rows::kThreads;
-using token_rows::Layout;
-using token_rows::Rows;
 
-constexpr int64_t kChunkBytes = 16 << 20;  // of tokens
-constexpr int kFinishWarps = 8;
+constexpr int kVector = 4;  // columns of [D, F] that a thread takes
+constexpr int kWarps = 16;  // of a block that shares the rows of [D, F]
+constexpr int kAddThreads = 256;
 
-// rows += bias + the position of their token, in place.
-template <typename T>
-__global__ void __launch_bounds__(kThreads, 4)
-    add_kernel(Layout layout, Rows<T> rows, int64_t count,
-               const int64_t* __restrict__ ids,  // [B, K], or null: row n is token n % N
-               int64_t tokens,
-               Rows<const float> bias, Rows<const float> pos) {  // data null: none
-  const int64_t row = int64_t{blockIdx.x} * layout.rows() + layout.own_row();
-  if (row >= count) return;
-  const int64_t n = ids ? ids[row] : row % tokens;
-  const bool inside = n >= 0 && n < tokens;  // nobody has checked them on a GPU
-  for (int f = layout.first(); f < layout.width; f += layout.step()) {
-    float x[kGroup], shift[kGroup] = {}, place[kGroup] = {};
-    load_row(rows.row(0, row), f, layout.width, 1, rows.wide, x);
-    if (bias.data) load_row(bias.data, f, layout.width, 1, bias.wide, shift);
-    if (pos.data && inside) load_row(pos.row(0, n), f, layout.width, 1, pos.wide, place);
+// xhat = (x - mean) * rstd of each token x, with the statistics of the forward.
+template <typename In, typename T>
+__global__ void __launch_bounds__(patch_shift::kThreads, 2)
+    xhat_kernel(const __grid_constant__ Problem p, const __grid_constant__ patch_shift::Window w,
+                const In* __restrict__ video,
+                const float* __restrict__ mean,       // [B, K], or null: xhat = x
+                const float* __restrict__ rstd,       // [B, K]
+                bool wide, T* __restrict__ tokens) {  // [B, K, F]
+  using patch_shift::kGroup;
+  using patch_shift::kGroups;
+  const patch_shift::Shared shared(w, p);
+  const int chunk = static_cast<int>(blockDim.x) * kGroup * kGroups;
+  prepare(p, w, shared, 0, patch_shift::whole_groups(p.features));
+  __syncthreads();
+  for (int index = blockIdx.x; index < p.total(); index += gridDim.x) {
+    stage_token(p, w, video, find_token(p, index), shared);
+    const float centre = mean ? mean[index] : 0.0f, scale = mean ? rstd[index] : 1.0f;
+    __syncthreads();
+    T* row = tokens + static_cast<int64_t>(index) * p.features;
+    for (int first = 0; first < p.features; first += chunk) {
+      float x[kGroups][kGroup] = {};
+      take(shared, first, p.features, x);
 #pragma unroll
-    for (int i = 0; i < kGroup; ++i) x[i] = inside ? x[i] + shift[i] + place[i] : NAN;
-    store_row(rows.row(0, row), f, layout.width, rows.wide, x);
-  }
-}
-
-// partial[block] = sum of every gridDim.x-th group of rows.
-template <typename T>
-__global__ void __launch_bounds__(kThreads, 4)
-    sum_rows_kernel(Layout layout, Rows<const T> rows, int64_t count, Rows<float> partial) {
-  for (int begin = 0; begin < layout.width; begin += layout.step()) {
-    const int f = begin + layout.first();
-    float sum[kGroup] = {};
-    if (f < layout.width) {
-      int64_t row = int64_t{blockIdx.x} * layout.rows() + layout.own_row();
-#pragma unroll 4
-      for (; row < count; row += int64_t{gridDim.x} * layout.rows()) {
-        float x[kGroup];
-        load_row(rows.row(0, row), f, layout.width, 1, rows.wide, x);
+      for (int g = 0; g < kGroups; ++g) {
 #pragma unroll
-        for (int i = 0; i < kGroup; ++i) sum[i] += x[i];
+        for (int k = 0; k < kGroup; ++k) x[g][k] = (x[g][k] - centre) * scale;
+        store_row(row, first + patch_shift::own_feature(g), p.features, wide, x[g]);
       }
     }
-    store_block_sum(layout, f, sum, partial.wide, partial.row(0, blockIdx.x));
+    __syncthreads();  // the window may be overwritten from here on
   }
 }
 
-// product += part, or = part.
-template <typename T>
-__global__ void __launch_bounds__(kThreads)
-    accumulate_kernel(const T* __restrict__ part, float* __restrict__ product, int64_t count,
-                      bool first) {
-  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
-  if (i < count) product[i] = to_float(part[i]) + (first ? 0.0f : product[i]);
+// total += part.
+template <int kBlock>
+__global__ void __launch_bounds__(kBlock)
+    add_kernel(const float* __restrict__ part, float* __restrict__ total, int64_t size, bool wide) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * kBlock * kVector;
+  int64_t first = (static_cast<int64_t>(blockIdx.x) * kBlock + threadIdx.x) * kVector;
+  for (; first < size; first += step) {
+    const int count = static_cast<int>(min(int64_t{kVector}, size - first));
+    float x[kVector], y[kVector];
+    load_row(part + first, 0, count, 1, wide, x);
+    load_row(total + first, 0, count, 1, wide, y);
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) y[k] += x[k];
+    store_row(total + first, 0, count, wide, y);
+  }
 }
 
-// The Linear and the LayerNorm before it.
+// What follows from G = grad^T xhat, in its place, and s: the gradient of
+//   weight: norm_weight G + s norm_bias^T;  norm_weight[f]: sum_d W G;  norm_bias[f]: sum_d W s.
 template <typename T>
-struct Parameters {
+struct Finish {
+  const T* weight;     // [D, F]
+  const float* sum;    // [D]: s
+  const float* gamma;  // [F]: norm_weight
+  const float* beta;   // [F]: norm_bias
+  float* product;      // [D, F]
+  float* grad_gamma;   // [F], or null
+  float* grad_beta;    // [F], or null
   int dim, features;
-  const T* weight;            // [D, F]
-  const float *gamma, *beta;  // [F]
-  const float* sum;           // [D]: of the rows of grad
+  bool wide;  // see load_row
 };
 
-// The formulas of the backward: a lane takes a column, the warps share its rows. `product` is
-// grad^T xhat, [D, F], and becomes the gradient of the weight.
+// Reads W and G, writes the gradient of W. A block takes 128 columns; its warps share the rows.
 template <typename T>
-__global__ void __launch_bounds__(kFinishWarps* kWarp)
-    finish_kernel(Parameters<T> p, float* __restrict__ product, float* __restrict__ grad_gamma,
-                  float* __restrict__ grad_beta) {  // null: not wanted
-  __shared__ float of_warp[2][kFinishWarps][kWarp];
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int f = static_cast<int>(blockIdx.x) * kWarp + lane;
-  float of_gamma = 0.0f, of_beta = 0.0f;
-  if (f < p.features) {
-    const float gamma = p.gamma[f], beta = p.beta[f];
+__global__ void __launch_bounds__(kWarps* kWarp)
+    finish_kernel(const __grid_constant__ Finish<T> p) {
+  __shared__ float of_warp[2][kWarps][kWarp * kVector];
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int f = (static_cast<int>(blockIdx.x) * kWarp + lane) * kVector;
+  float gamma[kVector], beta[kVector], sums[2][kVector] = {};
+  load_row(p.gamma, f, p.features, 1, p.wide, gamma);
+  load_row(p.beta, f, p.features, 1, p.wide, beta);
 #pragma unroll 4
-    for (int d = warp; d < p.dim; d += kFinishWarps) {
-      const int64_t at = static_cast<int64_t>(d) * p.features + f;
-      const float g = product[at], weight = to_float(p.weight[at]);
-      of_gamma += weight * g;
-      of_beta += weight * p.sum[d];
-      product[at] = gamma * g + p.sum[d] * beta;
+  for (int d = warp; d < p.dim; d += kWarps) {
+    const int64_t row = static_cast<int64_t>(d) * p.features;
+    float w[kVector], g[kVector];
+    load_row(p.weight + row, f, p.features, 1, p.wide, w);
+    load_row(p.product + row, f, p.features, 1, p.wide, g);
+    const float s = p.sum[d];
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) {
+      sums[0][k] += w[k] * g[k];
+      sums[1][k] += w[k] * s;
+      g[k] = gamma[k] * g[k] + s * beta[k];
     }
+    store_row(p.product + row, f, p.features, p.wide, g);
   }
-  of_warp[0][warp][lane] = of_gamma, of_warp[1][warp][lane] = of_beta;
+  if (!p.grad_gamma && !p.grad_beta) return;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) store_floats<kVector>(&of_warp[i][warp][lane * kVector], sums[i]);
   __syncthreads();
-  if (warp != 0 || f >= p.features) return;
-  for (int w = 1; w < kFinishWarps; ++w) {
-    of_gamma += of_warp[0][w][lane], of_beta += of_warp[1][w][lane];
+  float* const targets[2] = {p.grad_gamma, p.grad_beta};
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    if (warp != i || !targets[i]) continue;
+    for (int w = 1; w < kWarps; ++w) {
+      float x[kVector];
+      load_floats<kVector>(&of_warp[i][w][lane * kVector], x);
+      if (w == i) load_floats<kVector>(&of_warp[i][0][lane * kVector], x);
+#pragma unroll
+      for (int k = 0; k < kVector; ++k) sums[i][k] += x[k];
+    }
+    store_row(targets[i], f, p.features, p.wide, sums[i]);
   }
-  if (grad_gamma) grad_gamma[f] = of_gamma;
-  if (grad_beta) grad_beta[f] = of_beta;
 }
 
 // ---- host ----
 
-// Clips whose tokens are made at a time.
-inline int64_t chunk_clips(const Problem& p, size_t number_bytes) {
-  const int64_t bytes = int64_t{p.kept} * p.features * static_cast<int64_t>(number_bytes);
-  return std::clamp<int64_t>(kChunkBytes / std::max<int64_t>(bytes, 1), 1, std::max(p.batch, 1));
+// Clips whose tokens are made at a time; the chunks are of the same size, but for the last.
+inline int chunk_clips(const Problem& p, size_t number_bytes) {
+  const int64_t clip_bytes = int64_t{p.kept} * p.features * static_cast<int64_t>(number_bytes);
+  const int64_t batch = std::max(p.batch, 1);
+  const int64_t fit = l2_bytes() / 2 / std::max<int64_t>(clip_bytes, 1);
+  const int64_t chunks = ceil_divide(batch, std::max<int64_t>(fit, 1));
+  return static_cast<int>(ceil_divide(batch, chunks));
 }
 
-// Calls f(problem of some clips, their video, their first row) for all clips in order.
+// Calls f(problem, video) for some clips after the other: make their tokens, which are rows
+// [row, row + problem.total()) of all, and use them.
 template <typename In, typename F>
-void for_chunks(const Problem& p, int64_t clips, const In* video, const F& f) {
-  for (int64_t first = 0; first < p.batch; first += clips) {
+void for_chunks(const Problem& p, const In* video, size_t number_bytes, const F& f) {
+  if (p.total() == 0) return;
+  const int clips = chunk_clips(p, number_bytes);
+  for (int first = 0; first < p.batch; first += clips) {
     Problem part = p;
-    part.batch = static_cast<int>(std::min(clips, p.batch - first));
-    if (p.ids) part.ids = p.ids + first * p.kept;
-    f(part, video + first * p.stride_b, first * p.kept);
+    part.batch = std::min(clips, p.batch - first);
+    const int64_t row = int64_t{first} * p.kept;
+    if (p.ids) part.ids = p.ids + row;
+    f(part, video + first * p.stride_b, row);
   }
 }
 
-// rows: [B * K, D]; bias [D] and pos [N, D] may be null.
-template <typename T>
-void add(const Problem& p, int64_t dim, const float* bias, const float* pos, T* rows,
-         Stream stream) {
-  const int64_t count = p.total();
-  if (count * dim == 0 || !(bias || pos)) return;
-  const Layout layout(dim);
-  const dim3 grid(static_cast<unsigned>(ceil_divide(count, layout.rows())));
-  launch(add_kernel<T>, grid, kThreads, 0, stream, layout, dense_rows(rows, 1, dim), count, p.ids,
-         int64_t{p.sites}, dense_rows(bias, 1, dim), dense_rows(pos, 1, dim));
-}
+// The LayerNorm. gamma and beta: [F]; mean and rstd: [B, K] results; all null if there is none.
+struct Norm {
+  const float *gamma, *beta;
+  float eps;
+  float *mean, *rstd;
+};
 
-inline int64_t sum_blocks(int64_t count, int64_t dim) {
-  return std::min(busy_blocks(kThreads), ceil_divide(count, Layout(dim).rows()));
-}
-
-// sum [D] of `count` rows; partial: fp32 [sum_blocks, D].
+// out += bias + pos, for the rows of some clips; [D] and [N, D], or null.
 template <typename T>
-void sum_rows(const T* rows, int64_t count, int64_t dim, float* partial, float* sum,
-              Stream stream) {
-  const int64_t blocks = sum_blocks(count, dim);
-  launch(sum_rows_kernel<T>, dim3(static_cast<unsigned>(blocks)), kThreads, 0, stream, Layout(dim),
-         dense_rows(rows, 1, dim), count, dense_rows(partial, 1, dim));
-  column_sum(partial, sum, blocks, dim, stream);
-}
-
-// grad_pos [N, D] from grad [B, K, D]; slots: scratch [B, N], needed with ids only.
-template <typename T>
-void sum_positions(const Problem& p, const T* grad, int64_t dim, int* slots, float* grad_pos,
+void add_positions(const Problem& p, const float* bias, const float* pos, int64_t dim, T* out,
                    Stream stream) {
+  if (!bias && !pos) return;
+  gather_tokens::Place<T> add{};
+  add.source = add.out = out;
+  add.stride_b = p.kept * dim, add.stride_row = dim;
+  add.ids = p.ids;
+  add.limit = p.sites;
+  add.bias.single = bias;
+  add.pos.single = pos, add.pos.stride = dim;
+  add.pos_by_id = true;
+  add.batch = p.batch, add.rows = p.kept, add.dim = gather_tokens::count(dim);
+  gather_tokens::place(add, stream);
+}
+
+// tokens: scratch, [chunk_clips * K, F]; out: [B * K, D]. multiply(row, rows) must set rows
+// [row, row + rows) of out to the tokens times W^T.
+template <typename In, typename T, typename Multiply>
+void forward(const Problem& p, const In* video, const Norm& norm, const float* bias,
+             const float* pos, int64_t dim, T* tokens, T* out, Stream stream,
+             const Multiply& multiply) {
+  for_chunks(p, video, sizeof(T), [&](const Problem& part, const In* clips, int64_t row) {
+    patch_shift::forward(part, clips, norm.gamma, norm.beta, norm.eps, tokens,
+                         norm.gamma ? norm.mean + row : nullptr,
+                         norm.gamma ? norm.rstd + row : nullptr, stream);
+    multiply(row, int64_t{part.total()});
+    add_positions(part, bias, pos, dim, out + row * dim, stream);
+  });
+}
+
+template <typename In, typename T>
+void make_xhat(const Problem& p, const In* video, const float* mean, const float* rstd, T* tokens,
+               Stream stream) {
+  const auto w = patch_shift::make_window(p, video);
+  const int threads = patch_shift::threads_of(p);
+  const size_t shared = patch_shift::shared_bytes(p, w, patch_shift::whole_groups(p.features));
+  const bool wide = p.features % patch_shift::kGroup == 0 && aligned(tokens, 16);
+  const auto kernel = xhat_kernel<In, T>;
+  const int64_t blocks = std::min<int64_t>(p.total(), resident_blocks(kernel, threads, shared));
+  launch(kernel, dim3(static_cast<unsigned>(blocks)), threads, shared, stream, p, w, video, mean,
+         rstd, wide, tokens);
+}
+
+// total = grad^T xhat, [D, F], in fp32. mean, rstd: [B, K], or null without LayerNorm; tokens:
+// scratch, [chunk_clips * K, F]; part: scratch, [D, F], needed for more than one chunk.
+// multiply(row, rows, out) must set `out`, which is total or part, to the transposed rows
+// [row, row + rows) of grad times the tokens.
+template <typename In, typename T, typename Multiply>
+void product(const Problem& p, const In* video, const float* mean, const float* rstd, int64_t dim,
+             T* tokens, float* part, float* total, Stream stream, const Multiply& multiply) {
+  const int64_t size = dim * p.features;
+  const bool wide = size % kVector == 0 && aligned(part, 16) && aligned(total, 16);
+  const int64_t blocks = std::min<int64_t>(ceil_divide(size, kAddThreads * kVector), 1 << 16);
+  for_chunks(p, video, sizeof(T), [&](const Problem& chunk, const In* clips, int64_t row) {
+    make_xhat(chunk, clips, mean ? mean + row : nullptr, rstd ? rstd + row : nullptr, tokens,
+              stream);
+    multiply(row, int64_t{chunk.total()}, row == 0 ? total : part);
+    if (row == 0) return;
+    launch(add_kernel<kAddThreads>, dim3(static_cast<unsigned>(blocks)), kAddThreads, 0, stream,
+           part, total, size, wide);
+  });
+}
+
+// Rows of `partial`, which sums needs.
+inline int partial_rows(const Problem& p) { return gather_tokens::sum_blocks(p.sites); }
+
+// Sums of grad, [B, K, D] contiguous: over all rows, [D]; and per token, [N, D] or null.
+// slots: scratch, [B, N], needed with ids only; partial: scratch, [partial_rows, D].
+template <typename T>
+void sums(const Problem& p, const T* grad, int64_t dim, int* slots, float* partial, float* sum,
+          float* grad_pos, Stream stream) {
   if (p.ids) {
     const dim3 samples(static_cast<unsigned>(p.batch));
     launch(patch_shift::slots_kernel<256>, samples, 256, 0, stream, p.ids, slots, p.kept, p.sites);
   }
-  gather_tokens::backward<T, int>(dense_rows(grad, p.kept, dim), p.ids ? slots : nullptr, p.batch,
-                                  p.sites, p.kept, dim, nullptr, grad_pos, stream);
+  gather_tokens::Sums<T, int> rows{};
+  rows.grad = grad;
+  rows.stride_b = p.kept * dim, rows.stride_row = dim;
+  rows.by_id = p.ids != nullptr;
+  rows.ids = p.ids ? slots : nullptr;
+  rows.batch = p.batch, rows.tokens = p.sites, rows.kept = p.kept;
+  rows.dim = gather_tokens::count(dim);
+  rows.pos = grad_pos, rows.partial = partial;
+  gather_tokens::sum(rows, stream);
+  column_sum(partial, sum, partial_rows(p), dim, stream);
 }
 
 template <typename T>
-void accumulate(const T* part, float* product, int64_t count, bool first, Stream stream) {
-  const dim3 grid(static_cast<unsigned>(ceil_divide(count, kThreads)));
-  launch(accumulate_kernel<T>, grid, kThreads, 0, stream, part, product, count, first);
-}
-
-template <typename T>
-void finish(const Parameters<T>& p, float* product, float* grad_gamma, float* grad_beta,
-            Stream stream) {
-  const dim3 grid(static_cast<unsigned>(ceil_divide(p.features, kWarp)));
-  launch(finish_kernel<T>, grid, kFinishWarps * kWarp, 0, stream, p, product, grad_gamma,
-         grad_beta);
+void finish(Finish<T> p, Stream stream) {
+  const auto on_16 = [](const void* pointer) { return aligned(pointer, 16); };
+  p.wide = p.features % kVector == 0 && on_16(p.weight) && on_16(p.gamma) && on_16(p.beta) &&
+           on_16(p.product) && on_16(p.grad_gamma) && on_16(p.grad_beta);
+  const dim3 grid(static_cast<unsigned>(ceil_divide(p.features, kWarp * kVector)));
+  launch(finish_kernel<T>, grid, kWarps * kWarp, 0, stream, p);
 }
 
 }  // namespace stmeta::shifted_patch_embed

@@ -1,4 +1,4 @@
-// Forward and backward of csrc/cuda/masked_patch_loss.cuh on the CPU; videos of bytes and of T.
+// Forward and backward of csrc/cuda/masked_patch_loss.cuh on the CPU; videos of bytes and of fp32.
 #include "../../csrc/cuda/masked_patch_loss.cuh"
 
 #include "token_case.h"
@@ -21,7 +21,8 @@ void run_video(Case& io) {
                                  or_null(ids), or_null(mask), pred.sizes[1], patch, scale, offset);
   const auto prediction = make_prediction(p, pred.storage.data(), pred.strides.data());
   auto mean = scratch_of(p.total()), rstd = scratch_of(p.total());
-  auto partial = scratch_of(2 * forward_blocks(p)), loss = scratch_of(1), inverse = scratch_of(1);
+  auto partial = scratch_of(2 * forward_blocks<In, T>(p));
+  auto loss = scratch_of(1), inverse = scratch_of(1);
   forward(p, video.storage.data(), prediction, norm, eps, mean.data(), rstd.data(), partial.data(),
           loss.data(), inverse.data(), nullptr);
   io.result(loss);
@@ -33,11 +34,9 @@ void run_video(Case& io) {
 
 template <typename T>
 void run(Case& io) {
-  if (io.integer() != 0) {
-    run_video<T, uint8_t>(io);
-  } else {
-    run_video<T, T>(io);
-  }
+  if (io.integer() != 0) return run_video<T, uint8_t>(io);
+  if constexpr (std::is_same_v<T, float>) return run_video<T, float>(io);
+  throw std::runtime_error("built for videos of bytes");
 }
 
 STMETA_TOKEN_MAIN(run)

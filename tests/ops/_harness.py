@@ -56,7 +56,7 @@ class Case:
     fp32: tuple[str, ...] = ()  # tensors that stay fp32 whatever the dtype of the others
     constant: tuple[str, ...] = ()  # floating tensors that get no gradient
     backward: bool = True  # False: the gradient is not defined here
-    factor: float = 2.0  # of `check`; more where a gradient is a sum of terms that cancel
+    factor: float | None = None  # of `check`, in the place of the op's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,7 @@ class Op:
     sized: Callable[..., Case]
     constant: tuple[str, ...] = ()
     dtypes: tuple[torch.dtype, ...] = FLOATS
+    factor: float = 2.0  # of `check`; more for a chain of steps whose gradients cancel
     products: bool = False  # fp32 results too come from matrix products in the dtype under test
 
     def __repr__(self) -> str:
@@ -215,14 +216,14 @@ def run_backend(inputs: Inputs, backend: str) -> Results:
     return run(inputs.op.function, inputs, backend=backend)
 
 
-def check(inputs: Inputs, fused: Results, factor: float = 2.0) -> None:
+def check(inputs: Inputs, fused: Results, factor: float | None = None) -> None:
     """Hold a backend's results to the rule at the top of this file.
 
     Args:
         inputs: of the call.
         fused: its results.
-        factor: times the error of eager and half a rounding. A search for bad shapes takes 8: it
-            finds the tail of two distributions of rounding errors.
+        factor: times the error of eager and half a rounding; the op's by default. A search for
+            bad shapes takes 8: it finds the tail of two distributions of rounding errors.
     """
     exact, eager = run_exact(inputs), run_eager(inputs)
     assert set(fused) == set(exact)
@@ -235,7 +236,8 @@ def check(inputs: Inputs, fused: Results, factor: float = 2.0) -> None:
             wanted = exact[name].clamp(limits.min, limits.max)  # a true overflow is infinite
             rounding = torch.finfo(inputs.dtype).eps if inputs.op.products else limits.eps
             size = float(wanted.abs().max())
-            bound = factor * (_error(eager[name], wanted) + rounding / 2 * size) + limits.eps**2
+            times = factor or inputs.op.factor
+            bound = times * (_error(eager[name], wanted) + rounding / 2 * size) + limits.eps**2
             error = _error(ours, wanted)
             assert error <= bound, f"{name}: error {error:.3g} > {bound:.3g}"
 

@@ -57,6 +57,7 @@ def _sized(batch: int, heads: int, rows: int, reach: int) -> Case:
 
 OP = Op(
     name="location_addressing",
+    factor=3.0,
     function=location_addressing,
     reference=location_addressing_ref,
     outputs=("weight",),

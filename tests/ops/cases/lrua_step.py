@@ -48,6 +48,7 @@ def _sized(batch: int, rows: int, width: int, heads: int, first: int, shared: in
 
 OP = Op(
     name="lrua_step",
+    factor=3.0,
     function=lrua_step,
     reference=lrua_step_ref,
     outputs=("memory", "usage", "weight", "read", "rows"),

@@ -62,6 +62,7 @@ def _sized(
 
 OP = Op(
     name="ntm_step",
+    factor=3.0,
     function=ntm_step,
     reference=ntm_step_ref,
     outputs=("memory", "weight", "read"),
