@@ -51,7 +51,7 @@ def measure(entries: list[Entry], device: str, seconds: float) -> None:
     """
     turn = 0.0
     for entry in entries:
-        for _ in range(2):  # CUDA graphs of torch.compile take more than one call
+        for _ in range(2 if device == "cuda" else 0):  # CUDA graphs take more than one call
             run_once(entry.call, device)
         once = _turn(entry.call, 1, device)["both"]
         entry.calls = max(1, min(MOST_CALLS, int(BLOCK / once)))
@@ -112,38 +112,39 @@ def _cuda_mark() -> Any:
 
 def peak_mib(call: Call, device: str) -> dict[str, float]:
     """Memory that a pass takes at its peak, on top of what was there before it: MiB."""
-
-    def backward_after(results: Any) -> Callable[[], Any]:
-        return lambda: call.backward and call.backward(results)
-
-    peaks = {"forward": _peak(call.forward, device)}
-    if call.backward:
-        peaks["backward"] = _peak(backward_after(call.forward()), device)
-        peaks["both"] = _peak(lambda: run_once(call, device), device)
-    return peaks
-
-
-def _peak(run: Callable[[], Any], device: str) -> float:
     gc.collect()
+    try:
+        before = _forget_peak(device)
+        results = call.forward()
+        peaks = {"forward": _peak(device) - before}
+        if call.backward:
+            between = _forget_peak(device)
+            call.backward(results)
+            peaks["backward"] = _peak(device) - between
+            peaks["both"] = max(peaks["forward"], _peak(device) - before)
+    except (OSError, AttributeError):  # not Linux
+        return dict.fromkeys(PASSES, float("nan"))
+    return {name: max(0.0, mib) for name, mib in peaks.items()}
+
+
+def _forget_peak(device: str) -> float:
+    """Memory in use, MiB; the peak starts from here."""
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        run()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # else memory that was freed hides what a call takes
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
-        before = _status_kib("VmRSS")
-        run()
-        return max(0, _status_kib("VmHWM") - before) / 2**10
-    except (OSError, AttributeError):
-        return float("nan")
+        return torch.cuda.memory_allocated() / 2**20
+    ctypes.CDLL(None).malloc_trim(0)  # else memory that was freed hides what a call takes
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status_mib("VmRSS")
 
 
-def _status_kib(key: str) -> int:
+def _peak(device: str) -> float:
+    return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else _status_mib("VmHWM")
+
+
+def _status_mib(key: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(key + ":"))
+    return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith(key + ":"))
 
 
 def copy_bandwidth(device: str) -> float:

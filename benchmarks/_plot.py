@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter
 
 COLOURS = {
     "compile": "#9aa5b1",
+    "compile, one graph": "#b8c0c8",
     "reduce-overhead": "#6b7785",
     "cuda-graph": "#c9b458",
     "cpu": "#1f6f8b",
@@ -90,7 +91,7 @@ def _draw(axes: Axes, groups: dict[str, dict[str, dict[str, Any]]]) -> None:
     axes.grid(axis="x", linewidth=0.3)
     axes.set_axisbelow(True)
     axes.set_xlabel("times faster than eager (log scale); forward and backward where there is one")
-    axes.legend(legend.values(), legend, loc="upper right", fontsize=8)
+    axes.legend(legend.values(), legend, loc="lower right", fontsize=8)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
 

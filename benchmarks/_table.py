@@ -85,7 +85,7 @@ def markdown(rows: list[Row], op: str) -> str:
     return "\n".join(lines)
 
 
-BASES = ("eager", "compile", "reduce-overhead", "cuda-graph")
+BASES = ("eager", "compile", "compile, one graph", "reduce-overhead", "cuda-graph")
 
 
 def _milliseconds(row: Row | None) -> str:

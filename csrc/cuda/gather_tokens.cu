@@ -1,8 +1,7 @@
 // CUDA implementation of stmeta::gather_tokens. Reference: stmeta/ops/gather_tokens.py, which has
 // checked the arguments. allocate -> dispatch dtype -> launch.
-#include "gather_tokens.cuh"
-
 #include "../common/cuda_torch.cuh"
+#include "gather_tokens.cuh"
 
 namespace {
 

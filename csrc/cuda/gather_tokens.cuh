@@ -221,7 +221,10 @@ void place(Place<T> p, Stream stream) {
                               p.bias.single, p.pos.same, p.pos.single},
                              {p.stride_b, p.stride_row, p.pos.stride});
   p.vectors = p.dim / n;
-  p.block_rows = std::max(1, kThreads * kInFlight / p.vectors);
+  // As many rows as the threads load at once, but for small problems: those need more blocks.
+  const int least = std::max(1, kThreads / p.vectors);
+  const int64_t shared_out = ceil_divide(p.total(), busy_blocks(kThreads));
+  p.block_rows = static_cast<int>(std::clamp<int64_t>(shared_out, least, least * kInFlight));
   p.by_vectors = Divider(p.vectors), p.by_rows = Divider(p.rows);
   const dim3 grid(static_cast<unsigned>(ceil_divide(p.total(), p.block_rows)));
   launch(n == 1 ? place_kernel<1, T> : place_kernel<kVector, T>, grid, kThreads, 0, stream, p);

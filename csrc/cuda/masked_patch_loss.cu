@@ -1,8 +1,7 @@
 // CUDA implementation of stmeta::masked_patch_loss. Reference: stmeta/ops/masked_patch_loss.py,
 // which has checked the arguments. allocate -> dispatch dtype -> launch.
-#include "masked_patch_loss.cuh"
-
 #include "../common/cuda_torch.cuh"
+#include "masked_patch_loss.cuh"
 
 namespace {
 

@@ -72,8 +72,7 @@ __device__ inline void stage_affine(const Problem& p, Affine* affine) {
 // Features [first, first + kGroup) of the token at `corner`, normalised; zero past the last one.
 template <int kRun, typename In>
 __device__ inline void load_features(const Problem& p, const Affine* affine,
-                                     const In* __restrict__ corner, int first,
-                                     float (&x)[kGroup]) {
+                                     const In* __restrict__ corner, int first, float (&x)[kGroup]) {
 #pragma unroll
   for (int i = 0; i < kGroup; i += kRun) {
     float run[kRun] = {};
@@ -232,10 +231,10 @@ __global__ void finish_kernel(const float* __restrict__ partial, int blocks, int
 template <typename In, typename T>
 __global__ void __launch_bounds__(kThreads, 3)
     backward_kernel(const __grid_constant__ Problem p, const In* __restrict__ video,
-                    const __grid_constant__ Prediction<T> pred,
-                    const float* __restrict__ grad, const float* __restrict__ inverse,  // []
-                    const float* __restrict__ mean, const float* __restrict__ rstd,     // [B, R]
-                    bool wide, T* __restrict__ out) {                                   // [B, R, F]
+                    const __grid_constant__ Prediction<T> pred, const float* __restrict__ grad,
+                    const float* __restrict__ inverse,                               // []
+                    const float* __restrict__ mean, const float* __restrict__ rstd,  // [B, R]
+                    bool wide, T* __restrict__ out) {                                // [B, R, F]
   __shared__ Affine affine[kMaxChannels];
   stage_affine(p, affine);
   const int chunk = static_cast<int>(blockDim.x) * kGroup * kGroups;
@@ -325,8 +324,7 @@ int forward_blocks(const Problem& p) {
 // mean, rstd: [B, R]; partial: [forward_blocks, 2]; loss, inverse: [].
 template <typename In, typename T>
 void forward(const Problem& p, const In* video, const Prediction<T>& pred, bool norm, float eps,
-             float* mean, float* rstd, float* partial, float* loss, float* inverse,
-             Stream stream) {
+             float* mean, float* rstd, float* partial, float* loss, float* inverse, Stream stream) {
   constexpr int kFinish = 512;
   const int blocks = forward_blocks<In, T>(p);
   if (blocks > 0) {

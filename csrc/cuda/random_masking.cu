@@ -1,8 +1,7 @@
 // CUDA implementation of stmeta::random_masking. Reference: stmeta/ops/random_masking.py, which has
 // checked the arguments. allocate -> launch; the kernel is in random_masking.cuh.
-#include "random_masking.cuh"
-
 #include "../common/cuda_torch.cuh"
+#include "random_masking.cuh"
 
 namespace {
 
@@ -20,9 +19,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> random_masking_cuda(const Tensor& noi
   Tensor ids_masked = empty(noise, {batch, tokens - kept}, ScalarType::Long);
   Tensor mask = empty(noise, {batch, tokens}, ScalarType::Bool);
   const Tensor places = empty(noise, {batch, p.units}, ScalarType::Int);
-  random_masking::forward(p, data<const float>(numbers), data<int>(places),
-                          data<int64_t>(ids_keep), data<int64_t>(ids_restore),
-                          data<int64_t>(ids_masked), data<uint8_t>(mask), scope.stream);
+  random_masking::forward(p, data<const float>(numbers), data<int>(places), data<int64_t>(ids_keep),
+                          data<int64_t>(ids_restore), data<int64_t>(ids_masked),
+                          data<uint8_t>(mask), scope.stream);
   return {ids_keep, ids_restore, ids_masked, mask};
 }
 

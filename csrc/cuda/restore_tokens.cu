@@ -1,8 +1,7 @@
 // CUDA implementation of stmeta::restore_tokens. Reference: stmeta/ops/restore_tokens.py, which has
 // checked the arguments. allocate -> dispatch dtype -> launch.
-#include "restore_tokens.cuh"
-
 #include "../common/cuda_torch.cuh"
+#include "restore_tokens.cuh"
 
 namespace {
 
@@ -40,8 +39,7 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward_cuda(const Tensor& gr
   const int64_t batch = grad.size(0), tokens = grad.size(1), dim = grad.size(2);
   const auto make = grad.numel() > 0 ? empty : zeros;
   const Ints none = {0};
-  Tensor grad_latent =
-      make(grad, needs[0] ? Ints{batch, keep, dim} : none, grad.scalar_type());
+  Tensor grad_latent = make(grad, needs[0] ? Ints{batch, keep, dim} : none, grad.scalar_type());
   Tensor grad_mask = make(grad, {needs[1] ? dim : 0}, ScalarType::Float);
   Tensor grad_pos = make(grad, needs[2] ? Ints{tokens, dim} : none, ScalarType::Float);
   if (grad.numel() == 0) return {grad_latent, grad_mask, grad_pos};

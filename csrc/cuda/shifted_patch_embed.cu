@@ -1,11 +1,10 @@
 // CUDA implementation of stmeta::shifted_patch_embed. Reference: stmeta/ops/shifted_patch_embed.py,
 // which has checked the arguments. Torch's matrix product (cuBLAS, with torch's own settings) takes
 // the tokens chunk by chunk; the kernels around it are in shifted_patch_embed.cuh.
-#include "shifted_patch_embed.cuh"
-
 #include <array>
 
 #include "../common/cuda_torch.cuh"
+#include "shifted_patch_embed.cuh"
 
 namespace {
 
@@ -84,12 +83,11 @@ Three shifted_patch_embed_cuda(const Tensor& video, const Optional& ids_keep,
   dispatch(video, dtype, [&](auto in, auto number) {
     using In = decltype(in);
     using T = decltype(number);
-    shifted_patch_embed::forward(p, data<const In>(video), norm, data<const float>(shift),
-                                 data<const float>(positions), dim, data<T>(tokens), data<T>(out),
-                                 scope.stream, [&](int64_t row, int64_t count) {
-                                   multiply(narrow(flat, 0, row, count),
-                                            narrow(tokens, 0, 0, count), columns);
-                                 });
+    shifted_patch_embed::forward(
+        p, data<const In>(video), norm, data<const float>(shift), data<const float>(positions), dim,
+        data<T>(tokens), data<T>(out), scope.stream, [&](int64_t row, int64_t count) {
+          multiply(narrow(flat, 0, row, count), narrow(tokens, 0, 0, count), columns);
+        });
   });
   return {out, mean, rstd};
 }

@@ -22,9 +22,8 @@ void run(Case& io) {
   const auto eps = static_cast<float>(io.real());
   const auto grad = io.array<T>();  // [B, K, D]
 
-  const Problem p = stmeta::patch_shift::make_problem(video.sizes.data(), video.strides.data(),
-                                                      or_null(ids), kept, patch, shifts, scale,
-                                                      offset);
+  const Problem p = stmeta::patch_shift::make_problem(
+      video.sizes.data(), video.strides.data(), or_null(ids), kept, patch, shifts, scale, offset);
   const int64_t features = p.features;
   std::vector<T> tokens(chunk_clips(p, sizeof(T)) * kept * features), out(p.total() * dim);
   auto mean = scratch_of(gamma.empty() ? 0 : p.total()), rstd = mean;
