@@ -63,7 +63,7 @@ class Problem:
         self.moved = {"forward": forward, "backward": backward, "both": forward + backward}
 
     def ways(self, op: str, device: str) -> tuple[dict[str, Callable[[], Call]], dict[str, str]]:
-        """Name -> how to set that way up, in the order of the table; and name -> why it is left out.
+        """How to set up each way, by name; and why others are left out, by name.
 
         Setting up is lazy because it may compile, or fail.
         """

@@ -1,4 +1,4 @@
-"""locality_attention: the attention of the encoder and of the decoder of small_64 in pretraining."""
+"""locality_attention: encoder and decoder of small_64 in pretraining."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--seconds",
         type=float,
-        default=2.0,
-        help="of measuring per case, all ways together, five rounds at least (default: 2)",
+        default=1.0,
+        help="of measuring per case, all ways together, five rounds at least (default: 1)",
     )
 
 
@@ -53,6 +53,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     ours = [item for item in items if HERE in item.path.parents]
     for item in ours:  # torch.compile warns about torch's own code
         item.add_marker(pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"))
+        item.add_marker(pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"))
     if not config.getoption("--full"):
         extra = {item for item in ours if item.get_closest_marker("full")}
         config.hook.pytest_deselected(items=[item for item in items if item in extra])

@@ -124,6 +124,33 @@ STMETA_FN inline void soften(const MemorySizes& s, const Content& c, const float
   }
 }
 
+// The share of kCount rows from row n on: grad_memory += own row + alpha unit, grad_key += alpha
+// row.
+template <int kCount>
+STMETA_INLINE void share_rows(const MemorySizes& s, const Content& c, const float* memory,
+                              const float* own, const float* alpha, int64_t n, float* grad_memory,
+                              float* grad_key) {
+  const int64_t wide = s.wide, padded = s.padded, heads = s.heads;
+  for (int64_t m = 0; m < wide; m += kLanes) {
+    Vec row[kCount], sum[kCount];
+    for (int i = 0; i < kCount; ++i) {
+      row[i] = load(memory + (n + i) * wide + m);
+      sum[i] = load(grad_memory + (n + i) * wide + m) + splat(own[n + i]) * row[i];
+    }
+    for (int64_t h = 0; h < heads; ++h) {
+      const Vec unit = load(c.unit + h * wide + m);
+      Vec key = load(grad_key + h * wide + m);
+      for (int i = 0; i < kCount; ++i) {
+        const Vec x = splat(alpha[h * padded + n + i]);
+        sum[i] += x * unit;
+        key += x * row[i];
+      }
+      store(grad_key + h * wide + m, key);
+    }
+    for (int i = 0; i < kCount; ++i) store(grad_memory + (n + i) * wide + m, sum[i]);
+  }
+}
+
 // Adds to grad_memory, and writes grad_key [H][wide] and grad_strength [H]. `grad` [H][padded], the
 // gradient of the weights, is used up.
 STMETA_FN inline void content_backward(const MemorySizes& s, const Content& c, const float* memory,
@@ -150,33 +177,9 @@ STMETA_FN inline void content_backward(const MemorySizes& s, const Content& c, c
     }
     grad_strength[h] = static_cast<float>(sum_wide(sum));
   }
-  for (int64_t n = 0; n < s.rows; ++n) {
-    const float* row = memory + n * wide;
-    float* out = grad_memory + n * wide;
-    const Vec factor = splat(own[n]);
-    for (int64_t m = 0; m < wide; m += kLanes) {
-      const Vec r = load(row + m);
-      Vec sum = load(out + m) + factor * r;
-      int64_t h = 0;
-      for (; h + 4 <= heads; h += 4) {
-        const float *unit = c.unit + h * wide + m, *alpha = grad + h * padded + n;
-        float* key_out = grad_key + h * wide + m;
-#pragma GCC unroll 4
-        for (int k = 0; k < 4; ++k) {
-          const Vec x = splat(alpha[k * padded]);
-          sum += x * load(unit + k * wide);
-          store(key_out + k * wide, load(key_out + k * wide) + x * r);
-        }
-      }
-      for (; h < heads; ++h) {
-        const Vec x = splat(grad[h * padded + n]);
-        float* key_out = grad_key + h * wide + m;
-        sum += x * load(c.unit + h * wide + m);
-        store(key_out, load(key_out) + x * r);
-      }
-      store(out + m, sum);
-    }
-  }
+  int64_t n = 0;
+  for (; n + 4 <= s.rows; n += 4) share_rows<4>(s, c, memory, own, grad, n, grad_memory, grad_key);
+  for (; n < s.rows; ++n) share_rows<1>(s, c, memory, own, grad, n, grad_memory, grad_key);
   for (int64_t h = 0; h < heads; ++h) {
     const float size = c.key_size[h], scale = 1.0f / (size + eps);
     float* out = grad_key + h * wide;
@@ -304,26 +307,29 @@ STMETA_FN void write_and_read_of(const MemorySizes& s, const Access& a, float* m
                                  float* read) {
   const int64_t wide = s.wide, padded = s.padded, rows = s.rows;
   const int64_t reads = kReads < 0 ? s.reads : kReads, writes = kWrites < 0 ? s.writes : kWrites;
-  clear(read, reads * wide);
-  for (int64_t n = 0; n < rows; ++n) {
-    float* row = memory + n * wide;
-    const Vec keep = splat(a.keep == nullptr ? 1.0f : a.keep[n]);
-    for (int64_t m = 0; m < wide; m += kLanes) {
-      const Vec old = load(row + m);
-      Vec sum = {}, now = old * keep;
+  constexpr int kMost = kReads < 0 ? kMaxHeads : kReads + 1;
+  const bool erases = a.erase != nullptr, read_first = a.read_first;
+  for (int64_t m = 0; m < wide; m += kLanes) {
+    Vec seen_by[kMost];
+    for (int64_t r = 0; r < reads; ++r) seen_by[r] = Vec{};
+    for (int64_t n = 0; n < rows; ++n) {
+      float* row = memory + n * wide + m;
+      const Vec old = load(row);
+      Vec sum = {}, now = old;
+      if (a.keep != nullptr) now *= splat(a.keep[n]);
       for (int64_t w = 0; w < writes; ++w) {
         const Vec weight = splat(a.write_weight[w * padded + n]);
-        if (a.erase != nullptr) now -= now * (weight * load(a.erase + w * wide + m));
+        if (erases) now -= now * (weight * load(a.erase + w * wide + m));
         sum += weight * load(a.add + w * wide + m);
       }
       now += sum;
-      const Vec seen = a.read_first ? old : now;
+      const Vec seen = read_first ? old : now;
       for (int64_t r = 0; r < reads; ++r) {
-        float* out = read + r * wide + m;
-        store(out, load(out) + splat(a.read_weight[r * padded + n]) * seen);
+        seen_by[r] += splat(a.read_weight[r * padded + n]) * seen;
       }
-      if (writes > 0) store(row + m, now);
+      if (writes > 0) store(row, now);
     }
+    for (int64_t r = 0; r < reads; ++r) store(read + r * wide + m, seen_by[r]);
   }
 }
 
@@ -345,64 +351,102 @@ struct AccessGrads {
   float *erase, *add;   // [W][wide]; erase may be null
 };
 
+// kCount rows, from row n on.
+template <int kReads, int kWrites, int kCount>
+STMETA_INLINE void access_backward_rows(const MemorySizes& s, const Access& a, const float* memory,
+                                        const AccessGrads& g, int64_t n) {
+  constexpr int kR = kReads < 0 ? kMaxHeads : kReads + 1;
+  constexpr int kW = kWrites < 0 ? kMaxHeads : kWrites + 1;
+  const int64_t wide = s.wide, padded = s.padded;
+  const int64_t reads = kReads < 0 ? s.reads : kReads, writes = kWrites < 0 ? s.writes : kWrites;
+  const bool erases = a.erase != nullptr, read_first = a.read_first;
+  const float* write = writes > 0 ? a.write_weight + n : nullptr;
+  const float* look = reads > 0 ? a.read_weight + n : nullptr;
+  Vec of_read[kCount][kR], of_write[kCount][kW];
+  for (int i = 0; i < kCount; ++i) {
+    for (int64_t r = 0; r < reads; ++r) of_read[i][r] = Vec{};
+    for (int64_t w = 0; w < writes; ++w) of_write[i][w] = Vec{};
+  }
+  for (int64_t m = 0; m < wide; m += kLanes) {
+    Vec grad[kCount], from_reads[kCount], seen[kCount], after[kCount], keep[kCount];
+    Vec before[kCount][kW + 1];  // times the factors of the writes up to here
+    for (int i = 0; i < kCount; ++i) {
+      const Vec old = load(memory + (n + i) * wide + m);
+      keep[i] = splat(a.keep == nullptr ? 1.0f : a.keep[n + i]);
+      grad[i] = load(g.memory + (n + i) * wide + m);
+      from_reads[i] = Vec{};
+      seen[i] = old;
+      before[i][0] = old * keep[i];
+    }
+    for (int64_t w = 0; erases && w < writes; ++w) {
+      const Vec erase = load(a.erase + w * wide + m);
+      for (int i = 0; i < kCount; ++i) {
+        before[i][w + 1] = before[i][w] - before[i][w] * (splat(write[w * padded + i]) * erase);
+      }
+    }
+    if (!read_first) {
+      for (int i = 0; i < kCount; ++i) seen[i] = before[i][erases ? writes : 0];
+      for (int64_t w = 0; w < writes; ++w) {
+        const Vec add = load(a.add + w * wide + m);
+        for (int i = 0; i < kCount; ++i) seen[i] += splat(write[w * padded + i]) * add;
+      }
+    }
+    for (int64_t r = 0; r < reads; ++r) {
+      const Vec d = load(g.read + r * wide + m);
+      for (int i = 0; i < kCount; ++i) {
+        of_read[i][r] += d * seen[i];
+        from_reads[i] += splat(look[r * padded + i]) * d;
+      }
+    }
+    for (int i = 0; i < kCount; ++i) {
+      if (!read_first) grad[i] += from_reads[i];
+      after[i] = grad[i];  // times the factors of the writes behind
+    }
+    for (int64_t w = writes - 1; w >= 0; --w) {
+      const Vec add = load(a.add + w * wide + m);
+      Vec to_add = load(g.add + w * wide + m);
+      for (int i = 0; i < kCount; ++i) {
+        of_write[i][w] += grad[i] * add;
+        to_add += splat(write[w * padded + i]) * grad[i];
+      }
+      store(g.add + w * wide + m, to_add);
+      if (!erases) continue;
+      const Vec erase = load(a.erase + w * wide + m);
+      Vec to_erase = load(g.erase + w * wide + m);
+      for (int i = 0; i < kCount; ++i) {
+        const Vec weight = splat(write[w * padded + i]), d = after[i] * before[i][w];
+        of_write[i][w] -= erase * d;
+        to_erase -= weight * d;
+        after[i] -= after[i] * (weight * erase);
+      }
+      store(g.erase + w * wide + m, to_erase);
+    }
+    for (int i = 0; i < kCount; ++i) {
+      Vec result = after[i] * keep[i];
+      if (read_first) result += from_reads[i];
+      store(g.memory + (n + i) * wide + m, result);
+    }
+  }
+  for (int i = 0; i < kCount; ++i) {
+    for (int64_t r = 0; r < reads; ++r)
+      g.read_weight[r * padded + n + i] += sum_tree(of_read[i][r]);
+    for (int64_t w = 0; w < writes; ++w) {
+      g.write_weight[w * padded + n + i] += sum_tree(of_write[i][w]);
+    }
+  }
+}
+
 template <int kReads, int kWrites>
 STMETA_FN void access_backward_of(const MemorySizes& s, const Access& a, const float* memory,
                                   const AccessGrads& g) {
-  const int64_t wide = s.wide, padded = s.padded, rows = s.rows;
-  const int64_t reads = kReads < 0 ? s.reads : kReads, writes = kWrites < 0 ? s.writes : kWrites;
-  const bool erases = a.erase != nullptr, read_first = a.read_first;
-  if (erases) clear(g.erase, writes * wide);
-  if (g.add != nullptr) clear(g.add, writes * wide);
-  for (int64_t n = 0; n < rows; ++n) {
-    const float* row = memory + n * wide;
-    float* out = g.memory + n * wide;
-    const Vec keep = splat(a.keep == nullptr ? 1.0f : a.keep[n]);
-    Vec of_read[kReads < 0 ? kMaxHeads : kReads + 1],
-        of_write[kWrites < 0 ? kMaxHeads : kWrites + 1];
-    Vec before[kWrites < 0 ? kMaxHeads + 1
-                           : kWrites + 1];  // times the factors of writes up to here
-    for (int64_t r = 0; r < reads; ++r) of_read[r] = Vec{};
-    for (int64_t w = 0; w < writes; ++w) of_write[w] = Vec{};
-    for (int64_t m = 0; m < wide; m += kLanes) {
-      const Vec old = load(row + m);
-      Vec grad = load(out + m), from_reads = {}, seen = old;
-      before[0] = old * keep;
-      for (int64_t w = 0; erases && w < writes; ++w) {
-        const Vec weight = splat(a.write_weight[w * padded + n]);
-        before[w + 1] = before[w] - before[w] * (weight * load(a.erase + w * wide + m));
-      }
-      if (!read_first) {
-        seen = erases ? before[writes] : before[0];
-        for (int64_t w = 0; w < writes; ++w) {
-          seen += splat(a.write_weight[w * padded + n]) * load(a.add + w * wide + m);
-        }
-      }
-      for (int64_t r = 0; r < reads; ++r) {
-        const Vec d = load(g.read + r * wide + m);
-        of_read[r] += d * seen;
-        from_reads += splat(a.read_weight[r * padded + n]) * d;
-      }
-      if (!read_first) grad += from_reads;
-      Vec after = grad;  // times the factors of the writes behind
-      for (int64_t w = writes - 1; w >= 0; --w) {
-        const Vec weight = splat(a.write_weight[w * padded + n]);
-        of_write[w] += grad * load(a.add + w * wide + m);
-        float* add = g.add + w * wide + m;
-        store(add, load(add) + weight * grad);
-        if (!erases) continue;
-        const Vec erase = load(a.erase + w * wide + m), d = after * before[w];
-        of_write[w] -= erase * d;
-        float* e = g.erase + w * wide + m;
-        store(e, load(e) - weight * d);
-        after -= after * (weight * erase);
-      }
-      Vec result = after * keep;
-      if (read_first) result += from_reads;
-      store(out + m, result);
-    }
-    for (int64_t r = 0; r < reads; ++r) g.read_weight[r * padded + n] += sum_tree(of_read[r]);
-    for (int64_t w = 0; w < writes; ++w) g.write_weight[w * padded + n] += sum_tree(of_write[w]);
+  if (a.erase != nullptr) clear(g.erase, s.writes * s.wide);
+  if (g.add != nullptr) clear(g.add, s.writes * s.wide);
+  constexpr int kCount = kReads < 0 ? 1 : 2;
+  int64_t n = 0;
+  for (; n + kCount <= s.rows; n += kCount) {
+    access_backward_rows<kReads, kWrites, kCount>(s, a, memory, g, n);
   }
+  for (; n < s.rows; ++n) access_backward_rows<kReads, kWrites, 1>(s, a, memory, g, n);
 }
 
 STMETA_FN inline void access_backward(const MemorySizes& s, const Access& a, const float* memory,

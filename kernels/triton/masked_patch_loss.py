@@ -207,5 +207,5 @@ def _options(video, patch, scale, offset) -> dict:
     shifts = [0, 0, 0]
     return {
         **_constants(video, patch, shifts, scale, offset),
-        **_tile(video.shape[1], patch, shifts, None, None),
+        **_tile(video.shape[1], patch, shifts, None, 8),  # 16 a thread spill with a mask
     }

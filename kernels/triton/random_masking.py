@@ -99,7 +99,5 @@ def _kept_units(noise: torch.Tensor, keep: int) -> torch.Tensor:
         return torch.zeros_like(noise, dtype=torch.uint8).scatter_(1, chosen, 1)
     kept = torch.empty_like(noise, dtype=torch.uint8)
     blocks = triton.cdiv(count, 32)
-    _rank_kernel[(batch * blocks,)](
-        noise, kept, count, keep, BLOCK_I=32, BLOCK_J=128, num_warps=4
-    )
+    _rank_kernel[(batch * blocks,)](noise, kept, count, keep, BLOCK_I=32, BLOCK_J=128, num_warps=4)
     return kept

@@ -1,4 +1,6 @@
-"""Triton implementation of stmeta::shifted_patch_embed. Reference: stmeta/ops/shifted_patch_embed.py.
+"""Triton implementation of stmeta::shifted_patch_embed.
+
+Reference: stmeta/ops/shifted_patch_embed.py.
 
 Tokens are made for a few samples at a time, as patch_shift makes them, and go through torch's
 matrix product; a kernel then adds bias and positions. The backward makes normalised tokens again,

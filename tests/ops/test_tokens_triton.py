@@ -45,7 +45,7 @@ def test_restore_tokens(sizes, dtype, target):
 @pytest.mark.parametrize("patch", [8, 16])
 @pytest.mark.parametrize("masked", [461, None])
 def test_masked_patch_loss(masked, patch, video, target):
-    names = compiled(lambda: loss(32, 64, patch, masked, video), target)
+    names = compiled(lambda: loss(32, 8 * patch, patch, masked, video), target)
     assert names == ["_backward_kernel", "_blocks_kernel", "_finish_kernel", "_forward_kernel"]
 
 
@@ -67,7 +67,7 @@ def test_random_masking_of_many_units_sorts(target):
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize(("patch", "width"), [(8, 192), (16, 768)])
 def test_shifted_patch_embed(patch, width, norm, target):
-    names = compiled(lambda: embed(32, 64, patch, width, 51, norm), target)
+    names = compiled(lambda: embed(32, 8 * patch, patch, width, 51, norm), target)
     made = ["_normalised_kernel", "_parameters_kernel"] if norm else ["_forward_kernel"]
     assert names == sorted(["_forward_kernel", "_epilogue_kernel", "_backward_kernel", *made])
 
