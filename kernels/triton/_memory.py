@@ -199,7 +199,7 @@ def launch(kernel, plan: Plan, stages, batch: int, heads: int, *arguments, **con
 # Reads the parts once: tiles * COUNT * M numbers of an element.
 @triton.jit
 def _finish_kernel(
-    parts_ptr, numbers_ptr, key_ptr,  # in:  [B, tiles, C, M], [B, tiles, C] or None, [B, C, M] or None
+    parts_ptr, numbers_ptr, key_ptr,  # in:  [B, tiles, C, M], [B, tiles, C], [B, C, M]; or None
     out_ptr, out_numbers_ptr,  # out: [B, C, M], [B, C]
     tiles, width, eps,
     COUNT: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -229,7 +229,7 @@ def parts_of(plan: Plan, out: torch.Tensor) -> torch.Tensor:
 def finish(plan: Plan, parts, out, numbers=None, out_numbers=None, key=None, eps=0.0) -> None:
     """Add the tiles' parts of `out` and `out_numbers` in order; with `key`, out is its gradient."""
     batch, count, width = out.shape
-    if plan.whole or out_numbers is None and out.numel() == 0 or batch * count == 0:
+    if plan.whole or batch * count == 0:
         return
     _finish_kernel[(batch * count,)](
         *(parts, numbers, key, out, out_numbers, plan.tiles, width, eps),

@@ -75,7 +75,7 @@ def write_backward(
 # Reads and writes the memory once.
 @triton.jit
 def _forward_kernel(
-    memory_ptr, weight_ptr, erase_ptr, add_ptr,  # in: [B, N, M] with strides, [B, W, N], [B, W, M] x2
+    memory_ptr, weight_ptr, erase_ptr, add_ptr,  # in: [B, N, M] strided, [B, W, N], [B, W, M] x2
     out_ptr,  # out: [B, N, M]
     rows, width, stride_b, stride_n, stride_m,
     W: tl.constexpr, STAGE: tl.constexpr,

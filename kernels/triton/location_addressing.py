@@ -1,4 +1,6 @@
-"""Triton implementation of stmeta::location_addressing. Reference: stmeta/ops/location_addressing.py.
+"""Triton implementation of stmeta::location_addressing.
+
+Reference: stmeta/ops/location_addressing.py.
 
 A program takes all rows of one head (in ntm_step: of some). Threads reach the rows that a shift
 brings through scratch in global memory: `tl.gather` would cost a shuffle for each row.

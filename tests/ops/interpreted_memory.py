@@ -1,0 +1,61 @@
+"""Triton's memory ops in Triton's interpreter; run by tests/ops/test_memory_triton.py.
+
+The interpreter is wrong in bf16. A case runs as one launch, and in tiles of a few rows.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+
+from tests.ops._harness import MEMORY_OPS, check, load, make_inputs, run_backend
+
+# Gradients of rows of zeros pass the largest fp16, as they do in eager.
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
+OPS = {name: load(name) for name in MEMORY_OPS}
+LARGE = ("usual", "usual_read_last", "aligned", "long")  # fp32 only: seconds each, in tiles
+CASES = [
+    pytest.param(op, case, dtype, tiles, id=f"{op.name}-{case.name}-{str(dtype)[6:]}-{tiles}")
+    for op in OPS.values()
+    for case in op.cases
+    for dtype in (torch.float32, torch.float16)
+    for tiles in ("whole", "tiled")
+    if case.name not in LARGE or (dtype, tiles) == (torch.float32, "whole")
+]
+
+
+@pytest.fixture(autouse=True)
+def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of 32 numbers, unless the test says "whole"."""
+    if request.node.callspec.params["tiles"] == "whole":
+        return
+    monkeypatch.setattr("stmeta.kernels.triton._memory.TILE", 32)
+    for name in MEMORY_OPS:
+        module = importlib.import_module(f"stmeta.kernels.triton.{name}")
+        for limit in {"WHOLE_FORWARD", "WHOLE_BACKWARD"} & set(vars(module)):
+            monkeypatch.setattr(module, limit, 0)
+
+
+@pytest.mark.parametrize(("op", "case", "dtype", "tiles"), CASES)
+def test_matches_reference(op, case, dtype, tiles):
+    inputs = make_inputs(op, case, dtype)
+    check(inputs, run_backend(inputs, "triton"), case.factor)
+
+
+@pytest.mark.parametrize("tiles", ["whole", "tiled"])
+@pytest.mark.parametrize("layout", ["transposed", "stepped", "expanded"])
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS)
+def test_layouts(op, layout, tiles):
+    """Any strides; inputs are not written to."""
+    case = next(case for case in op.cases if case.name in ("odd", "five_taps"))
+    grad_layout = {"expanded": "sum"}.get(layout, layout)
+    inputs = make_inputs(op, case, layout=layout, grad_layout=grad_layout)
+    tensors = [x for x in inputs.arguments.values() if isinstance(x, torch.Tensor)]
+    before = [x.clone() for x in tensors]
+    results = run_backend(inputs, "triton")
+    check(inputs, results, case.factor)
+    assert all(torch.equal(x, y) for x, y in zip(tensors, before, strict=True))
+    memory = {x.untyped_storage().data_ptr() for x in tensors}
+    assert not any(x.untyped_storage().data_ptr() in memory for x in results.values())
