@@ -161,6 +161,7 @@ def test_the_generator_decides_the_mask():
 def test_reconstruction_with_perfect_predictions_is_the_clip(norm_pix, monkeypatch):
     model = VideoMAE(SMALL, norm_pix=norm_pix).eval()
     video = make_video()
+
     # The decoder is replaced by the true targets: what comes out must be the clip itself.
     def decode(latent, masking):
         return patch_targets(video, ids=masking.ids_masked, **model._target())[0]
