@@ -13,6 +13,7 @@ Letters: B batch, N rows, M width of a row, H heads, S shift taps.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -26,8 +27,9 @@ LAST = tl.constexpr(3)  # a tile, when they are known
 USAGE = tl.constexpr(4)  # one element, before all others
 
 TILE = 4096  # numbers of a tile, where an element has several
-WHOLE_FORWARD = 16384  # numbers of an only tile
-WHOLE_BACKWARD = 8192  # a backward holds its gradient as well
+FORWARD = 16384  # numbers of an only tile
+BACKWARD = 8192  # a backward holds its gradient as well
+TILES = 0  # nothing is summed over rows: always several
 PER_THREAD = 32  # numbers of a tile
 
 
@@ -39,6 +41,12 @@ def tile_of(rows, BLOCK_N: tl.constexpr):
     """Element of the batch, and its first row, of this program."""
     tiles = tl.cdiv(rows, BLOCK_N)
     return tl.program_id(0).to(tl.int64) // tiles, (tl.program_id(0) % tiles) * BLOCK_N
+
+
+@triton.jit
+def divided(width, stride_b, stride_n, VECTOR: tl.constexpr):
+    """The same numbers; the compiler then knows that VECTOR divides them, and loads vectors."""
+    return width // VECTOR * VECTOR, stride_b // VECTOR * VECTOR, stride_n // VECTOR * VECTOR
 
 
 @triton.jit
@@ -57,11 +65,11 @@ def load_tile(
 @triton.jit
 def store_tile(ptr, tile, first, rows, width, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr):
     """Write a tile into a contiguous [N, M]."""
-    n = first + tl.arange(0, BLOCK_N)
+    n = tl.arange(0, BLOCK_N)
     m = tl.arange(0, BLOCK_M)
-    live = (n < rows)[:, None] & (m < width)[None, :]
-    place = n.to(tl.int64)[:, None] * width + m[None, :]
-    tl.store(ptr + place, tile, mask=live)
+    live = (n < rows - first)[:, None] & (m < width)[None, :]
+    ptr += first.to(tl.int64) * width  # places within a tile fit 32 bits: fewer registers
+    tl.store(ptr + n[:, None] * width + m[None, :], tile, mask=live)
 
 
 @triton.jit
@@ -123,13 +131,31 @@ def store_heads(
 
 
 @triton.jit
+def sum_wide(a, b, AXIS: tl.constexpr):
+    """Sum of products in doubles, for terms that cancel."""
+    return tl.sum(a.to(tl.float64) * b.to(tl.float64), AXIS).to(tl.float32)
+
+
+@triton.jit
+def centred(weight, grad):
+    """grad - its mean, weighted, over the rows of [heads, BLOCK_R]; the terms cancel: in doubles.
+
+    Divided by the sum of the weights, which rounding has moved from one.
+    """
+    weight = weight.to(tl.float64)
+    total = tl.sum(weight, 1)[:, None]
+    mean = tl.sum(weight * grad, 1)[:, None] / tl.where(total == 0.0, 1.0, total)
+    return (grad - mean).to(tl.float32)
+
+
+@triton.jit
 def outer(
     grad, weight_ptr, vector_ptr,  # in: [H, N], [H, M]
     first, rows, width,
     H: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """Tile `grad` plus the sum over heads of weight * vector."""
-    for h in tl.static_range(H):
+    for h in range(H):
         weight = load_column(weight_ptr, h, first, rows, BLOCK_N)
         grad += weight[:, None] * load_vector(vector_ptr, h, width, BLOCK_M)[None, :]
     return grad
@@ -162,8 +188,12 @@ class Plan(NamedTuple):
         return 1 if self.whole else self.tiles
 
 
-def plan_of(rows: int, width: int, heads: int, whole: int) -> Plan:
-    """Cut a memory [N, M]; an only tile has at most `whole` numbers, weights included."""
+def plan_of(heads: int, whole: int, memory: torch.Tensor, *others: torch.Tensor) -> Plan:
+    """Cut a memory [B, N, M]; `others` are loaded in tiles as well, with strides.
+
+    An only tile has at most `whole` numbers, weights included.
+    """
+    _, rows, width = memory.shape
     block_r, block_m, block_h = (
         triton.next_power_of_2(max(1, size)) for size in (rows, width, heads)
     )
@@ -174,9 +204,21 @@ def plan_of(rows: int, width: int, heads: int, whole: int) -> Plan:
         fits,
         triton.cdiv(rows, block_n),
         _warps(size if fits else block_n * block_m, PER_THREAD),
-        _warps(block_r, 8),
-        {"BLOCK_N": block_n, "BLOCK_M": block_m, "BLOCK_H": block_h, "BLOCK_R": block_r},
+        whole_rows(rows)["num_warps"],
+        {
+            "BLOCK_N": block_n,
+            "BLOCK_M": block_m,
+            "BLOCK_H": block_h,
+            "BLOCK_R": block_r,
+            "VECTOR": math.gcd(8, width, *(s for x in (memory, *others) for s in x.stride()[:2])),
+        },
     )
+
+
+def whole_rows(rows: int) -> dict[str, int]:
+    """How a program takes all weights of a head."""
+    block = triton.next_power_of_2(max(1, rows))
+    return {"BLOCK_R": block, "num_warps": _warps(block, 8)}
 
 
 def _warps(numbers: int, per_thread: int) -> int:

@@ -11,13 +11,15 @@ import triton
 import triton.language as tl
 
 from ._memory import (
+    BACKWARD,
     ELEMENT,
     FIRST,
+    FORWARD,
     LAST,
     WHOLE,
-    WHOLE_BACKWARD,
-    WHOLE_FORWARD,
+    centred,
     contiguous,
+    divided,
     finish,
     floats,
     key_grad,
@@ -33,6 +35,7 @@ from ._memory import (
     store_heads,
     store_tile,
     store_vector,
+    sum_wide,
     tile_of,
 )
 
@@ -77,7 +80,7 @@ def softmax(x, rows, BLOCK_R: tl.constexpr):
 @triton.jit
 def softmax_backward(weight, grad):
     """Gradient of the scores from that of the weights, [heads, BLOCK_R]."""
-    return weight * (grad - tl.sum(weight * grad, 1)[:, None])
+    return weight * centred(weight, grad)
 
 
 @triton.jit
@@ -95,9 +98,9 @@ def score_backward(
     for h in tl.static_range(H):
         key = load_vector(key_ptr, h, width, BLOCK_M)
         unit = _unit(key, eps)
-        cosine = tl.sum(tile * unit[None, :], 1) * inverse
+        cosine = tl.div_rn(tl.sum(tile * unit[None, :], 1), size + eps)
         d = load_column(d_scores_ptr, h, first, rows, BLOCK_N)
-        tl.store(d_strength_ptr + h, tl.sum(d * cosine))
+        tl.store(d_strength_ptr + h, sum_wide(d, cosine, 0))
         d *= load_number(strength_ptr, h) * inverse
         along += d * cosine
         grad += d[:, None] * unit[None, :]
@@ -118,7 +121,9 @@ def _forward_kernel(
     rows, width, stride_b, stride_n, stride_m, eps,
     H: tl.constexpr, STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_R: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):  # fmt: skip
+    width, stride_b, stride_n = divided(width, stride_b, stride_n, VECTOR)
     if STAGE != ELEMENT:
         batch, first = tile_of(rows, BLOCK_N)
         tile = load_tile(
@@ -147,7 +152,9 @@ def _backward_kernel(
     rows, width, stride_b, stride_n, stride_m, eps,
     H: tl.constexpr, STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_R: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):  # fmt: skip
+    width, stride_b, stride_n = divided(width, stride_b, stride_n, VECTOR)
     program = tl.program_id(0).to(tl.int64)
     if STAGE != LAST:
         HEADS: tl.constexpr = H if STAGE == WHOLE else 1
@@ -182,7 +189,7 @@ def content_addressing(
     weight = memory.new_empty(batch, heads, rows)
     if weight.numel() == 0:
         return weight
-    plan = plan_of(rows, width, heads, WHOLE_FORWARD)
+    plan = plan_of(heads, FORWARD, memory)
     with torch.cuda.device_of(memory):
         launch(
             *(_forward_kernel, plan, (FIRST, ELEMENT), batch, heads),
@@ -207,7 +214,7 @@ def content_addressing_backward(
     d_memory, d_key, d_strength = (x.new_empty(x.shape) for x in (memory, key, strength))
     if grad.numel() == 0:
         return d_memory.zero_(), d_key.zero_(), d_strength.zero_()
-    plan = plan_of(rows, width, heads, WHOLE_BACKWARD)
+    plan = plan_of(heads, BACKWARD, memory)
     keys, strengths = parts_of(plan, d_key), parts_of(plan, d_strength)
     grad, key, strength, weight = contiguous(grad, key, strength, weight)
     with torch.cuda.device_of(memory):

@@ -11,9 +11,11 @@ import triton
 import triton.language as tl
 
 from ._memory import (
+    BACKWARD,
     FIRST,
-    WHOLE_BACKWARD,
+    TILES,
     contiguous,
+    divided,
     finish,
     launch,
     load_column,
@@ -80,7 +82,9 @@ def _forward_kernel(
     rows, width, stride_b, stride_n, stride_m,
     W: tl.constexpr, STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_R: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):  # fmt: skip
+    width, stride_b, stride_n = divided(width, stride_b, stride_n, VECTOR)
     batch, first = tile_of(rows, BLOCK_N)
     tile = load_tile(
         memory_ptr + batch * stride_b, first, rows, width, stride_n, stride_m, BLOCK_N, BLOCK_M
@@ -101,7 +105,10 @@ def _backward_kernel(
     rows, width, stride_b, stride_n, stride_m, grad_b, grad_n, grad_m,
     W: tl.constexpr, STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_R: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):  # fmt: skip
+    width, stride_b, stride_n = divided(width, stride_b, stride_n, VECTOR)
+    _, grad_b, grad_n = divided(width, grad_b, grad_n, VECTOR)
     batch, first = tile_of(rows, BLOCK_N)
     tile = load_tile(
         memory_ptr + batch * stride_b, first, rows, width, stride_n, stride_m, BLOCK_N, BLOCK_M
@@ -130,7 +137,7 @@ def erase_add(
     out = memory.new_empty(memory.shape)
     if out.numel() == 0:
         return out
-    plan = plan_of(rows, width, 1, 0)
+    plan = plan_of(1, TILES, memory)
     with torch.cuda.device_of(memory):
         launch(
             *(_forward_kernel, plan, (FIRST,), batch, 1),
@@ -153,7 +160,7 @@ def erase_add_backward(
     out = d_memory, d_weight, d_erase, d_add = tuple(x.new_empty(x.shape) for x in inputs)
     if grad.numel() == 0:
         return tuple(x.zero_() for x in out)
-    plan = plan_of(rows, width, 1, WHOLE_BACKWARD)
+    plan = plan_of(1, BACKWARD, memory, grad)
     erases, adds = parts_of(plan, d_erase), parts_of(plan, d_add)
     with torch.cuda.device_of(memory):
         launch(

@@ -12,7 +12,16 @@ import torch
 import triton
 import triton.language as tl
 
-from ._memory import contiguous, floats, heads_of, load_heads, plan_of, store_heads
+from ._memory import (
+    centred,
+    contiguous,
+    floats,
+    heads_of,
+    load_heads,
+    store_heads,
+    sum_wide,
+    whole_rows,
+)
 
 
 @triton.jit
@@ -59,10 +68,13 @@ def _shifted(
 
 @triton.jit
 def _power(ratio, exponent):
-    """ratio^exponent for ratio in [0, 1]; 0^0 = 1. NaN stays."""
+    """ratio^exponent for ratio in [0, 1]; 0^0 = 1. NaN stays.
+
+    In doubles: the rounding of a logarithm grows with it in the power.
+    """
     zero = ratio == 0.0
-    power = tl.exp2(exponent * tl.log2(tl.where(zero, 1.0, ratio)))
-    return tl.where(zero & (exponent != 0.0), 0.0, power)
+    power = tl.exp2(exponent * tl.log2(tl.where(zero, 1.0, ratio).to(tl.float64)))
+    return tl.where(zero & (exponent != 0.0), 0.0, power.to(tl.float32))
 
 
 @triton.jit
@@ -108,11 +120,9 @@ def _sharpen_backward(
     ratio, largest = _ratio(v)
     power = tl.where(live, _power(ratio, sharpen), 0.0)
     total = _sum_or_one(power)
-    # Subtracts the mean, and then what rounding left of it: that would not average out.
-    for _ in tl.static_range(2):
-        grad -= tl.sum(power * grad, 1)[:, None] / total
+    grad = centred(power, grad)
     log = tl.log(tl.where(ratio == 0.0, 1.0, ratio))
-    d_sharpen = tl.sum(grad * tl.div_rn(power, total) * log, 1)
+    d_sharpen = sum_wide(grad * tl.div_rn(power, total), log, 1)
     _store_per_head(d_sharpen_ptr, d_sharpen, 1, HEADS, BLOCK_H)
     d = sharpen * grad * _power(ratio, sharpen - 1.0) / total / largest
     nowhere = tl.max(v, 1)[:, None] <= 0.0
@@ -138,10 +148,10 @@ def locate_backward(
     d = tl.zeros([BLOCK_H, BLOCK_R], tl.float32)
     for s in range(S):
         gated = _moved(gated_ptr, s - S // 2, rows, HEADS, BLOCK_H, BLOCK_R)
-        _store_per_head(d_shift_ptr + s, tl.sum(d_v * gated, 1), S, HEADS, BLOCK_H)
+        _store_per_head(d_shift_ptr + s, sum_wide(d_v, gated, 1), S, HEADS, BLOCK_H)
         tap = _per_head(shift_ptr + s, S, HEADS, BLOCK_H)
         d += tap * _moved(moved_ptr, S // 2 - s, rows, HEADS, BLOCK_H, BLOCK_R)
-    _store_per_head(d_gate_ptr, tl.sum(d * (content - previous), 1), 1, HEADS, BLOCK_H)
+    _store_per_head(d_gate_ptr, sum_wide(d, content - previous, 1), 1, HEADS, BLOCK_H)
     store_heads(d_previous_ptr, (1.0 - gate) * d, rows, HEADS, BLOCK_H, BLOCK_R)
     return gate * d
 
@@ -197,14 +207,12 @@ def location_addressing(
     weight = content.new_empty(content.shape)
     if weight.numel() == 0:
         return weight
-    plan = plan_of(rows, 1, 1, 0)
     with torch.cuda.device_of(content):
         _forward_kernel[(batch * heads,)](
             *contiguous(content, previous, gate, shift, sharpen),
             *(floats(weight, *weight.shape), weight, rows),
             S=shift.shape[2],
-            BLOCK_R=plan.blocks["BLOCK_R"],
-            num_warps=plan.element_warps,
+            **whole_rows(rows),
         )
     return weight
 
@@ -224,13 +232,11 @@ def location_addressing_backward(
     out = tuple(x.new_empty(x.shape) for x in inputs)
     if grad.numel() == 0:
         return tuple(x.zero_() for x in out)
-    plan = plan_of(rows, 1, 1, 0)
     with torch.cuda.device_of(content):
         _backward_kernel[(batch * heads,)](
             *contiguous(grad, *inputs),
             *(*floats(weight, 2, *weight.shape), *out, rows),
             S=shift.shape[2],
-            BLOCK_R=plan.blocks["BLOCK_R"],
-            num_warps=plan.element_warps,
+            **whole_rows(rows),
         )
     return out

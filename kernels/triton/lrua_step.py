@@ -10,14 +10,15 @@ import triton
 import triton.language as tl
 
 from ._memory import (
+    BACKWARD,
     ELEMENT,
     FIRST,
+    FORWARD,
     LAST,
     USAGE,
     WHOLE,
-    WHOLE_BACKWARD,
-    WHOLE_FORWARD,
     contiguous,
+    divided,
     finish,
     floats,
     launch,
@@ -33,6 +34,7 @@ from ._memory import (
     store_heads,
     store_tile,
     store_vector,
+    sum_wide,
     tile_of,
 )
 from .content_addressing import score, score_backward, softmax, softmax_backward
@@ -130,7 +132,9 @@ def _forward_kernel(
     rows, width, stride_b, stride_n, stride_m, decay, eps,
     R: tl.constexpr, READ_FIRST: tl.constexpr, SHARED: tl.constexpr, STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_R: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):  # fmt: skip
+    width, stride_b, stride_n = divided(width, stride_b, stride_n, VECTOR)
     program = tl.program_id(0).to(tl.int64)
     if STAGE == WHOLE or STAGE == USAGE:
         _find_least(usage_ptr + program * rows, rows_ptr + program * R, rows, R, BLOCK_R)
@@ -197,7 +201,7 @@ def _write_backward(
         least = _least(rows_ptr, erased, r, first, SHARED, BLOCK_N)
         d = tl.sum(grad * load_vector(add_ptr, r, width, BLOCK_M)[None, :], 1)
         store_column(d_previous_ptr, gate * d, r, first, rows, BLOCK_N)
-        tl.store(d_gate_ptr + r, tl.sum(d * (previous - least)))
+        tl.store(d_gate_ptr + r, sum_wide(d, previous - least, 0))
         weight = gate * previous + (1.0 - gate) * least
         store_vector(d_add_ptr, tl.sum(weight[:, None] * grad, 0), r, width, BLOCK_M)
     return tl.where(erased[:, None], 0.0, grad)
@@ -215,7 +219,10 @@ def _backward_kernel(
     rows, width, stride_b, stride_n, stride_m, grad_b, grad_n, grad_m, eps,
     R: tl.constexpr, READ_FIRST: tl.constexpr, SHARED: tl.constexpr, STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_R: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):  # fmt: skip
+    width, stride_b, stride_n = divided(width, stride_b, stride_n, VECTOR)
+    _, grad_b, grad_n = divided(width, grad_b, grad_n, VECTOR)
     program = tl.program_id(0).to(tl.int64)
     batch, first = tile_of(rows, BLOCK_N)
     own, vectors, numbers = batch * R * rows, batch * R * width, batch * R
@@ -295,7 +302,7 @@ def lrua_step(
     least = memory.new_empty(batch, heads, dtype=torch.int64)
     if batch * rows == 0:
         return out, usage_out, weight, seen.zero_(), least
-    plan = plan_of(rows, width, heads, WHOLE_FORWARD)
+    plan = plan_of(heads, FORWARD, memory)
     parts = parts_of(plan, seen)
     with torch.cuda.device_of(memory):
         launch(
@@ -333,7 +340,7 @@ def lrua_step_backward(
     if batch * count == 0:
         return tuple(x.zero_() for x in out)
     d_memory, d_previous, d_key, d_strength, d_gate, d_add = out
-    plan = plan_of(count, width, heads, WHOLE_BACKWARD)
+    plan = plan_of(heads, BACKWARD, memory, grad_memory)
     keys, strengths, gates, adds = parts = [parts_of(plan, x) for x in out[2:]]
     key = key.contiguous()
     with torch.cuda.device_of(memory):

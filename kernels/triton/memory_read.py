@@ -8,7 +8,9 @@ import triton.language as tl
 
 from ._memory import (
     FIRST,
-    WHOLE_FORWARD,
+    FORWARD,
+    TILES,
+    divided,
     finish,
     launch,
     load_column,
@@ -30,7 +32,7 @@ def read(
     first, rows, width,
     R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    for r in tl.static_range(R):
+    for r in range(R):
         weight = load_column(weight_ptr, r, first, rows, BLOCK_N)
         store_vector(out_ptr, tl.sum(weight[:, None] * tile, 0), r, width, BLOCK_M)
 
@@ -43,7 +45,9 @@ def _forward_kernel(
     rows, width, stride_b, stride_n, stride_m,
     H: tl.constexpr, STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_R: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):  # fmt: skip
+    width, stride_b, stride_n = divided(width, stride_b, stride_n, VECTOR)
     batch, first = tile_of(rows, BLOCK_N)
     tile = load_tile(
         memory_ptr + batch * stride_b, first, rows, width, stride_n, stride_m, BLOCK_N, BLOCK_M
@@ -60,7 +64,9 @@ def _backward_kernel(
     rows, width, stride_b, stride_n, stride_m,
     H: tl.constexpr, STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_R: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):  # fmt: skip
+    width, stride_b, stride_n = divided(width, stride_b, stride_n, VECTOR)
     batch, first = tile_of(rows, BLOCK_N)
     tile = load_tile(
         memory_ptr + batch * stride_b, first, rows, width, stride_n, stride_m, BLOCK_N, BLOCK_M
@@ -84,7 +90,7 @@ def memory_read(memory: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     out = memory.new_empty(batch, heads, width)
     if out.numel() == 0 or rows == 0:
         return out.zero_()
-    plan = plan_of(rows, width, 1, WHOLE_FORWARD)
+    plan = plan_of(1, FORWARD, memory)
     parts = parts_of(plan, out)
     with torch.cuda.device_of(memory):
         launch(
@@ -105,7 +111,7 @@ def memory_read_backward(
     d_memory, d_weight = memory.new_empty(memory.shape), weight.new_empty(weight.shape)
     if batch * rows == 0:
         return d_memory, d_weight
-    plan = plan_of(rows, width, 1, 0)
+    plan = plan_of(1, TILES, memory)
     with torch.cuda.device_of(memory):
         launch(
             *(_backward_kernel, plan, (FIRST,), batch, heads),

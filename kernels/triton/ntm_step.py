@@ -11,13 +11,14 @@ import triton
 import triton.language as tl
 
 from ._memory import (
+    BACKWARD,
     ELEMENT,
     FIRST,
+    FORWARD,
     LAST,
     WHOLE,
-    WHOLE_BACKWARD,
-    WHOLE_FORWARD,
     contiguous,
+    divided,
     finish,
     floats,
     launch,
@@ -50,7 +51,9 @@ def _forward_kernel(
     H: tl.constexpr, R: tl.constexpr, W: tl.constexpr, S: tl.constexpr, READ_FIRST: tl.constexpr,
     STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_R: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):  # fmt: skip
+    width, stride_b, stride_n = divided(width, stride_b, stride_n, VECTOR)
     program = tl.program_id(0).to(tl.int64)
     if STAGE != ELEMENT:
         batch, first = tile_of(rows, BLOCK_N)
@@ -109,16 +112,20 @@ def _access_backward(
         seen = write(
             tile, writes, erase_ptr, add_ptr, first, rows, width, W, BLOCK_N, BLOCK_M
         )  # fmt: skip
-    for h in tl.static_range(H):
+    for h in range(H):
         d = load_column(grad_weight_ptr, h, first, rows, BLOCK_N)
         if h < R:
             d += tl.sum(seen * load_vector(grad_read_ptr, h, width, BLOCK_M)[None, :], 1)
-        if h >= H - W:
-            d += write_backward(
-                tile, grad, writes, erase_ptr, add_ptr, h - (H - W), d_erase_ptr, d_add_ptr,
-                first, rows, width, W, BLOCK_N, BLOCK_M,
-            )  # fmt: skip
         store_column(grads_ptr, d, h, first, rows, BLOCK_N)
+    tl.debug_barrier()  # threads read what others have written
+    for w in range(W):
+        d = load_column(grads_ptr, H - W + w, first, rows, BLOCK_N)
+        d += write_backward(
+            tile, grad, writes, erase_ptr, add_ptr, w, d_erase_ptr, d_add_ptr,
+            first, rows, width, W, BLOCK_N, BLOCK_M,
+        )  # fmt: skip
+        tl.debug_barrier()
+        store_column(grads_ptr, d, H - W + w, first, rows, BLOCK_N)
 
 
 # Reads the memory and its gradient once, and writes one; as several launches it reads them twice.
@@ -134,7 +141,10 @@ def _backward_kernel(
     H: tl.constexpr, R: tl.constexpr, W: tl.constexpr, S: tl.constexpr, READ_FIRST: tl.constexpr,
     STAGE: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_R: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):  # fmt: skip
+    width, stride_b, stride_n = divided(width, stride_b, stride_n, VECTOR)
+    _, grad_b, grad_n = divided(width, grad_b, grad_n, VECTOR)
     program = tl.program_id(0).to(tl.int64)
     if STAGE != ELEMENT:
         batch, first = tile_of(rows, BLOCK_N)
@@ -210,7 +220,7 @@ def ntm_step(
     seen = memory.new_empty(batch, reads, width)
     if weight.numel() == 0:
         return out, weight, seen.zero_(), content
-    plan = plan_of(rows, width, heads, WHOLE_FORWARD)
+    plan = plan_of(heads, FORWARD, memory)
     parts = parts_of(plan, seen)
     with torch.cuda.device_of(memory):
         launch(
@@ -250,7 +260,7 @@ def ntm_step_backward(
     out = tuple(x.new_empty(x.shape) for x in inputs)
     if weight.numel() == 0:
         return tuple(x.zero_() for x in out)
-    plan = plan_of(rows, width, heads, WHOLE_BACKWARD)
+    plan = plan_of(heads, BACKWARD, memory, grad_memory)
     d_memory, d_previous, d_key, d_strength, *others, d_erase, d_add = out
     keys, strengths, erases, adds = (parts_of(plan, x) for x in (d_key, d_strength, *out[7:]))
     key = key.contiguous()
