@@ -15,6 +15,7 @@
 #endif
 
 #include <cstdint>
+#include <utility>
 
 #include "half.h"
 #include "isa.h"

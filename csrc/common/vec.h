@@ -35,6 +35,37 @@ STMETA_INLINE float sum_tree(Vec v) {
 #endif
 }
 
+#if __has_builtin(__builtin_shufflevector)
+typedef std::make_integer_sequence<int, kLanes> EachLane;
+
+// The lane of a (or, from kLanes on, of b) that comes to `lane`: blocks of kHalf from each in turn.
+template <int kHalf>
+constexpr int lane_of(int lane) {
+  return lane / (2 * kHalf) * (2 * kHalf) + lane % kHalf + lane / kHalf % 2 * kLanes;
+}
+
+template <int kHalf, int... kLane>
+STMETA_INLINE Vec fold(Vec a, Vec b, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(a, b, lane_of<kHalf>(kLane)...) +
+         __builtin_shufflevector(a, b, (lane_of<kHalf>(kLane) + kHalf)...);
+}
+#endif
+
+// Sums of kLanes vectors, as the lanes of one. Half of the work is done for two vectors at once.
+template <int kHalf>
+STMETA_INLINE Vec sum_each(Vec* v) {
+#if __has_builtin(__builtin_shufflevector)
+  for (int i = 0; i < kHalf; ++i) v[i] = fold<kHalf>(v[i], v[i + kHalf], EachLane{});
+  if constexpr (kHalf > 1) return sum_each<kHalf / 2>(v);
+  return v[0];
+#else
+  Vec sums;
+  for (int i = 0; i < kLanes; ++i) sums[i] = sum_tree(v[i]);
+  return sums;
+#endif
+}
+STMETA_INLINE Vec sum_each(Vec* v) { return sum_each<kLanes / 2>(v); }
+
 #if STMETA_LANES == 16
 
 STMETA_INLINE Vec load(const uint8_t* p) {
@@ -124,9 +155,21 @@ STMETA_INLINE void stream(float* p, Vec v) { _mm_stream_ps(p, v); }
 
 #endif
 
+STMETA_INLINE Vec root_of(Vec x) {
+#if STMETA_LANES == 16
+  return _mm512_sqrt_ps(x);
+#elif STMETA_LANES == 8
+  return _mm256_sqrt_ps(x);
+#else
+  for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+#endif
+}
+
 constexpr float kLog2e = 1.44269504f;
 
-STMETA_INLINE Vec larger(Vec a, Vec b) { return a > b ? a : b; }
+// NaN in `a` stays.
+STMETA_INLINE Vec larger(Vec a, Vec b) { return b > a ? b : a; }
 
 // The whole part of x, and 2 to the power of it times y. Ends at 2^-126.
 STMETA_INLINE Vec whole(Vec x) {
@@ -153,34 +196,6 @@ STMETA_INLINE Vec exp_of(Vec x) {
   Vec y = (splat(0.00138146058f) * r + splat(0.00836871099f)) * r + splat(0.041668389f);
   y = (y * r + splat(0.166665211f)) * r + splat(0.49999994f);
   return scale_by((y * r) * r + r + splat(1.0f), n);
-}
-
-typedef double Wide __attribute__((vector_size(8 * STMETA_LANES)));
-
-// ln (x / unit) for normal x > 0.
-STMETA_INLINE Wide log_of(Vec x, float unit) {
-  typedef int64_t Longs __attribute__((vector_size(8 * STMETA_LANES)));
-  constexpr int64_t kRoot = 0x3fe6a09e667f3bcd;  // bits of 1 / sqrt 2: m will lie around 1
-  const Wide ratio = __builtin_convertvector(x, Wide) * (1.0 / static_cast<double>(unit));
-  const Longs bits = (Longs)ratio - kRoot;
-  const Wide m = (Wide)((bits & 0xfffffffffffff) + kRoot);
-  const Wide s = (m - 1.0) / (m + 1.0), t = s * s;  // ln m = 2 artanh s
-  Wide y = (t * (2.0 / 13) + 2.0 / 11) * t + 2.0 / 9;
-  y = ((y * t + 2.0 / 7) * t + 2.0 / 5) * t + 2.0 / 3;
-  return __builtin_convertvector(bits >> 52, Wide) * 0.6931471805599453 + (y * t * s + 2.0 * s);
-}
-
-// (x / unit)^p, through doubles: a sharp power multiplies the error of a logarithm.
-STMETA_INLINE Vec pow_of(Vec x, float unit, float p) {
-  typedef int64_t Longs __attribute__((vector_size(8 * STMETA_LANES)));
-  Wide power = log_of(x, unit) * static_cast<double>(p);
-  power = power > -500.0 ? power : (power - power) - 500.0;
-  const Wide shifted = power * 1.4426950408889634 + 6755399441055744.0;  // 1.5 * 2^52
-  const Wide r = power - (shifted - 6755399441055744.0) * 0.6931471805599453;
-  Wide e = (r * (1.0 / 40320) + 1.0 / 5040) * r + 1.0 / 720;
-  e = ((e * r + 1.0 / 120) * r + 1.0 / 24) * r + 1.0 / 6;
-  e = ((e * r + 0.5) * r + 1.0) * r + 1.0;
-  return __builtin_convertvector((Wide)((Longs)e + ((Longs)shifted << 52)), Vec);
 }
 
 // Makes streamed stores visible before the threads join.

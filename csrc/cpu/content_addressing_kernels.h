@@ -8,7 +8,7 @@ STMETA_FN void forward(const ContentAddressing& p, int64_t begin, int64_t end, f
   const MemorySizes& s = p.sizes;
   for (int64_t b = begin; b < end; ++b) {
     Scratch scratch = {floats};
-    float* memory = take_rows<T>(scratch, p.memory, b, s.rows, s.width, s.wide);
+    const float* memory = see_rows<T>(scratch, p.memory, b, s).data;
     float* key = take_rows<T>(scratch, p.key, b, s.heads, s.width, s.wide);
     float* strength = take_rows<T>(scratch, p.strength, b, 1, s.heads, round_line(s.heads));
     float* weight = scratch.take(s.heads * s.padded);
@@ -23,12 +23,12 @@ STMETA_FN void backward(const ContentAddressing& p, int64_t begin, int64_t end, 
   const int64_t line = round_line(s.heads);
   for (int64_t b = begin; b < end; ++b) {
     Scratch scratch = {floats};
-    float* memory = take_rows<T>(scratch, p.memory, b, s.rows, s.width, s.wide);
+    const float* memory = see_rows<T>(scratch, p.memory, b, s).data;
     float* key = take_rows<T>(scratch, p.key, b, s.heads, s.width, s.wide);
     float* strength = take_rows<T>(scratch, p.strength, b, 1, s.heads, line);
     float* grad = take_rows<T>(scratch, p.grad, b, s.heads, s.rows, s.padded);
     float* weight = take_rows<T>(scratch, p.weight, b, s.heads, s.rows, s.padded);
-    float* grad_memory = scratch.take(s.rows * s.wide);
+    float* grad_memory = place_rows<T>(p.d_memory, b, s, scratch.take(s.rows * s.wide));
     float *grad_key = scratch.take(s.heads * s.wide), *grad_strength = scratch.take(line);
     const Content c = compare(s, memory, key, p.eps, scratch);
     clear(grad_memory, s.rows * s.wide);

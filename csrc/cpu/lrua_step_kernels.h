@@ -1,17 +1,18 @@
 // Kernels of lrua_step for one instruction set; csrc/common/each_isa.h includes this file.
-#include "../cpu/memory_kernels.h"
+#include "../cpu/memory_access.h"
 
 namespace stmeta::STMETA_ISA {
 
 struct LruaElement {
-  float *memory, *previous, *key, *strength, *gate, *add;
+  Rows memory;
+  float *previous, *key, *strength, *gate, *add;
 };
 
 template <typename T>
 STMETA_FN LruaElement take_element(const LruaStep& p, int64_t b, Scratch& scratch) {
   const MemorySizes& s = p.sizes;
   const int64_t line = round_line(s.heads);
-  return {take_rows<T>(scratch, p.memory, b, s.rows, s.width, s.wide),
+  return {see_rows<T>(scratch, p.memory, b, s),
           take_rows<T>(scratch, p.previous, b, s.heads, s.rows, s.padded),
           take_rows<T>(scratch, p.key, b, s.heads, s.width, s.wide),
           take_rows<T>(scratch, p.strength, b, 1, s.heads, line),
@@ -61,21 +62,23 @@ STMETA_FN void forward(const LruaStep& p, int64_t begin, int64_t end, float* flo
     float* weight = scratch.take(s.heads * s.padded);
     float* read = scratch.take(s.heads * s.wide);
     int64_t* least = p.rows_out + b * s.heads;
+    float* out = place_rows<T>(p.memory_out, b, s, e.memory.own);
     find_least(usage, s.rows, s.heads, least);
     choose_rows(p, e, least, write, keep);
     const Access access = {weight, write, nullptr, e.add, keep, p.read_first};
-    MemorySizes only = s;  // either half of what `write_and_read` does
+    const float* seen = e.memory.data;  // what is compared and read
+    MemorySizes last = s;               // what is left of `write_and_read`, which has two halves
     if (!p.read_first) {
-      only.reads = 0;
-      write_and_read(only, access, e.memory, read);
+      MemorySizes writing = s;
+      writing.reads = 0;
+      write_and_read(writing, access, seen, out, read);
+      seen = out;
+      last.writes = 0;
     }
-    const Content c = compare(s, e.memory, e.key, p.eps, scratch);
+    const Content c = compare(s, seen, e.key, p.eps, scratch);
     soften(s, c, e.strength, p.eps, weight);
-    only = s;
-    if (!p.read_first) only.writes = 0;
-    const Access last = {weight,      write, nullptr, e.add, p.read_first ? keep : nullptr,
-                         p.read_first};
-    write_and_read(only, last, e.memory, read);
+    const float* kept = p.read_first ? keep : nullptr;
+    write_and_read(last, {weight, write, nullptr, e.add, kept, p.read_first}, seen, out, read);
     for (int64_t n = 0; n < s.padded; n += kLanes) {
       Vec sum = load(usage + n) * splat(p.decay);
       for (int64_t r = 0; r < s.heads; ++r) {
@@ -83,7 +86,7 @@ STMETA_FN void forward(const LruaStep& p, int64_t begin, int64_t end, float* flo
       }
       store(usage + n, sum);
     }
-    write_rows<T>(e.memory, s.rows, s.width, s.wide, p.memory_out, b);
+    write_rows<T>(out, s.rows, s.width, s.wide, p.memory_out, b);
     write_rows<T>(usage, 1, s.rows, s.padded, p.usage_out, b);
     write_rows<T>(weight, s.heads, s.rows, s.padded, p.weight_out, b);
     write_rows<T>(read, s.heads, s.width, s.wide, p.read_out, b);
@@ -97,7 +100,8 @@ STMETA_FN void backward(const LruaStep& p, int64_t begin, int64_t end, float* fl
   for (int64_t b = begin; b < end; ++b) {
     Scratch scratch = {floats};
     const LruaElement e = take_element<T>(p, b, scratch);
-    float* grad_memory = take_rows<T>(scratch, p.grad_memory, b, s.rows, s.width, wide);
+    const Rows grad = see_rows<T>(scratch, p.grad_memory, b, s);
+    float* grad_memory = place_rows<T>(p.d_memory, b, s, grad.own);
     float* grad_weight = take_rows<T>(scratch, p.grad_weight, b, s.heads, s.rows, padded);
     float* grad_read = take_rows<T>(scratch, p.grad_read, b, s.heads, s.width, wide);
     float* weight = take_rows<T>(scratch, p.weight, b, s.heads, s.rows, padded);
@@ -107,37 +111,42 @@ STMETA_FN void backward(const LruaStep& p, int64_t begin, int64_t end, float* fl
     float* grad_key = scratch.take(s.heads * wide);
     float* grad_add = scratch.take(s.heads * wide);
     float *grad_strength = scratch.take(line), *grad_gate = scratch.take(line);
-    float* source = e.memory;  // what was compared and read
+    const float* source = e.memory.data;  // what was compared and read
     const int64_t* least = p.rows_in + b * s.heads;
     choose_rows(p, e, least, write, keep);
     clear(grad_write, s.heads * padded);
     const Access access = {weight, write, nullptr, e.add, keep, p.read_first};
-    MemorySizes reading = s, writing = s;
-    reading.writes = 0;
+    MemorySizes writing = s;
     writing.reads = 0;
-    if (!p.read_first) {
-      source = scratch.take(s.rows * wide);
-      __builtin_memcpy(source, e.memory, static_cast<size_t>(s.rows * wide) * sizeof(float));
-      write_and_read(writing, access, source, nullptr);
+    if (p.read_first) {
+      access_backward(
+          s, access, source,
+          {grad.data, grad_memory, grad_read, grad_weight, grad_write, nullptr, grad_add});
+    } else {
+      MemorySizes reading = s;
+      reading.writes = 0;
+      float* written = scratch.take(s.rows * wide);
+      write_and_read(writing, access, source, written, nullptr);
+      source = written;
+      access_backward(reading, {weight, nullptr, nullptr, nullptr, nullptr, true}, source,
+                      {grad.data, grad_memory, grad_read, grad_weight, nullptr, nullptr, nullptr});
     }
-    const Access plain = {weight, nullptr, nullptr, nullptr, nullptr, true};
-    const AccessGrads of_write = {grad_memory, nullptr, nullptr, grad_write, nullptr, grad_add};
-    const AccessGrads of_read = {grad_memory, grad_read, grad_weight, nullptr, nullptr, nullptr};
-    if (p.read_first) access_backward(writing, access, e.memory, of_write);
-    access_backward(reading, plain, source, of_read);
     const Content c = compare(s, source, e.key, p.eps, scratch);
     content_backward(s, c, source, e.key, e.strength, weight, p.eps, grad_weight, grad_memory,
                      grad_key, grad_strength, scratch);
-    if (!p.read_first) access_backward(writing, access, e.memory, of_write);
+    if (!p.read_first) {
+      access_backward(writing, access, e.memory.data,
+                      {grad_memory, grad_memory, nullptr, nullptr, grad_write, nullptr, grad_add});
+    }
     for (int64_t r = 0; r < s.heads; ++r) {
-      float* grad = grad_write + r * padded;
-      float gate = dot(grad, e.previous + r * padded, padded);
+      float* grads = grad_write + r * padded;
+      float gate = dot(grads, e.previous + r * padded, padded);
       for (int64_t i = 0; i < s.heads; ++i) {
-        if (p.shared || i == r) gate -= grad[least[i]];
+        if (p.shared || i == r) gate -= grads[least[i]];
       }
       grad_gate[r] = gate;
       for (int64_t n = 0; n < padded; n += kLanes)
-        store(grad + n, load(grad + n) * splat(e.gate[r]));
+        store(grads + n, load(grads + n) * splat(e.gate[r]));
     }
     write_rows<T>(grad_memory, s.rows, s.width, wide, p.d_memory, b);
     write_rows<T>(grad_write, s.heads, s.rows, padded, p.d_previous, b);

@@ -2,21 +2,27 @@
 // [heads][padded], keys and vectors [heads][wide], all fp32 and zero where padded. No guard: each
 // instruction set includes it.
 
+#include "../common/wide.h"
+
 namespace stmeta::STMETA_ISA {
 
 STMETA_INLINE void clear(float* out, int64_t count) {
   for (int64_t i = 0; i < count; ++i) out[i] = 0.0f;
 }
 
-// Rows of numbers to padded rows of floats.
+// Rows of numbers to padded rows of floats. The last vectors of a row overlap.
 template <typename T>
 STMETA_FN void read_rows(const T* source, int64_t stride, int64_t rows, int64_t width, int64_t wide,
                          float* out) {
   for (int64_t n = 0; n < rows; ++n, source += stride, out += wide) {
-    int64_t m = 0;
-    for (; m + kLanes <= width; m += kLanes) store(out + m, load(source + m));
-    for (; m < width; ++m) out[m] = to_float(source[m]);
-    for (; m < wide; ++m) out[m] = 0.0f;
+    if (width < kLanes) {
+      for (int64_t m = 0; m < width; ++m) out[m] = to_float(source[m]);
+      for (int64_t m = width; m < wide; ++m) out[m] = 0.0f;
+      continue;
+    }
+    for (int64_t m = width / kLanes * kLanes; m < wide; m += kLanes) store(out + m, Vec{});
+    for (int64_t m = 0; m + kLanes <= width; m += kLanes) store(out + m, load(source + m));
+    store(out + width - kLanes, load(source + width - kLanes));
   }
 }
 
@@ -30,15 +36,46 @@ STMETA_INLINE float* take_rows(Scratch& scratch, const Source& source, int64_t b
   return out;
 }
 
+// Rows of a memory [rows][wide] to read. `own`: the copy, or null where they are used as they lie.
+struct Rows {
+  const float* data;
+  float* own;
+};
+
+template <typename T>
+STMETA_INLINE Rows see_rows(Scratch& scratch, const Source& source, int64_t b,
+                            const MemorySizes& s) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (s.width == s.wide && source.row_stride == s.wide) {
+      return {static_cast<const float*>(source.data) + b * source.batch_stride, nullptr};
+    }
+  }
+  float* own = take_rows<T>(scratch, source, b, s.rows, s.width, s.wide);
+  return {own, own};
+}
+
+// Rows to write: those of batch element b of `target` itself, or else `own`, for `write_rows`.
+template <typename T>
+STMETA_INLINE float* place_rows(void* target, int64_t b, const MemorySizes& s, float* own) {
+  if constexpr (std::is_same_v<T, float>) {
+    if (s.width == s.wide) return static_cast<float*>(target) + b * s.rows * s.wide;
+  }
+  return own;
+}
+
 // Padded rows of floats to the rows of batch element b of a dense tensor.
 template <typename T>
 STMETA_FN void write_rows(const float* source, int64_t rows, int64_t width, int64_t wide,
                           void* target, int64_t b) {
   T* out = static_cast<T*>(target) + b * rows * width;
+  if (static_cast<const void*>(source) == out) return;
   for (int64_t n = 0; n < rows; ++n, source += wide, out += width) {
-    int64_t m = 0;
-    for (; m + kLanes <= width; m += kLanes) store(out + m, load(source + m));
-    for (; m < width; ++m) from_float(source[m], out + m);
+    if (width < kLanes) {
+      for (int64_t m = 0; m < width; ++m) from_float(source[m], out + m);
+      continue;
+    }
+    for (int64_t m = 0; m + kLanes <= width; m += kLanes) store(out + m, load(source + m));
+    store(out + width - kLanes, load(source + width - kLanes));
   }
 }
 
@@ -46,21 +83,6 @@ STMETA_INLINE float dot(const float* a, const float* b, int64_t count) {
   Vec sum = {};
   for (int64_t i = 0; i < count; i += kLanes) sum += load(a + i) * load(b + i);
   return sum_tree(sum);
-}
-
-STMETA_INLINE double sum_wide(Wide v) {
-  double total = 0.0;
-  for (int i = 0; i < kLanes; ++i) total += v[i];
-  return total;
-}
-
-// The same in doubles, for sums of terms that cancel.
-STMETA_INLINE float dot_wide(const float* a, const float* b, int64_t count) {
-  Wide sum = {};
-  for (int64_t i = 0; i < count; i += kLanes) {
-    sum += __builtin_convertvector(load(a + i), Wide) * __builtin_convertvector(load(b + i), Wide);
-  }
-  return static_cast<float>(sum_wide(sum));
 }
 
 // ---- addressing by content ----
@@ -84,20 +106,32 @@ STMETA_FN inline Content compare(const MemorySizes& s, const float* memory, cons
   }
   clear(c.dot, heads * padded);
   clear(c.size, padded);
-  for (int64_t n = 0; n < s.rows; ++n) {
+  int64_t n = 0;
+  for (; n + kLanes <= s.rows; n += kLanes) {
+    const float* rows = memory + n * wide;
+    Vec sum[kLanes] = {};
+    for (int64_t m = 0; m < wide; m += kLanes) {
+      for (int i = 0; i < kLanes; ++i) {
+        const Vec row = load(rows + i * wide + m);
+        sum[i] += row * row;
+      }
+    }
+    store(c.size + n, root_of(sum_each(sum)));
+    for (int64_t h = 0; h < heads; ++h) {
+      for (int i = 0; i < kLanes; ++i) sum[i] = Vec{};
+      for (int64_t m = 0; m < wide; m += kLanes) {
+        const Vec unit = load(c.unit + h * wide + m);
+        for (int i = 0; i < kLanes; ++i) sum[i] += load(rows + i * wide + m) * unit;
+      }
+      store(c.dot + h * padded + n, sum_each(sum));
+    }
+  }
+  for (; n < s.rows; ++n) {
     const float* row = memory + n * wide;
     c.size[n] = __builtin_sqrtf(dot(row, row, wide));
-    int64_t h = 0;
-    for (; h + 4 <= heads; h += 4) {
-      const float* unit = c.unit + h * wide;
-      Vec sum[4] = {};
-      for (int64_t m = 0; m < wide; m += kLanes) {
-        const Vec r = load(row + m);
-        for (int k = 0; k < 4; ++k) sum[k] += r * load(unit + k * wide + m);
-      }
-      for (int k = 0; k < 4; ++k) c.dot[(h + k) * padded + n] = sum_tree(sum[k]);
+    for (int64_t h = 0; h < heads; ++h) {
+      c.dot[h * padded + n] = dot(row, c.unit + h * wide, wide);
     }
-    for (; h < heads; ++h) c.dot[h * padded + n] = dot(row, c.unit + h * wide, wide);
   }
   return c;
 }
@@ -111,8 +145,11 @@ STMETA_FN inline void soften(const MemorySizes& s, const Content& c, const float
       const Vec cosine = load(products + n) / (load(c.size + n) + splat(eps));
       store(weight + n, cosine * splat(strength[h]));
     }
-    float top = weight[0];
-    for (int64_t n = 1; n < s.rows; ++n) top = weight[n] > top ? weight[n] : top;
+    for (int64_t n = s.rows; n < s.padded; ++n) weight[n] = weight[0];  // no row: not the largest
+    Vec most = load(weight);
+    for (int64_t n = kLanes; n < s.padded; n += kLanes) most = larger(most, load(weight + n));
+    float top = most[0];
+    for (int i = 1; i < kLanes; ++i) top = most[i] > top ? most[i] : top;
     Vec sum = {};
     for (int64_t n = 0; n < s.padded; n += kLanes) {
       store(weight + n, exp_of(load(weight + n) - splat(top)));
@@ -170,7 +207,7 @@ STMETA_FN inline void content_backward(const MemorySizes& s, const Content& c, c
       const Vec size = load(c.size + n), q = splat(1.0f) / (size + splat(eps));
       const Vec dz = load(w + n) * (load(g + n) - inner), cosine = load(products + n) * q;
       const Vec alpha = dz * splat(strength[h]) * q;
-      sum += __builtin_convertvector(dz * cosine, Wide);
+      sum += widen(dz * cosine);
       store(g + n, alpha);
       const Vec share = alpha * cosine / size;
       store(own + n, load(own + n) - (size > splat(0.0f) ? share : Vec{}));
@@ -205,7 +242,7 @@ STMETA_INLINE void wrap(const MemorySizes& s, const float* x, float* ring) {
     ring[i] = x[rows - half + i];
     ring[rows + half + i] = x[i];
   }
-  for (int64_t i = 0; i < rows; ++i) ring[half + i] = x[i];
+  __builtin_memcpy(ring + half, x, static_cast<size_t>(rows) * sizeof(float));
   for (int64_t i = rows + 2 * half; i < s.padded + s.taps + kLine; ++i) ring[i] = 0.0f;
 }
 
@@ -226,7 +263,14 @@ STMETA_FN inline Location move_weights(const MemorySizes& s, const float* conten
     store(l.moved + n, sum);
   }
   clear(l.moved + s.rows, padded - s.rows);
-  for (int64_t n = 0; n < s.rows; ++n) l.largest = l.moved[n] > l.largest ? l.moved[n] : l.largest;
+  Vec most = {};  // NaN where there is one
+  for (int64_t n = 0; n < padded; n += kLanes) {
+    const Vec v = load(l.moved + n), more = v > most ? v : most;
+    most = v == v ? more : v;
+  }
+  for (int i = 0; i < kLanes; ++i) {
+    if (most[i] > l.largest || most[i] != most[i]) l.largest = most[i];
+  }
   return l;
 }
 
@@ -241,7 +285,7 @@ STMETA_FN inline void sharpen_weights(const MemorySizes& s, const Location& l, f
   for (int64_t n = 0; n < s.padded; n += kLanes) {
     const Vec v = load(l.moved + n);
     const Vec power = pow_of(larger(v, splat(1e-37f)), l.largest, sharpen);
-    const Vec w = v > splat(0.0f) ? power : Vec{};
+    const Vec w = v > splat(0.0f) ? power : larger(v, Vec{});  // NaN stays
     sum += w;
     store(weight + n, w);
   }
@@ -272,7 +316,7 @@ STMETA_FN inline void location_backward(const MemorySizes& s, const Location& l,
     // d v^p / dv = p v^p / v: the weight itself stands for the power.
     const Vec v = load(l.moved + n), e = load(grad + n), w = load(weight + n);
     const Vec positive = larger(v, splat(1e-37f)), x = v > splat(0.0f) ? e * w : Vec{};
-    sharp += __builtin_convertvector(x, Wide) * log_of(positive, unit);
+    sharp += widen(x) * log_of(positive, unit);
     store(grad + n, x * splat(sharpen) / positive + (v == splat(0.0f) ? e * at_zero : Vec{}));
   }
   clear(grad + s.rows, padded - s.rows);
@@ -283,180 +327,11 @@ STMETA_FN inline void location_backward(const MemorySizes& s, const Location& l,
   for (int64_t n = 0; n < padded; n += kLanes) {
     Vec sum = {};
     for (int64_t t = 0; t < taps; ++t) sum += splat(shift[t]) * load(ring + n + t);
-    gates += __builtin_convertvector(sum * (load(content + n) - load(previous + n)), Wide);
+    gates += widen(sum * (load(content + n) - load(previous + n)));
     store(grad_content + n, sum * splat(gate));
     store(grad_previous + n, sum * splat(1.0f - gate));
   }
   grad_gate = static_cast<float>(sum_wide(gates));
-}
-
-// ---- writing and reading ----
-
-struct Access {
-  const float* read_weight;   // [R][padded]
-  const float* write_weight;  // [W][padded]
-  const float* erase;         // [W][wide], or null
-  const float* add;           // [W][wide]
-  const float* keep;          // [padded], a factor of each row before the writes, or null
-  bool read_first;
-};
-
-// memory becomes what is written; read [R][wide]. kReads and kWrites: -1 for any number.
-template <int kReads, int kWrites>
-STMETA_FN void write_and_read_of(const MemorySizes& s, const Access& a, float* memory,
-                                 float* read) {
-  const int64_t wide = s.wide, padded = s.padded, rows = s.rows;
-  const int64_t reads = kReads < 0 ? s.reads : kReads, writes = kWrites < 0 ? s.writes : kWrites;
-  constexpr int kMost = kReads < 0 ? kMaxHeads : kReads + 1;
-  const bool erases = a.erase != nullptr, read_first = a.read_first;
-  for (int64_t m = 0; m < wide; m += kLanes) {
-    Vec seen_by[kMost];
-    for (int64_t r = 0; r < reads; ++r) seen_by[r] = Vec{};
-    for (int64_t n = 0; n < rows; ++n) {
-      float* row = memory + n * wide + m;
-      const Vec old = load(row);
-      Vec sum = {}, now = old;
-      if (a.keep != nullptr) now *= splat(a.keep[n]);
-      for (int64_t w = 0; w < writes; ++w) {
-        const Vec weight = splat(a.write_weight[w * padded + n]);
-        if (erases) now -= now * (weight * load(a.erase + w * wide + m));
-        sum += weight * load(a.add + w * wide + m);
-      }
-      now += sum;
-      const Vec seen = read_first ? old : now;
-      for (int64_t r = 0; r < reads; ++r) {
-        seen_by[r] += splat(a.read_weight[r * padded + n]) * seen;
-      }
-      if (writes > 0) store(row, now);
-    }
-    for (int64_t r = 0; r < reads; ++r) store(read + r * wide + m, seen_by[r]);
-  }
-}
-
-STMETA_FN inline void write_and_read(const MemorySizes& s, const Access& a, float* memory,
-                                     float* read) {
-  const auto any = &write_and_read_of<-1, -1>;
-  (s.reads == 4 && s.writes == 4   ? &write_and_read_of<4, 4>
-   : s.reads == 4 && s.writes == 0 ? &write_and_read_of<4, 0>
-   : s.reads == 0 && s.writes == 4 ? &write_and_read_of<0, 4>
-   : s.reads == 1 && s.writes == 1 ? &write_and_read_of<1, 1>
-                                   : any)(s, a, memory, read);
-}
-
-struct AccessGrads {
-  float* memory;  // in: of the memory after the writes; out: of the memory before, reads included
-  const float* read;    // [R][wide]
-  float* read_weight;   // [R][padded], added to
-  float* write_weight;  // [W][padded], added to
-  float *erase, *add;   // [W][wide]; erase may be null
-};
-
-// kCount rows, from row n on.
-template <int kReads, int kWrites, int kCount>
-STMETA_INLINE void access_backward_rows(const MemorySizes& s, const Access& a, const float* memory,
-                                        const AccessGrads& g, int64_t n) {
-  constexpr int kR = kReads < 0 ? kMaxHeads : kReads + 1;
-  constexpr int kW = kWrites < 0 ? kMaxHeads : kWrites + 1;
-  const int64_t wide = s.wide, padded = s.padded;
-  const int64_t reads = kReads < 0 ? s.reads : kReads, writes = kWrites < 0 ? s.writes : kWrites;
-  const bool erases = a.erase != nullptr, read_first = a.read_first;
-  const float* write = writes > 0 ? a.write_weight + n : nullptr;
-  const float* look = reads > 0 ? a.read_weight + n : nullptr;
-  Vec of_read[kCount][kR], of_write[kCount][kW];
-  for (int i = 0; i < kCount; ++i) {
-    for (int64_t r = 0; r < reads; ++r) of_read[i][r] = Vec{};
-    for (int64_t w = 0; w < writes; ++w) of_write[i][w] = Vec{};
-  }
-  for (int64_t m = 0; m < wide; m += kLanes) {
-    Vec grad[kCount], from_reads[kCount], seen[kCount], after[kCount], keep[kCount];
-    Vec before[kCount][kW + 1];  // times the factors of the writes up to here
-    for (int i = 0; i < kCount; ++i) {
-      const Vec old = load(memory + (n + i) * wide + m);
-      keep[i] = splat(a.keep == nullptr ? 1.0f : a.keep[n + i]);
-      grad[i] = load(g.memory + (n + i) * wide + m);
-      from_reads[i] = Vec{};
-      seen[i] = old;
-      before[i][0] = old * keep[i];
-    }
-    for (int64_t w = 0; erases && w < writes; ++w) {
-      const Vec erase = load(a.erase + w * wide + m);
-      for (int i = 0; i < kCount; ++i) {
-        before[i][w + 1] = before[i][w] - before[i][w] * (splat(write[w * padded + i]) * erase);
-      }
-    }
-    if (!read_first) {
-      for (int i = 0; i < kCount; ++i) seen[i] = before[i][erases ? writes : 0];
-      for (int64_t w = 0; w < writes; ++w) {
-        const Vec add = load(a.add + w * wide + m);
-        for (int i = 0; i < kCount; ++i) seen[i] += splat(write[w * padded + i]) * add;
-      }
-    }
-    for (int64_t r = 0; r < reads; ++r) {
-      const Vec d = load(g.read + r * wide + m);
-      for (int i = 0; i < kCount; ++i) {
-        of_read[i][r] += d * seen[i];
-        from_reads[i] += splat(look[r * padded + i]) * d;
-      }
-    }
-    for (int i = 0; i < kCount; ++i) {
-      if (!read_first) grad[i] += from_reads[i];
-      after[i] = grad[i];  // times the factors of the writes behind
-    }
-    for (int64_t w = writes - 1; w >= 0; --w) {
-      const Vec add = load(a.add + w * wide + m);
-      Vec to_add = load(g.add + w * wide + m);
-      for (int i = 0; i < kCount; ++i) {
-        of_write[i][w] += grad[i] * add;
-        to_add += splat(write[w * padded + i]) * grad[i];
-      }
-      store(g.add + w * wide + m, to_add);
-      if (!erases) continue;
-      const Vec erase = load(a.erase + w * wide + m);
-      Vec to_erase = load(g.erase + w * wide + m);
-      for (int i = 0; i < kCount; ++i) {
-        const Vec weight = splat(write[w * padded + i]), d = after[i] * before[i][w];
-        of_write[i][w] -= erase * d;
-        to_erase -= weight * d;
-        after[i] -= after[i] * (weight * erase);
-      }
-      store(g.erase + w * wide + m, to_erase);
-    }
-    for (int i = 0; i < kCount; ++i) {
-      Vec result = after[i] * keep[i];
-      if (read_first) result += from_reads[i];
-      store(g.memory + (n + i) * wide + m, result);
-    }
-  }
-  for (int i = 0; i < kCount; ++i) {
-    for (int64_t r = 0; r < reads; ++r)
-      g.read_weight[r * padded + n + i] += sum_tree(of_read[i][r]);
-    for (int64_t w = 0; w < writes; ++w) {
-      g.write_weight[w * padded + n + i] += sum_tree(of_write[i][w]);
-    }
-  }
-}
-
-template <int kReads, int kWrites>
-STMETA_FN void access_backward_of(const MemorySizes& s, const Access& a, const float* memory,
-                                  const AccessGrads& g) {
-  if (a.erase != nullptr) clear(g.erase, s.writes * s.wide);
-  if (g.add != nullptr) clear(g.add, s.writes * s.wide);
-  constexpr int kCount = kReads < 0 ? 1 : 2;
-  int64_t n = 0;
-  for (; n + kCount <= s.rows; n += kCount) {
-    access_backward_rows<kReads, kWrites, kCount>(s, a, memory, g, n);
-  }
-  for (; n < s.rows; ++n) access_backward_rows<kReads, kWrites, 1>(s, a, memory, g, n);
-}
-
-STMETA_FN inline void access_backward(const MemorySizes& s, const Access& a, const float* memory,
-                                      const AccessGrads& g) {
-  const auto any = &access_backward_of<-1, -1>;
-  (s.reads == 4 && s.writes == 4   ? &access_backward_of<4, 4>
-   : s.reads == 4 && s.writes == 0 ? &access_backward_of<4, 0>
-   : s.reads == 0 && s.writes == 4 ? &access_backward_of<0, 4>
-   : s.reads == 1 && s.writes == 1 ? &access_backward_of<1, 1>
-                                   : any)(s, a, memory, g);
 }
 
 }  // namespace stmeta::STMETA_ISA

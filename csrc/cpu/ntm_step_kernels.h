@@ -1,18 +1,19 @@
 // Kernels of ntm_step for one instruction set; csrc/common/each_isa.h includes this file.
-#include "../cpu/memory_kernels.h"
+#include "../cpu/memory_access.h"
 
 namespace stmeta::STMETA_ISA {
 
 // A batch element's inputs in the scratch, and its addressing.
 struct NtmElement {
-  float *memory, *previous, *key, *strength, *gate, *shift, *sharpen, *erase, *add;
+  Rows memory;
+  float *previous, *key, *strength, *gate, *shift, *sharpen, *erase, *add;
 };
 
 template <typename T>
 STMETA_FN NtmElement take_element(const NtmStep& p, int64_t b, Scratch& scratch) {
   const MemorySizes& s = p.sizes;
   const int64_t line = round_line(s.heads);
-  return {take_rows<T>(scratch, p.memory, b, s.rows, s.width, s.wide),
+  return {see_rows<T>(scratch, p.memory, b, s),
           take_rows<T>(scratch, p.previous, b, s.heads, s.rows, s.padded),
           take_rows<T>(scratch, p.key, b, s.heads, s.width, s.wide),
           take_rows<T>(scratch, p.strength, b, 1, s.heads, line),
@@ -37,7 +38,8 @@ STMETA_FN void forward(const NtmStep& p, int64_t begin, int64_t end, float* floa
     float* content = scratch.take(s.heads * s.padded);
     float* weight = scratch.take(s.heads * s.padded);
     float* read = scratch.take(s.reads * s.wide);
-    const Content c = compare(s, e.memory, e.key, p.eps, scratch);
+    float* out = place_rows<T>(p.memory_out, b, s, e.memory.own);
+    const Content c = compare(s, e.memory.data, e.key, p.eps, scratch);
     soften(s, c, e.strength, p.eps, content);
     for (int64_t h = 0; h < s.heads; ++h) {
       Scratch rest = scratch;
@@ -46,8 +48,8 @@ STMETA_FN void forward(const NtmStep& p, int64_t begin, int64_t end, float* floa
           move_weights(s, content + at, e.previous + at, e.gate[h], e.shift + h * s.taps, rest);
       sharpen_weights(s, l, e.sharpen[h], weight + at);
     }
-    write_and_read(s, access_of(p, e, weight), e.memory, read);
-    write_rows<T>(e.memory, s.rows, s.width, s.wide, p.memory_out, b);
+    write_and_read(s, access_of(p, e, weight), e.memory.data, out, read);
+    write_rows<T>(out, s.rows, s.width, s.wide, p.memory_out, b);
     write_rows<T>(weight, s.heads, s.rows, s.padded, p.weight_out, b);
     write_rows<T>(content, s.heads, s.rows, s.padded, p.content_out, b);
     write_rows<T>(read, s.reads, s.width, s.wide, p.read_out, b);
@@ -61,7 +63,8 @@ STMETA_FN void backward(const NtmStep& p, int64_t begin, int64_t end, float* flo
   for (int64_t b = begin; b < end; ++b) {
     Scratch scratch = {floats};
     const NtmElement e = take_element<T>(p, b, scratch);
-    float* grad_memory = take_rows<T>(scratch, p.grad_memory, b, s.rows, s.width, s.wide);
+    const Rows grad = see_rows<T>(scratch, p.grad_memory, b, s);
+    float* grad_memory = place_rows<T>(p.d_memory, b, s, grad.own);
     float* grad_weight = take_rows<T>(scratch, p.grad_weight, b, s.heads, s.rows, s.padded);
     float* grad_read = take_rows<T>(scratch, p.grad_read, b, s.reads, s.width, s.wide);
     float* weight = take_rows<T>(scratch, p.weight, b, s.heads, s.rows, s.padded);
@@ -74,10 +77,10 @@ STMETA_FN void backward(const NtmStep& p, int64_t begin, int64_t end, float* flo
     float* grad_shift = scratch.take(s.heads * s.taps);
     float *grad_strength = scratch.take(line), *grad_gate = scratch.take(line),
           *grad_sharpen = scratch.take(line);
-    const Content c = compare(s, e.memory, e.key, p.eps, scratch);
+    const Content c = compare(s, e.memory.data, e.key, p.eps, scratch);
 
-    access_backward(s, access_of(p, e, weight), e.memory,
-                    {grad_memory, grad_read, grad_weight,
+    access_backward(s, access_of(p, e, weight), e.memory.data,
+                    {grad.data, grad_memory, grad_read, grad_weight,
                      grad_weight + (s.heads - s.writes) * s.padded, grad_erase, grad_add});
     for (int64_t h = 0; h < s.heads; ++h) {
       Scratch rest = scratch;
@@ -89,8 +92,8 @@ STMETA_FN void backward(const NtmStep& p, int64_t begin, int64_t end, float* flo
                         grad_previous + at, grad_gate[h], grad_shift + h * s.taps, grad_sharpen[h],
                         rest);
     }
-    content_backward(s, c, e.memory, e.key, e.strength, content, p.eps, grad_content, grad_memory,
-                     grad_key, grad_strength, scratch);
+    content_backward(s, c, e.memory.data, e.key, e.strength, content, p.eps, grad_content,
+                     grad_memory, grad_key, grad_strength, scratch);
     write_rows<T>(grad_memory, s.rows, s.width, s.wide, p.d_memory, b);
     write_rows<T>(grad_previous, s.heads, s.rows, s.padded, p.d_previous, b);
     write_rows<T>(grad_key, s.heads, s.width, s.wide, p.d_key, b);

@@ -6,6 +6,7 @@ The cases lie in tests/ops/cases, the rule in tests/ops/_harness.py. GPUs: test_
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,11 +19,13 @@ from tests.ops._harness import (
     FLOATS,
     GRAD_LAYOUTS,
     LAYOUTS,
+    MEMORY_OPS,
     check,
     choose,
     exact_arguments,
     load,
     make_inputs,
+    run,
     run_backend,
     run_eager,
 )
@@ -37,6 +40,7 @@ DTYPED = [
     for dtype in param.values[0].dtypes
 ]
 BACKENDS = ["cpu", *["triton"] * INTERPRET]
+NAN_CASES = ("odd", "five_taps")
 every_op = pytest.mark.parametrize("op", OPS.values(), ids=OPS)
 
 
@@ -101,6 +105,29 @@ def test_layouts_of_the_gradient(op, layout, backend):
     before = {name: grad.clone() for name, grad in inputs.grads.items()}
     check(inputs, run_backend(inputs, backend))
     assert all(torch.equal(grad, before[name]) for name, grad in inputs.grads.items())
+
+
+@pytest.mark.filterwarnings("ignore:All-NaN:RuntimeWarning")  # from Triton's interpreter
+@pytest.mark.parametrize("op", [OPS[name] for name in MEMORY_OPS], ids=MEMORY_OPS)
+def test_nan_comes_out_where_eager_has_it(op, implementation):
+    """It must not become a number, nor reach other elements of the batch."""
+    inputs = make_inputs(op, next(case for case in op.cases if case.name in NAN_CASES))
+    for name in inputs.leaves:
+        broken = inputs.arguments[name].clone()
+        broken.view(-1)[0] = float("nan")
+        arguments = inputs.arguments | {name: broken}
+        eager, ours = (
+            run(function, replace(inputs, arguments=arguments), **options)
+            for function, options in (
+                (op.reference, {}),
+                (op.function, {"backend": implementation}),
+            )
+        )
+        assert any(bool(x.isnan().any()) for x in eager.values())
+        for output in op.outputs:
+            if output != "rows":
+                found, wanted = ours[output].isnan(), eager[output].isnan()
+                assert torch.equal(found, wanted), f"{output}, by a NaN in {name}"
 
 
 @every_op
