@@ -69,7 +69,7 @@ def extensions() -> list[CppExtension]:
     link = []
     if os.environ.get("STMETA_SANITIZE") == "1":
         checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-        flags += [*checks, "-g", "-O1", "-fno-omit-frame-pointer"]
+        flags += [*checks, "-g", "-O2", "-fno-omit-frame-pointer"]
         link += checks
     if left_out:
         note(f"left out the CUDA kernels: {left_out}")

@@ -7,8 +7,7 @@ namespace stmeta {
 struct LruaStep {
   MemorySizes sizes;  // R heads read and write
   Source memory, usage, previous, key, strength, gate, add;
-  float decay, eps;
-  bool read_first, shared;
+  LruaOptions options;
   void *memory_out, *usage_out, *weight_out, *read_out;
   int64_t* rows_out;
   Source grad_memory, grad_weight, grad_read, weight;  // of the backward
@@ -46,9 +45,7 @@ LruaStep make_step(Tensors& t, bool read_first, bool shared, double eps) {
   p.strength = small(t.strength);
   p.gate = small(t.gate);
   p.add = small(t.add);
-  p.read_first = read_first;
-  p.shared = shared;
-  p.eps = static_cast<float>(eps);
+  p.options = {0.0f, static_cast<float>(eps), read_first, shared};
   return p;
 }
 
@@ -64,7 +61,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lrua_step(
   const MemorySizes& s = p.sizes;
   check_memory(usage, {s.batch, s.rows}, memory.scalar_type(), "lrua_step: usage");
   p.usage = small(usage);
-  p.decay = static_cast<float>(decay);
+  p.options.decay = static_cast<float>(decay);
   Tensor out = like(memory, {s.batch, s.rows, s.width});
   Tensor used = like(memory, {s.batch, s.rows});
   Tensor weight = like(memory, {s.batch, s.heads, s.rows});

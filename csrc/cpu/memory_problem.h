@@ -34,4 +34,9 @@ struct Scratch {
 
 constexpr int kMaxHeads = 32;
 
+struct LruaOptions {
+  float decay, eps;
+  bool read_first, shared;
+};
+
 }  // namespace stmeta

@@ -95,7 +95,7 @@ def run(op: str, name: str, *arguments: Any) -> Any:
     function = functions[namespace][op]
     if function is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return overloads[namespace][op](*arguments)
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore
         return overloads[namespace][op](*arguments)
     return function.apply(*arguments)
 
