@@ -14,6 +14,7 @@ from stmeta.ops.location_addressing import location_addressing, location_address
 from stmeta.ops.lrua_step import LRUAStep, lrua_step, lrua_step_ref
 from stmeta.ops.masked_patch_loss import masked_patch_loss, masked_patch_loss_ref, patch_targets
 from stmeta.ops.memory_read import memory_read, memory_read_ref
+from stmeta.ops.memory_scan import MemoryScan, memory_scan, memory_scan_ref
 from stmeta.ops.ntm_step import NTMStep, ntm_step, ntm_step_ref
 from stmeta.ops.patch_shift import patch_shift, patch_shift_ref, shift_offsets
 from stmeta.ops.random_masking import (
@@ -31,6 +32,7 @@ __all__ = [
     "LRUAStep",
     "MaskMode",
     "Masking",
+    "MemoryScan",
     "NTMStep",
     "availability",
     "backend",
@@ -52,6 +54,8 @@ __all__ = [
     "masking_from_keep",
     "memory_read",
     "memory_read_ref",
+    "memory_scan",
+    "memory_scan_ref",
     "ntm_step",
     "ntm_step_ref",
     "patch_shift",

@@ -1,0 +1,426 @@
+// Kernels of memory_scan for one instruction set; csrc/common/each_isa.h includes this file.
+#include "../cpu/lrua_element.h"
+#include "../cpu/panel_product.h"
+
+namespace stmeta::STMETA_ISA {
+
+STMETA_INLINE Vec sigmoid_of(Vec x) { return splat(1.0f) / (splat(1.0f) + exp_of(-x)); }
+STMETA_INLINE Vec tanh_of(Vec x) {
+  return splat(1.0f) - splat(2.0f) / (splat(1.0f) + exp_of(x + x));
+}
+
+// What a tile of the batch carries from step to step, and its working rows; see `take_tile`.
+struct Tile {
+  int64_t first, rows;                        // elements of the batch
+  int64_t size;                               // floats of a memory
+  float *fed, *cell;                          // [rows][K]: h, reads; [rows][H]
+  float *gates, *heads;                       // [rows][padded 4H], [rows][padded R * P]
+  float *memory, *usage, *previous, *weight;  // of each element, padded
+  float *key, *add, *strength, *gate, *read;  // of one element, padded
+};
+
+STMETA_FN inline Tile take_tile(const MemoryScan& p, int64_t first, int64_t rows,
+                                Scratch& scratch) {
+  const MemorySizes& s = p.sizes;
+  const int64_t line = round_line(s.heads), vectors = s.heads * s.wide;
+  Tile t = {};
+  t.first = first;
+  t.rows = rows;
+  t.size = s.rows * s.wide;
+  t.fed = scratch.take(rows * p.fed);
+  t.cell = scratch.take(rows * p.hidden);
+  t.gates = scratch.take(rows * round_up(4 * p.hidden, kPanel));
+  t.heads = scratch.take(rows * round_up(s.heads * p.per_head, kPanel));
+  t.memory = scratch.take(rows * t.size);
+  t.usage = scratch.take(rows * s.padded);
+  t.previous = scratch.take(rows * s.heads * s.padded);
+  t.weight = scratch.take(rows * s.heads * s.padded);
+  t.key = scratch.take(vectors);
+  t.add = scratch.take(vectors);
+  t.read = scratch.take(vectors);
+  t.strength = scratch.take(line);
+  t.gate = scratch.take(line);
+  return t;
+}
+
+STMETA_INLINE void copy(const float* from, int64_t count, float* to) {
+  __builtin_memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
+}
+
+// ---- controller ----
+
+// The point-wise part of an LSTM step, of one vector: gates become what they let through; h and c.
+STMETA_INLINE void open_gates(float* in, float* forget, float* value, float* out, float* cell,
+                              float* h) {
+  const Vec i = sigmoid_of(load(in)), f = sigmoid_of(load(forget));
+  const Vec g = tanh_of(load(value)), o = sigmoid_of(load(out));
+  const Vec c = f * load(cell) + i * g;
+  store(in, i);
+  store(forget, f);
+  store(value, g);
+  store(out, o);
+  store(cell, c);
+  store(h, o * tanh_of(c));
+}
+
+// Gradients of the gates [4][H] from that of h; `carried`, of the cell, goes a step back.
+STMETA_INLINE void close_gates(const float* in, const float* forget, const float* value,
+                               const float* out, const float* cell, const float* before,
+                               const float* grad_h, float* carried, float* d_in, float* d_forget,
+                               float* d_value, float* d_out) {
+  const Vec one = splat(1.0f), i = load(in), f = load(forget), g = load(value), o = load(out);
+  const Vec shown = tanh_of(load(cell)), d = load(grad_h);
+  const Vec dc = load(carried) + d * o * (one - shown * shown);
+  store(d_in, dc * g * i * (one - i));
+  store(d_forget, dc * load(before) * f * (one - f));
+  store(d_value, dc * i * (one - g * g));
+  store(d_out, d * shown * o * (one - o));
+  store(carried, dc * f);
+}
+
+// Both, over H numbers: the last ones, which fill no vector, go through copies.
+STMETA_FN inline void open_all(int64_t hidden, float* gates, float* cell, float* h) {
+  int64_t n = 0;
+  for (; n + kLanes <= hidden; n += kLanes) {
+    float* g = gates + n;
+    open_gates(g, g + hidden, g + 2 * hidden, g + 3 * hidden, cell + n, h + n);
+  }
+  const int64_t rest = hidden - n;
+  if (rest == 0) return;
+  float tail[6][kLanes] = {};
+  float* places[6] = {
+      gates + n, gates + hidden + n, gates + 2 * hidden + n, gates + 3 * hidden + n, cell + n,
+      h + n};
+  for (int k = 0; k < 5; ++k) copy(places[k], rest, tail[k]);
+  open_gates(tail[0], tail[1], tail[2], tail[3], tail[4], tail[5]);
+  for (int k = 0; k < 6; ++k) copy(tail[k], rest, places[k]);
+}
+
+STMETA_FN inline void close_all(int64_t hidden, const float* gates, const float* cell,
+                                const float* before, const float* grad_h, float* carried,
+                                float* d_gates) {
+  int64_t n = 0;
+  for (; n + kLanes <= hidden; n += kLanes) {
+    const float* g = gates + n;
+    float* d = d_gates + n;
+    close_gates(g, g + hidden, g + 2 * hidden, g + 3 * hidden, cell + n, before + n, grad_h + n,
+                carried + n, d, d + hidden, d + 2 * hidden, d + 3 * hidden);
+  }
+  const int64_t rest = hidden - n;
+  if (rest == 0) return;
+  float in[8][kLanes] = {}, out[4][kLanes];
+  for (int k = 0; k < 4; ++k) copy(gates + k * hidden + n, rest, in[k]);
+  copy(cell + n, rest, in[4]);
+  copy(before + n, rest, in[5]);
+  copy(grad_h + n, rest, in[6]);
+  copy(carried + n, rest, in[7]);
+  close_gates(in[0], in[1], in[2], in[3], in[4], in[5], in[6], in[7], out[0], out[1], out[2],
+              out[3]);
+  for (int k = 0; k < 4; ++k) copy(out[k], rest, d_gates + k * hidden + n);
+  copy(in[7], rest, carried + n);
+}
+
+// ---- heads ----
+
+STMETA_INLINE float sigmoid_number(float x) { return 1.0f / (1.0f + __builtin_expf(-x)); }
+
+// Raw heads [R][P] of one element become keys, strengths, gates; in place too, for the backward.
+STMETA_FN inline void shape_heads(const MemoryScan& p, int64_t at, float* heads) {
+  const MemorySizes& s = p.sizes;
+  const int64_t width = s.width;
+  const bool adds = p.add != nullptr && !p.write_key;  // a written key gets it in `spread_heads`
+  for (int64_t r = 0; r < s.heads; ++r) {
+    float* head = heads + r * p.per_head;
+    const int64_t extra = (at * s.heads + r) * width;
+    for (int64_t m = 0; p.key != nullptr && m < width; ++m) head[m] += p.key[extra + m];
+    for (int64_t m = 0; adds && m < width; ++m) head[width + m] += p.add[extra + m];
+    float* last = head + p.per_head - 2;
+    const float x = last[0];
+    // softplus, without overflow
+    const float soft = (x > 0.0f ? x : 0.0f) + __builtin_log1pf(__builtin_expf(x > 0.0f ? -x : x));
+    last[0] = p.strength ? 1.0f + 10.0f * soft : 1.0f;
+    last[1] = sigmoid_number(last[1]);
+  }
+}
+
+// Shaped heads [R][P] of element and step `at` to the padded vectors of the memory.
+STMETA_FN inline LruaInputs spread_heads(const MemoryScan& p, int64_t at, const float* heads,
+                                         const Tile& t, const float* memory,
+                                         const float* previous) {
+  const MemorySizes& s = p.sizes;
+  for (int64_t r = 0; r < s.heads; ++r) {
+    const float* head = heads + r * p.per_head;
+    const float* written = head + (p.write_key ? 0 : s.width);
+    float* add = t.add + r * s.wide;
+    read_rows(head, s.width, 1, s.width, s.wide, t.key + r * s.wide);
+    read_rows(written, s.width, 1, s.width, s.wide, add);
+    if (p.write_key && p.add != nullptr) {
+      const float* extra = p.add + (at * s.heads + r) * s.width;
+      for (int64_t m = 0; m < s.width; ++m) add[m] += extra[m];
+    }
+    t.strength[r] = head[p.per_head - 2];
+    t.gate[r] = head[p.per_head - 1];
+  }
+  return {memory, previous, t.key, t.strength, t.gate, t.add};
+}
+
+// ---- forward ----
+
+STMETA_FN inline void start_tile(const MemoryScan& p, const Tile& t) {
+  const MemorySizes& s = p.sizes;
+  const int64_t vectors = s.heads * s.width;
+  for (int64_t i = 0; i < t.rows; ++i) {
+    const int64_t b = t.first + i;
+    copy(p.h + b * p.hidden, p.hidden, t.fed + i * p.fed);
+    if (p.fed > p.hidden) copy(p.reads + b * vectors, vectors, t.fed + i * p.fed + p.hidden);
+    copy(p.c + b * p.hidden, p.hidden, t.cell + i * p.hidden);
+    read_rows(p.memory + b * s.rows * s.width, s.width, s.rows, s.width, s.wide,
+              t.memory + i * t.size);
+    read_rows(p.usage + b * s.rows, s.rows, 1, s.rows, s.padded, t.usage + i * s.padded);
+    read_rows(p.previous + b * s.heads * s.rows, s.rows, s.heads, s.rows, s.padded,
+              t.previous + i * s.heads * s.padded);
+  }
+}
+
+// One element's memory at one step, from shaped heads on.
+STMETA_FN inline void step_memory(const MemoryScan& p, const Tile& t, int64_t i, int64_t step,
+                                  const float* heads, Scratch scratch) {
+  const MemorySizes& s = p.sizes;
+  const int64_t at = (t.first + i) * p.steps + step, vectors = s.heads * s.width;
+  float* memory = t.memory + i * t.size;
+  float* weight = t.weight + i * s.heads * s.padded;
+  const float* previous = t.previous + i * s.heads * s.padded;
+  if (step % p.every == 0) {
+    const int64_t count = (p.steps + p.every - 1) / p.every;
+    float* mark = p.checkpoints + ((t.first + i) * count + step / p.every) * s.rows * s.width;
+    write_rows<float>(memory, s.rows, s.width, s.wide, mark, 0);
+  }
+  const LruaInputs e = spread_heads(p, at, heads, t, memory, previous);
+  lrua_forward(s, p.options, e,
+               {memory, t.usage + i * s.padded, weight, t.read, p.rows + at * s.heads}, scratch);
+  write_rows<float>(weight, s.heads, s.rows, s.padded, p.weights + at * s.heads * s.rows, 0);
+  float* y = p.y + at * (p.hidden + vectors);
+  write_rows<float>(t.read, s.heads, s.width, s.wide, y + p.hidden, 0);
+  if (p.fed > p.hidden) copy(y + p.hidden, vectors, t.fed + i * p.fed + p.hidden);
+}
+
+STMETA_FN inline void forward(const MemoryScan& p, int64_t first, int64_t rows, float* floats) {
+  const MemorySizes& s = p.sizes;
+  Scratch scratch = {floats};
+  Tile t = take_tile(p, first, rows, scratch);
+  const int64_t four = 4 * p.hidden, all = s.heads * p.per_head;
+  start_tile(p, t);
+  for (int64_t step = 0; step < p.steps; ++step) {
+    for (int64_t i = 0; i < rows; ++i) {
+      float* gates = t.gates + i * p.recurrent.wide;
+      copy(p.gates + ((first + i) * p.steps + step) * four, four, gates);
+      clear(gates + four, p.recurrent.wide - four);
+    }
+    multiply(p.recurrent, t.fed, p.fed, rows, t.gates);
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t at = (first + i) * p.steps + step;
+      float *gates = t.gates + i * p.recurrent.wide, *h = t.fed + i * p.fed;
+      open_all(p.hidden, gates, t.cell + i * p.hidden, h);
+      copy(gates, four, p.gates_out + at * four);
+      copy(t.cell + i * p.hidden, p.hidden, p.cells + at * p.hidden);
+      copy(h, p.hidden, p.y + at * (p.hidden + s.heads * s.width));
+      float* heads = t.heads + i * p.interface.wide;
+      copy(p.bias, all, heads);
+      clear(heads + all, p.interface.wide - all);
+    }
+    multiply(p.interface, t.fed, p.fed, rows, t.heads);
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t at = (first + i) * p.steps + step;
+      float* heads = t.heads + i * p.interface.wide;
+      shape_heads(p, at, heads);
+      copy(heads, all, p.heads + at * all);
+      step_memory(p, t, i, step, heads, scratch);
+    }
+    float* weight = t.weight;
+    t.weight = t.previous;
+    t.previous = weight;
+  }
+  for (int64_t i = 0; i < rows; ++i) {
+    write_rows<float>(t.memory + i * t.size, s.rows, s.width, s.wide, p.memory_out, first + i);
+    write_rows<float>(t.usage + i * s.padded, 1, s.rows, s.padded, p.usage_out, first + i);
+    write_rows<float>(t.previous + i * s.heads * s.padded, s.heads, s.rows, s.padded, p.weight_out,
+                      first + i);
+    copy(t.cell + i * p.hidden, p.hidden, p.c_out + (first + i) * p.hidden);
+  }
+}
+
+// ---- backward ----
+
+// What the backward carries from step to step, of each element, and its working rows.
+struct Carried {
+  float *fed, *cell;                  // [rows][padded K], [rows][H]
+  float *memory, *weight, *spare;     // padded; spare [rows][R][padded] takes turns with weight
+  float *d_gates, *d_heads, *grad_h;  // [rows][4H], [rows][R * P], [rows][padded H]
+  float* past;                        // [every][N][wide]: memories of one element's segment
+  float *key, *strength, *gate, *add, *read;  // gradients of one element, padded
+};
+
+STMETA_FN inline Carried take_carried(const MemoryScan& p, const Tile& t, Scratch& scratch) {
+  const MemorySizes& s = p.sizes;
+  const int64_t line = round_line(s.heads), vectors = s.heads * s.wide;
+  Carried c = {};
+  c.fed = scratch.take(t.rows * p.recurrent.wide);
+  c.cell = scratch.take(t.rows * p.hidden);
+  c.memory = scratch.take(t.rows * t.size);
+  c.weight = scratch.take(t.rows * s.heads * s.padded);
+  c.spare = scratch.take(t.rows * s.heads * s.padded);
+  c.d_gates = scratch.take(t.rows * 4 * p.hidden);
+  c.d_heads = scratch.take(t.rows * s.heads * p.per_head);
+  c.grad_h = scratch.take(t.rows * p.interface.wide);
+  c.past = scratch.take(t.rows * p.every * t.size);
+  c.key = scratch.take(vectors);
+  c.strength = scratch.take(line);
+  c.gate = scratch.take(line);
+  c.add = scratch.take(vectors);
+  c.read = scratch.take(vectors);
+  return c;
+}
+
+// The read weights before a step, padded.
+STMETA_FN inline void see_previous(const MemoryScan& p, int64_t b, int64_t step, float* out) {
+  const MemorySizes& s = p.sizes;
+  const int64_t size = s.heads * s.rows;
+  const float* from =
+      step == 0 ? p.previous + b * size : p.weights + (b * p.steps + step - 1) * size;
+  read_rows(from, s.rows, s.heads, s.rows, s.padded, out);
+}
+
+// The memories before each step of [begin, end), again from the checkpoint and what was written.
+STMETA_FN inline void repeat_segment(const MemoryScan& p, const Tile& t, const Carried& c,
+                                     int64_t i, int64_t begin, int64_t end, Scratch scratch) {
+  const MemorySizes& s = p.sizes;
+  const int64_t b = t.first + i, count = (p.steps + p.every - 1) / p.every;
+  float* past = c.past + i * p.every * t.size;
+  float *write = scratch.take(s.heads * s.padded), *keep = scratch.take(s.padded);
+  const float* mark = p.checkpoints + (b * count + begin / p.every) * s.rows * s.width;
+  read_rows(mark, s.width, s.rows, s.width, s.wide, past);
+  MemorySizes writing = s;
+  writing.reads = 0;
+  for (int64_t step = begin; step + 1 < end; ++step) {
+    const int64_t at = b * p.steps + step;
+    float* previous = t.previous + i * s.heads * s.padded;
+    see_previous(p, b, step, previous);
+    const LruaInputs e =
+        spread_heads(p, at, p.heads + at * s.heads * p.per_head, t, past, previous);
+    choose_rows(s, p.options.shared, e, p.rows + at * s.heads, write, keep);
+    const Access access = {nullptr, write, nullptr, e.add, keep, true};
+    write_and_read(writing, access, past, past + t.size, nullptr);
+    past += t.size;
+  }
+}
+
+// One element's memory, a step back: gradients of its raw heads.
+STMETA_FN inline void step_memory_back(const MemoryScan& p, const Tile& t, const Carried& c,
+                                       int64_t i, int64_t step, int64_t begin, Scratch scratch) {
+  const MemorySizes& s = p.sizes;
+  const int64_t b = t.first + i, at = b * p.steps + step, size = s.heads * s.padded;
+  const int64_t width = s.width, vectors = s.heads * width;
+  float *previous = t.previous + i * size, *weight = t.weight + i * size;
+  see_previous(p, b, step, previous);
+  read_rows(p.weights + at * s.heads * s.rows, s.rows, s.heads, s.rows, s.padded, weight);
+  const float* heads = p.heads + at * s.heads * p.per_head;
+  const float* memory = c.past + (i * p.every + step - begin) * t.size;
+  const LruaInputs e = spread_heads(p, at, heads, t, memory, previous);
+  const float* grad_y = p.grad_y + at * (p.hidden + vectors) + p.hidden;
+  read_rows(grad_y, width, s.heads, width, s.wide, c.read);
+  const float* fed = c.fed + i * p.recurrent.wide + p.hidden;
+  for (int64_t r = 0; p.fed > p.hidden && r < s.heads; ++r) {
+    for (int64_t m = 0; m < width; ++m) c.read[r * s.wide + m] += fed[r * width + m];
+  }
+  float* carried = c.memory + i * t.size;
+  lrua_backward(s, p.options, e,
+                {weight, p.rows + at * s.heads, carried, c.weight + i * size, c.read, carried,
+                 c.spare + i * size, c.key, c.strength, c.gate, c.add},
+                scratch);
+  float* d_heads = c.d_heads + i * s.heads * p.per_head;
+  for (int64_t r = 0; r < s.heads; ++r) {
+    float* d = d_heads + r * p.per_head;
+    const float* add = c.add + r * s.wide;
+    copy(c.key + r * s.wide, width, d);
+    if (p.write_key) {
+      for (int64_t m = 0; m < width; ++m) d[m] += add[m];
+    } else {
+      copy(add, width, d + width);
+    }
+    // strength = 1 + 10 softplus(x), of which the slope is 1 - e^-softplus(x)
+    const float soft = (e.strength[r] - 1.0f) / 10.0f, gate = e.gate[r];
+    d[p.per_head - 2] = p.strength ? -10.0f * __builtin_expm1f(-soft) * c.strength[r] : 0.0f;
+    d[p.per_head - 1] = c.gate[r] * gate * (1.0f - gate);
+  }
+  write_rows<float>(c.add, s.heads, width, s.wide, p.d_written + at * vectors, 0);
+  copy(d_heads, s.heads * p.per_head, p.d_heads + at * s.heads * p.per_head);
+}
+
+// The controller, a step back.
+STMETA_FN inline void step_controller_back(const MemoryScan& p, const Tile& t, const Carried& c,
+                                           int64_t step) {
+  const MemorySizes& s = p.sizes;
+  const int64_t hidden = p.hidden, four = 4 * hidden, out = hidden + s.heads * s.width;
+  for (int64_t i = 0; i < t.rows; ++i) {
+    const float* y = p.grad_y + ((t.first + i) * p.steps + step) * out;
+    const float* fed = c.fed + i * p.recurrent.wide;
+    float* grad = c.grad_h + i * p.interface.wide;
+    for (int64_t n = 0; n < hidden; ++n) grad[n] = y[n] + fed[n];
+    clear(grad + hidden, p.interface.wide - hidden);
+  }
+  multiply(p.interface, c.d_heads, s.heads * p.per_head, t.rows, c.grad_h);
+  for (int64_t i = 0; i < t.rows; ++i) {
+    const int64_t b = t.first + i, at = b * p.steps + step;
+    const float* before = step == 0 ? p.c + b * hidden : p.cells + (at - 1) * hidden;
+    float* d = c.d_gates + i * four;
+    close_all(hidden, p.gates_out + at * four, p.cells + at * hidden, before,
+              c.grad_h + i * p.interface.wide, c.cell + i * hidden, d);
+    copy(d, four, p.d_gates + at * four);
+  }
+  clear(c.fed, t.rows * p.recurrent.wide);
+  multiply(p.recurrent, c.d_gates, four, t.rows, c.fed);
+}
+
+STMETA_FN inline void backward(const MemoryScan& p, int64_t first, int64_t rows, float* floats) {
+  const MemorySizes& s = p.sizes;
+  Scratch scratch = {floats};
+  const Tile t = take_tile(p, first, rows, scratch);
+  Carried c = take_carried(p, t, scratch);
+  clear(c.fed, rows * p.recurrent.wide);
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t b = first + i;
+    copy(p.grad_c + b * p.hidden, p.hidden, c.cell + i * p.hidden);
+    read_rows(p.grad_memory + b * s.rows * s.width, s.width, s.rows, s.width, s.wide,
+              c.memory + i * t.size);
+    read_rows(p.grad_weight + b * s.heads * s.rows, s.rows, s.heads, s.rows, s.padded,
+              c.weight + i * s.heads * s.padded);
+  }
+  for (int64_t begin = (p.steps - 1) / p.every * p.every; begin >= 0; begin -= p.every) {
+    const int64_t end = begin + p.every < p.steps ? begin + p.every : p.steps;
+    for (int64_t i = 0; i < rows; ++i) repeat_segment(p, t, c, i, begin, end, scratch);
+    for (int64_t step = end - 1; step >= begin; --step) {
+      for (int64_t i = 0; i < rows; ++i) step_memory_back(p, t, c, i, step, begin, scratch);
+      step_controller_back(p, t, c, step);
+      float* spare = c.spare;
+      c.spare = c.weight;
+      c.weight = spare;
+    }
+  }
+  const int64_t vectors = s.heads * s.width;
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t b = first + i;
+    const float* fed = c.fed + i * p.recurrent.wide;
+    write_rows<float>(c.memory + i * t.size, s.rows, s.width, s.wide, p.d_memory, b);
+    write_rows<float>(c.weight + i * s.heads * s.padded, s.heads, s.rows, s.padded, p.d_previous,
+                      b);
+    copy(fed, p.hidden, p.d_h + b * p.hidden);
+    copy(c.cell + i * p.hidden, p.hidden, p.d_c + b * p.hidden);
+    if (p.fed > p.hidden) {
+      copy(fed + p.hidden, vectors, p.d_reads + b * vectors);
+    } else {
+      clear(p.d_reads + b * vectors, vectors);
+    }
+  }
+}
+
+}  // namespace stmeta::STMETA_ISA

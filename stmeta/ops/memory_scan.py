@@ -1,0 +1,309 @@
+"""A whole episode in one call: T steps of an LSTM controller with an LRUA memory (MANN).
+
+Implementation: csrc/cpu/memory_scan.cpp. The memory, its usage and the state stay in a thread's
+cache from the first step to the last; the backward repeats what was written, from a copy of the
+memory every sqrt(T) steps, instead of keeping T memories.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from stmeta.ops._args import check_shapes
+from stmeta.ops._dispatch import resolve, run
+from stmeta.ops._register import register
+from stmeta.ops.content_addressing import EPS
+from stmeta.ops.lrua_step import lrua_step_ref
+
+__all__ = ["MemoryScan", "memory_scan", "memory_scan_ref"]
+
+
+class MemoryScan(NamedTuple):
+    """What an episode gives: every step's output, and the state behind the last step."""
+
+    y: Tensor
+    """[B, T, H + R * M], output of the LSTM and what was read."""
+    memory: Tensor
+    """[B, N, M]"""
+    usage: Tensor
+    """[B, N], without gradient."""
+    weight: Tensor
+    """[B, R, N], read weights of the last step."""
+    c: Tensor
+    """[B, H], cell of the LSTM."""
+
+
+def memory_scan(
+    gates: Tensor,
+    recurrent: Tensor,
+    interface: Tensor,
+    bias: Tensor,
+    memory: Tensor,
+    usage: Tensor,
+    previous: Tensor,
+    reads: Tensor,
+    h: Tensor,
+    c: Tensor,
+    *,
+    key: Tensor | None = None,
+    add: Tensor | None = None,
+    decay: float = 0.99,
+    read_first: bool = True,
+    shared: bool = False,
+    strength: bool = True,
+    write_key: bool = False,
+    eps: float = EPS,
+    backend: str = "auto",
+) -> MemoryScan:
+    """Run an LSTM and an LRUA memory over an episode (Santoro et al. 2016, section 3).
+
+    Step t: gates_t + recurrent [h, reads] opens the LSTM (input, forget, cell, output); interface h
+    + bias gives each head a key, a vector to write, a strength and a gate; then `lrua_step`.
+
+    B batch, T steps, H hidden, R heads, N rows, M width, K = H + R * M or H, P = 2 M + 2 numbers of
+    a head: key, vector to write, strength, gate; M + 2 with `write_key`.
+
+    Args:
+        gates: [B, T, 4 H], the part of the gates that the inputs give, for all steps; fp32 (all
+            tensors; fp64 in eager).
+        recurrent: [4 H, K]; with K = H the controller does not see what was read.
+        interface: [R * P, H].
+        bias: [R * P].
+        memory: [B, N, M], before the first step, as the five below.
+        usage: [B, N]; no gradient goes through it.
+        previous: [B, R, N] read weights.
+        reads: [B, R * M].
+        h: [B, H].
+        c: [B, H].
+        key: [B, T, R, M], added to the keys.
+        add: [B, T, R, M], added to the vectors to write.
+        decay: how slowly usage fades, gamma in eq. 4.
+        read_first: read the memory as it was before the step's write.
+        shared: every head writes to all R least used rows, not head r to the r-th of them.
+        strength: sharpen the read weights by 1 + 10 softplus of the head's number.
+        write_key: write the key (eq. 8).
+        eps: added to the norms of the cosine.
+        backend: "auto", "eager" or "cpu".
+
+    Raises:
+        ValueError: shapes, dtypes or devices disagree, or R > N.
+        BackendUnavailableError: the named backend cannot run here.
+    """
+    _check(gates, recurrent, interface, bias, memory, usage, previous, reads, h, c, key, add)
+    heads, width = previous.shape[1], memory.shape[2]
+    _check_weights(recurrent, interface, heads, width, c.shape[1], write_key)
+    if heads > memory.shape[1]:
+        raise ValueError(
+            f"memory_scan: there must be at least as many rows N as heads R = {heads}, "
+            f"got {memory.shape[1]}"
+        )
+    tensors = (gates, key, add, recurrent, interface, bias)
+    tensors += (memory, usage.detach(), previous, reads, h, c)
+    options = (decay, read_first, shared, strength, write_key, eps)
+    name = resolve("memory_scan", memory, backend)
+    if name == "eager" or gates.shape[1] == 0:
+        return memory_scan_ref(*tensors, *options)
+    return MemoryScan(*run("memory_scan", name, *tensors, *options)[:5])
+
+
+def memory_scan_ref(
+    gates: Tensor,
+    key: Tensor | None,
+    add: Tensor | None,
+    recurrent: Tensor,
+    interface: Tensor,
+    bias: Tensor,
+    memory: Tensor,
+    usage: Tensor,
+    previous: Tensor,
+    reads: Tensor,
+    h: Tensor,
+    c: Tensor,
+    decay: float,
+    read_first: bool,
+    shared: bool,
+    strength: bool,
+    write_key: bool,
+    eps: float,
+) -> MemoryScan:
+    """`memory_scan` in plain PyTorch, step by step."""
+    heads, width = previous.shape[1], memory.shape[2]
+    steps = gates.shape[1]
+    outputs = []
+    # unbind, not indexing: the backward of x[:, t] would fill a zero tensor of all steps each time.
+    keys = [None] * steps if key is None else key.unbind(1)
+    adds = [None] * steps if add is None else add.unbind(1)
+    for now, more_key, more_add in zip(gates.unbind(1), keys, adds, strict=True):
+        fed = torch.cat([h, reads], 1) if recurrent.shape[1] > h.shape[1] else h
+        i, f, g, o = (now + F.linear(fed, recurrent)).chunk(4, dim=1)
+        c = torch.addcmul(torch.sigmoid(f) * c, torch.sigmoid(i), torch.tanh(g))
+        h = torch.sigmoid(o) * torch.tanh(c)
+        parts = F.linear(h, interface, bias).unflatten(1, (heads, -1))
+        k = parts[..., :width] if more_key is None else parts[..., :width] + more_key
+        a = k if write_key else parts[..., width : 2 * width]
+        a = a if more_add is None else a + more_add
+        beta = 1 + 10 * F.softplus(parts[..., -2]) if strength else torch.ones_like(parts[..., 0])
+        step = lrua_step_ref(
+            *(memory, usage, previous, k, beta, torch.sigmoid(parts[..., -1]), a),
+            decay=decay, read_first=read_first, shared=shared, eps=eps,
+        )  # fmt: skip
+        memory, usage, previous = step.memory, step.usage, step.weight
+        reads = step.read.flatten(1)
+        outputs += [h, reads]
+    if not outputs:
+        y = gates.new_zeros(gates.shape[0], 0, h.shape[1] + heads * width)
+        return MemoryScan(y, memory, usage, previous, c)
+    y = torch.cat(outputs, 1).view(gates.shape[0], steps, -1)
+    return MemoryScan(y, memory, usage, previous, c)
+
+
+def _check(*tensors: Tensor | None) -> None:
+    gates, recurrent, interface, bias, memory, usage, previous, reads, h, c, key, add = tensors
+    assert gates is not None and memory is not None
+    letters = {
+        "memory": (memory, "B N M"),
+        "usage": (usage, "B N"),
+        "previous": (previous, "B R N"),
+        "reads": (reads, "B RM"),
+        "h": (h, "B H"),
+        "c": (c, "B H"),
+        "gates": (gates, "B T 4H"),
+        "recurrent": (recurrent, "4H K"),
+        "interface": (interface, "RP H"),
+        "bias": (bias, "RP"),
+        "key": (key, "B T R M"),
+        "add": (add, "B T R M"),
+    }
+    present = {name: pair for name, pair in letters.items() if pair[0] is not None}
+    check_shapes("memory_scan", **present)  # pyright: ignore[reportArgumentType]
+    for name, (tensor, _) in present.items():
+        assert tensor is not None
+        if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != memory.dtype:
+            raise ValueError(
+                f"memory_scan: {name} must be fp32 (or fp64, all of them), as an episode adds to "
+                f"its memory step by step; got {tensor.dtype} beside a memory in {memory.dtype}; "
+                "use .float()"
+            )
+
+
+def _check_weights(
+    recurrent: Tensor,
+    interface: Tensor,
+    heads: int,
+    width: int,
+    hidden: int,
+    write_key: bool,
+) -> None:
+    per_head = (1 if write_key else 2) * width + 2
+    fed = (hidden, hidden + heads * width)
+    if recurrent.shape[0] != 4 * hidden or recurrent.shape[1] not in fed:
+        raise ValueError(
+            f"memory_scan: recurrent must be [4 H, K] with H = {hidden} and K = {fed[0]} or "
+            f"{fed[1]}, got {list(recurrent.shape)}"
+        )
+    if interface.shape[0] != heads * per_head:
+        raise ValueError(
+            f"memory_scan: interface must be [R * P, H] = [{heads * per_head}, {hidden}] with "
+            f"P = {per_head} numbers of a head (write_key = {write_key}), got "
+            f"{list(interface.shape)}"
+        )
+
+
+_STATE = "Tensor memory, Tensor usage, Tensor previous, Tensor reads, Tensor h, Tensor c"
+_OPTIONS = "float decay, bool read_first, bool shared, bool strength, bool write_key, float eps"
+_KEPT = "Tensor opened, Tensor cells, Tensor heads, Tensor weights, Tensor rows, Tensor marks"
+_SCHEMA = (
+    "(Tensor gates, Tensor? key, Tensor? add, Tensor recurrent, Tensor interface, Tensor bias, "
+    f"{_STATE}, {_OPTIONS}) "
+    f"-> (Tensor y, Tensor memory_out, Tensor usage_out, Tensor weight_out, Tensor c_out, {_KEPT})"
+)
+_BACKWARD_SCHEMA = (
+    "(Tensor grad_y, Tensor grad_memory, Tensor grad_weight, Tensor grad_c, Tensor? add, "
+    "Tensor recurrent, Tensor interface, Tensor memory, Tensor previous, Tensor c, "
+    f"{_KEPT}, {_OPTIONS}) "
+    "-> (Tensor d_gates, Tensor d_heads, Tensor d_written, Tensor d_memory, Tensor d_previous, "
+    "Tensor d_reads, Tensor d_h, Tensor d_c)"
+)
+
+
+def _marks(steps: int) -> int:
+    """Memories that the forward keeps: one every ceil(sqrt(T)) steps."""
+    every = 1
+    while every * every < steps:
+        every += 1
+    return -(-steps // every)
+
+
+def _fake(
+    gates: Tensor, key: Any, add: Any, recurrent: Tensor, interface: Tensor, bias: Tensor,
+    memory: Tensor, usage: Tensor, previous: Tensor, reads: Tensor, h: Tensor, c: Tensor,
+    *options: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    batch, steps = gates.shape[:2]
+    heads, rows = previous.shape[1:]
+    hidden = c.shape[1]
+    new = gates.new_empty
+    return (
+        new(batch, steps, hidden + heads * memory.shape[2]),
+        *(x.new_empty(x.shape) for x in (memory, usage, previous, c, gates)),
+        new(batch, steps, hidden),
+        new(batch, steps, interface.shape[0]),
+        new(batch, steps, heads, rows),
+        new(batch, steps, heads, dtype=torch.int64),
+        new(batch, _marks(steps), rows, memory.shape[2]),
+    )
+
+
+def _backward_fake(
+    grad_y: Tensor, grad_memory: Tensor, grad_weight: Tensor, grad_c: Tensor, add: Any,
+    recurrent: Tensor, interface: Tensor, memory: Tensor, previous: Tensor, c: Tensor,
+    opened: Tensor, cells: Tensor, heads: Tensor, *rest: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    reads = grad_y.new_empty(grad_y.shape[0], grad_y.shape[2] - c.shape[1])
+    batch, steps = opened.shape[:2]
+    written = opened.new_empty(batch, steps, previous.shape[1], memory.shape[2])
+    like = (memory, previous, reads, c, c)
+    gates = (opened.new_empty(opened.shape), heads.new_empty(heads.shape))
+    return *gates, written, *(x.new_empty(x.shape) for x in like)
+
+
+def _autograd(ops: Any) -> tuple[Any, Any]:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _, key, add, recurrent, interface, _, memory, _, previous, reads, h, c = inputs[:12]
+        ctx.options, ctx.extra = inputs[12:], (key is not None, add is not None)
+        ctx.save_for_backward(
+            *(add, recurrent, interface, memory, previous, c, reads, h, output[0]), *output[5:]
+        )
+        ctx.mark_non_differentiable(output[2], *output[5:])
+
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        add, recurrent, interface, memory, previous, c, reads, h, y, *kept = ctx.saved_tensors
+        d_gates, d_heads, d_written, d_memory, d_previous, *d_state = ops.memory_scan_backward(
+            *(grads[0], grads[1], grads[3], grads[4], add),
+            *(recurrent, interface, memory, previous, c, *kept, *ctx.options),
+        )
+        first = torch.cat([h, reads], 1)[:, None]
+        fed = torch.cat([first, y[:, :-1]], 1)[..., : recurrent.shape[1]].flatten(0, 1)
+        shown = y[..., : h.shape[1]].flatten(0, 1)
+        of_heads = d_heads.flatten(0, 1)
+        of_key = d_heads.unflatten(2, (previous.shape[1], -1))[..., : memory.shape[2]]
+        return (
+            d_gates,
+            of_key.contiguous() if ctx.extra[0] else None,
+            d_written if ctx.extra[1] else None,
+            d_gates.flatten(0, 1).t() @ fed,
+            of_heads.t() @ shown,
+            of_heads.sum(0),
+            *(d_memory, None, d_previous, *d_state),
+            *[None] * 6,
+        )
+
+    return setup_context, backward
+
+
+register("memory_scan", _SCHEMA, _fake, module="memory_scan", autograd=_autograd)
+register("memory_scan_backward", _BACKWARD_SCHEMA, _backward_fake, module="memory_scan")

@@ -1,0 +1,225 @@
+"""memory_scan: an episode in one call against the reference in float64, value and gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from stmeta._errors import BackendUnavailableError
+from stmeta.ops import availability, memory_scan, memory_scan_ref
+from stmeta.ops._register import extension
+
+OPTIONS = {
+    "usual": {},
+    "read_last": {"read_first": False},
+    "shared": {"shared": True},
+    "paper": {"read_first": False, "shared": True, "strength": False, "write_key": True},
+    "key_and_add": {"write_key": True},
+    "blind": {"fed": False},
+}
+SIZES = {  # B, T, H, R, N, M
+    "usual": (3, 9, 20, 4, 16, 12),
+    "odd": (5, 7, 13, 3, 11, 5),
+    "wide": (2, 6, 48, 4, 32, 48),
+    "one": (1, 1, 1, 1, 1, 1),
+    "step": (17, 1, 33, 2, 8, 20),
+    "long": (2, 200, 8, 2, 6, 4),
+}
+
+
+@pytest.fixture(params=["plain", "avx2", "avx512"])
+def capability(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each instruction set of the CPU kernels."""
+    if availability("memory_scan")["cpu"]:
+        pytest.skip(availability("memory_scan")["cpu"])
+    before = extension.cpu_capability()
+    try:
+        extension.set_cpu_capability(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield
+    extension.set_cpu_capability(before)
+
+
+def make(
+    sizes: tuple[int, ...], *, fed: bool = True, write_key: bool = False, extra: bool = False
+) -> dict[str, Tensor]:
+    """Arguments in float64."""
+    batch, steps, hidden, heads, rows, width = sizes
+    g = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return scale * torch.randn(shape, generator=g, dtype=torch.float64)
+
+    known = hidden + heads * width if fed else hidden
+    per_head = (1 if write_key else 2) * width + 2
+    arguments = {
+        "gates": normal(batch, steps, 4 * hidden),
+        "recurrent": normal(4 * hidden, known, scale=known**-0.5),
+        "interface": normal(heads * per_head, hidden, scale=2 * hidden**-0.5),
+        "bias": normal(heads * per_head),
+        "memory": normal(batch, rows, width, scale=0.5),
+        "usage": torch.rand(batch, rows, generator=g, dtype=torch.float64),
+        "previous": torch.softmax(normal(batch, heads, rows), 2),
+        "reads": normal(batch, heads * width, scale=0.3),
+        "h": torch.tanh(normal(batch, hidden)),
+        "c": normal(batch, hidden),
+    }
+    if extra:
+        arguments["key"] = normal(batch, steps, heads, width, scale=0.5)
+        arguments["add"] = normal(batch, steps, heads, width, scale=0.5)
+    return arguments
+
+
+def run(arguments: dict[str, Tensor], dtype: torch.dtype, backend: str, **options) -> list[Tensor]:
+    """Outputs, and gradients of all inputs but usage."""
+    leaves = {name: x.to(dtype).requires_grad_(name != "usage") for name, x in arguments.items()}
+    out = memory_scan(**leaves, backend=backend, **options)
+    g = torch.Generator().manual_seed(1)
+    parts = [out.y, out.memory, out.weight, out.c]
+    loss = sum(
+        (x * torch.randn(x.shape, generator=g, dtype=torch.float64).to(dtype)).sum() for x in parts
+    )
+    wanted = [x for x in leaves.values() if x.requires_grad]
+    grads = torch.autograd.grad(loss, wanted, materialize_grads=True)
+    return [x.detach() for x in (*out, *grads)]
+
+
+def compare(arguments: dict[str, Tensor], factor: float = 4.0, **options) -> None:
+    """Within `factor` errors of eager in fp32; a chain of steps multiplies errors, so not two."""
+    exact = run(arguments, torch.float64, "eager", **options)
+    eager = run(arguments, torch.float32, "eager", **options)
+    fused = run(arguments, torch.float32, "cpu", **options)
+    names = ["y", "memory", "usage", "weight", "c", *(n for n in arguments if n != "usage")]
+    for name, truth, plain, ours in zip(names, exact, eager, fused, strict=True):
+        assert ours.shape == truth.shape and ours.dtype == torch.float32
+        scale = float(truth.abs().max())
+        error, allowed = (float((x.double() - truth).abs().max()) for x in (ours, plain))
+        assert error <= factor * (allowed + 6e-8 * scale), f"{name}: {error} against {allowed}"
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_matches_reference(options, capability):
+    made = {k: v for k, v in options.items() if k in ("fed", "write_key")}
+    passed = {k: v for k, v in options.items() if k != "fed"}
+    arguments = make(SIZES["usual"], **made, extra=options is not OPTIONS["paper"])
+    compare(arguments, **passed)
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_sizes(sizes, capability):
+    compare(make(sizes))
+
+
+def test_fifty_steps_of_the_usual_memory(capability):
+    compare(make((2, 50, 200, 4, 128, 40)))
+
+
+def test_two_halves_are_one_episode():
+    arguments = {name: x.float() for name, x in make((3, 10, 20, 4, 16, 12)).items()}
+    whole = memory_scan(**arguments)
+    gates = arguments.pop("gates")
+    first = memory_scan(gates=gates[:, :5], **arguments)
+    state = {
+        "memory": first.memory,
+        "usage": first.usage,
+        "previous": first.weight,
+        "reads": first.y[:, -1, 20:],
+        "h": first.y[:, -1, :20],
+        "c": first.c,
+    }
+    second = memory_scan(gates=gates[:, 5:], **(arguments | state))
+    torch.testing.assert_close(torch.cat([first.y, second.y], 1), whole.y, rtol=0, atol=0)
+    for ours, theirs in zip(second[1:], whole[1:], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("batch", [0, 1])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_empty(batch, steps):
+    arguments = make((batch, steps, 8, 2, 4, 3))
+    out = run(arguments, torch.float32, "auto")
+    assert out[0].shape == (batch, steps, 8 + 6)
+
+
+def test_a_nan_stays_in_its_episode(capability):
+    arguments = {name: x.float() for name, x in make(SIZES["usual"]).items()}
+    clean = memory_scan(**arguments)
+    arguments["gates"] = arguments["gates"].clone()
+    arguments["gates"][1, 4, 0] = float("nan")
+    broken = memory_scan(**arguments)
+    assert broken.y[1, 4:, 0].isnan().all()
+    for ours, theirs in zip(broken, clean, strict=True):
+        assert torch.equal(ours[[0, 2]], theirs[[0, 2]])
+
+
+def test_opcheck():
+    arguments = {name: x.float() for name, x in make((2, 3, 4, 2, 4, 3)).items()}
+    order = ("gates", "key", "add", "recurrent", "interface", "bias", "memory", "usage")
+    order += ("previous", "reads", "h", "c")
+    tensors = [arguments.get(name) for name in order]
+    for x in tensors:
+        if x is not None and x is not arguments["usage"]:
+            x.requires_grad_()
+    options = (0.99, True, False, True, False, 1e-8)
+    torch.library.opcheck(torch.ops.stmeta.memory_scan.default, (*tensors, *options))
+
+
+def test_compiles_whole():
+    arguments = {name: x.float().requires_grad_() for name, x in make(SIZES["usual"]).items()}
+
+    def loss(**tensors: Tensor) -> Tensor:
+        return memory_scan(**tensors).y.square().sum()
+
+    eager = loss(**arguments)
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(**arguments)
+    torch.testing.assert_close(compiled, eager)
+
+
+def test_reference_is_the_reference():
+    """Gradients of the reference against differences, in float64."""
+    arguments = make((1, 3, 3, 2, 4, 3))
+    usage = arguments.pop("usage")
+    names = list(arguments)
+
+    def function(*tensors: Tensor) -> Tensor:
+        out = memory_scan(**dict(zip(names, tensors, strict=True)), usage=usage, backend="eager")
+        return out.y
+
+    leaves = [x.requires_grad_() for x in arguments.values()]
+    assert torch.autograd.gradcheck(function, leaves)
+
+
+def test_errors():
+    arguments = {name: x.float() for name, x in make(SIZES["usual"]).items()}
+    with pytest.raises(ValueError, match=r"at least as many rows N as heads R = 4, got 3"):
+        memory_scan(
+            **arguments
+            | {k: arguments[k][..., :3].contiguous() for k in ("usage", "previous")}
+            | {"memory": arguments["memory"][:, :3]}
+        )
+    with pytest.raises(ValueError, match=r"recurrent must be \[4 H, K\] with H = 20"):
+        memory_scan(**arguments | {"recurrent": arguments["recurrent"][:, :30]})
+    with pytest.raises(ValueError, match=r"interface must be \[R \* P, H\]"):
+        memory_scan(**arguments, write_key=True)
+    with pytest.raises(ValueError, match=r"memory_scan: gates must be fp32"):
+        memory_scan(**arguments | {"gates": arguments["gates"].bfloat16()})
+    with pytest.raises(ValueError, match=r"memory_scan: c must be \[B, H\]"):
+        memory_scan(**arguments | {"c": arguments["c"][:1]})
+    with pytest.raises(BackendUnavailableError, match=r"triton"):
+        memory_scan(**arguments, backend="triton")
+
+
+def test_reference_needs_no_kernel():
+    arguments = make(SIZES["one"])
+    out = memory_scan(**arguments, backend="eager")
+    order = ("recurrent", "interface", "bias", "memory", "usage", "previous", "reads", "h", "c")
+    again = memory_scan_ref(
+        arguments["gates"], None, None, *(arguments[name] for name in order),
+        0.99, True, False, True, False, 1e-8,
+    )  # fmt: skip
+    for ours, theirs in zip(out, again, strict=True):
+        assert torch.equal(ours, theirs)
