@@ -1,6 +1,20 @@
 """Memories for learning within an episode. Their state is explicit: `y, state = cell(x, state)`."""
 
+from stmeta.memory.dnc import DNCCell, DNCConfig, DNCState
 from stmeta.memory.lstm import LSTMCell, LSTMState
 from stmeta.memory.mann import MANNCell, MANNConfig, MANNState
+from stmeta.memory.ntm import NTMCell, NTMConfig, NTMState
 
-__all__ = ["LSTMCell", "LSTMState", "MANNCell", "MANNConfig", "MANNState"]
+__all__ = [
+    "DNCCell",
+    "DNCConfig",
+    "DNCState",
+    "LSTMCell",
+    "LSTMState",
+    "MANNCell",
+    "MANNConfig",
+    "MANNState",
+    "NTMCell",
+    "NTMConfig",
+    "NTMState",
+]

@@ -11,9 +11,8 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from stmeta.ops.lrua_step import lrua_step
+from stmeta.ops.memory_scan import memory_scan
 
 
 class MANNState(NamedTuple):
@@ -103,8 +102,9 @@ class MANNCell(nn.Module):
             self.input.bias[config.hidden : 2 * config.hidden] += 1.0
 
     def initial_state(self, batch: int) -> MANNState:
-        """State before the first step, on the device and in the dtype of the weights."""
-        c, like = self.config, self.input.weight
+        """State before the first step, on the device of the weights; fp32, or fp64 as they are."""
+        c, weight = self.config, self.input.weight
+        like = weight.new_empty(0, dtype=torch.promote_types(weight.dtype, torch.float32))
         return MANNState(
             memory=like.new_full((batch, c.rows, c.width), c.initial),
             usage=like.new_zeros(batch, c.rows),
@@ -138,54 +138,34 @@ class MANNCell(nn.Module):
         """
         self._check(x, key=key, add=add)
         state = state or self.initial_state(x.shape[0])
-        steps = x.shape[1]
-        # One product for all steps. unbind, not indexing: the backward of gates[:, t] would fill a
-        # zero tensor of all steps at every step.
-        gates = self.input(x).unbind(1)
-        keys = [None] * steps if key is None else key.unbind(1)
-        adds = [None] * steps if add is None else add.unbind(1)
-        outputs = []
-        for now in zip(gates, keys, adds, strict=True):
-            state = self._step(state, *now)
-            outputs += [state.h, state.reads]
-        y = torch.cat(outputs, dim=1) if outputs else x.new_zeros(x.shape[0], 0)
-        return y.view(x.shape[0], x.shape[1], self.out_dim), state
-
-    def _step(
-        self, state: MANNState, gates: Tensor, key: Tensor | None, add: Tensor | None
-    ) -> MANNState:
         config = self.config
-        fed = torch.cat([state.h, state.reads], 1) if config.feed_reads else state.h
-        h, c = lstm_gates(gates + F.linear(fed, self.recurrent.weight), state.c)
-        keys, adds, strength, gate = self._heads(h, key, add)
-        step = lrua_step(
+        # One product for the inputs of all steps; then the episode, in one call. An episode adds to
+        # its memory step by step: in fp32, also under autocast.
+        dtype = state.memory.dtype
+        episode = memory_scan(
+            self.input(x).to(dtype),
+            self.recurrent.weight.to(dtype),
+            self.interface.weight.to(dtype),
+            self.interface.bias.to(dtype),
             state.memory,
             state.usage,
             state.read_weights,
-            keys,
-            strength,
-            gate,
-            adds,
+            state.reads,
+            state.h,
+            state.c,
+            key=None if key is None else key.to(dtype),
+            add=None if add is None else add.to(dtype),
             decay=config.decay,
             read_first=config.read_first,
             shared=config.least_used == "shared",
+            strength=config.strength,
+            write_key=config.write == "key",
         )
-        return MANNState(step.memory, step.usage, step.weight, step.read.flatten(1), h, c)
-
-    def _heads(
-        self, h: Tensor, key: Tensor | None, add: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        config = self.config
-        heads = self.interface(h).unflatten(1, (config.reads, self.per_head))
-        width = config.width
-        keys = heads[..., :width] if key is None else heads[..., :width] + key
-        adds = keys if config.write == "key" else heads[..., width : 2 * width]
-        adds = adds if add is None else adds + add
-        if config.strength:
-            strength = 1 + 10 * F.softplus(heads[..., -2])
-        else:
-            strength = heads.new_ones(heads.shape[:2])
-        return keys, adds, strength, torch.sigmoid(heads[..., -1])
+        y = episode.y
+        if x.shape[1] == 0:
+            return y, state
+        h, reads = y[:, -1].split([config.hidden, config.reads * config.width], dim=1)
+        return y, MANNState(episode.memory, episode.usage, episode.weight, reads, h, episode.c)
 
     def _check(self, x: Tensor, **extra: Tensor | None) -> None:
         if x.ndim != 3 or x.shape[2] != self.in_dim:

@@ -142,7 +142,7 @@ def memory_scan_ref(
         i, f, g, o = (now + F.linear(fed, recurrent)).chunk(4, dim=1)
         c = torch.addcmul(torch.sigmoid(f) * c, torch.sigmoid(i), torch.tanh(g))
         h = torch.sigmoid(o) * torch.tanh(c)
-        parts = F.linear(h, interface, bias).unflatten(1, (heads, -1))
+        parts = F.linear(h, interface, bias).unflatten(1, (heads, len(bias) // heads))
         k = parts[..., :width] if more_key is None else parts[..., :width] + more_key
         a = k if write_key else parts[..., width : 2 * width]
         a = a if more_add is None else a + more_add
@@ -157,7 +157,7 @@ def memory_scan_ref(
     if not outputs:
         y = gates.new_zeros(gates.shape[0], 0, h.shape[1] + heads * width)
         return MemoryScan(y, memory, usage, previous, c)
-    y = torch.cat(outputs, 1).view(gates.shape[0], steps, -1)
+    y = torch.cat(outputs, 1).unflatten(1, (steps, h.shape[1] + heads * width))
     return MemoryScan(y, memory, usage, previous, c)
 
 
@@ -290,7 +290,8 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
         fed = torch.cat([first, y[:, :-1]], 1)[..., : recurrent.shape[1]].flatten(0, 1)
         shown = y[..., : h.shape[1]].flatten(0, 1)
         of_heads = d_heads.flatten(0, 1)
-        of_key = d_heads.unflatten(2, (previous.shape[1], -1))[..., : memory.shape[2]]
+        heads = previous.shape[1]
+        of_key = d_heads.unflatten(2, (heads, d_heads.shape[2] // heads))[..., : memory.shape[2]]
         return (
             d_gates,
             of_key.contiguous() if ctx.extra[0] else None,

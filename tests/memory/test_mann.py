@@ -282,3 +282,14 @@ def test_lstm_baseline_has_the_same_interface():
     torch.testing.assert_close(torch.cat([first, second], 1), whole)
     torch.testing.assert_close(last.c, end.c)
     assert not any(part.requires_grad for part in last.detach())
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_the_memory_stays_fp32(half):
+    cell, x = make_cell(6).float(), torch.randn(2, 5, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, state = cell(x)
+    assert {part.dtype for part in (y, *state)} == {torch.float32}
+    y, state = cell.to(half)(x.to(half))
+    assert {part.dtype for part in (y, *state)} == {torch.float32}
+    assert bool(y.isfinite().all())
