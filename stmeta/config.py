@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union
 
+from stmeta.memory.dnc import DNCConfig
+from stmeta.memory.mann import MANNConfig
+from stmeta.memory.ntm import NTMConfig
 from stmeta.models.mann import FewShotConfig as FewShotHead
 from stmeta.models.small_vit import PRESETS, SmallViTConfig
 
@@ -118,24 +121,13 @@ class FewShotConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One run: data, model, stages and how they execute."""
+class RunConfig:
+    """What every run has: where it writes and how it executes."""
 
     recipe: str = "demo"
     """Name of the recipe that these values came from."""
-    data: Path | None = None
-    """Folder with train/, val/ (and heldout/) shards; none = the built-in motion clips."""
     out: Path | None = None
     """Folder of the run; none = runs/<recipe>."""
-    stage: tuple[StageName, ...] = ("pretrain", "classify", "classify_masked", "fewshot")
-    """Stages to run, in order."""
-    model: SmallViTConfig = PRESETS["tiny"]
-    """Encoder and decoder; frames, size, mean and std of the clips are set here too."""
-    clip: ClipConfig = field(default_factory=ClipConfig)
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    classify: ClassifyConfig = field(default_factory=ClassifyConfig)
-    classify_masked: ClassifyConfig = field(default_factory=ClassifyConfig)
-    fewshot: FewShotConfig = field(default_factory=FewShotConfig)
     fused: bool = False
     """Use the fused ops; off = the eager reference."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -154,18 +146,72 @@ class TrainConfig:
         return self.out or Path("runs") / self.recipe
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """The stages of video learning: data and models."""
+
+    data: Path | None = None
+    """Folder with train/, val/ (and heldout/) shards; none = the built-in motion clips."""
+    stage: tuple[StageName, ...] = ("pretrain", "classify", "classify_masked", "fewshot")
+    """Stages to run, in order."""
+    model: SmallViTConfig = PRESETS["tiny"]
+    """Encoder and decoder; frames, size, mean and std of the clips are set here too."""
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    classify_masked: ClassifyConfig = field(default_factory=ClassifyConfig)
+    fewshot: FewShotConfig = field(default_factory=FewShotConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig(RunConfig):
+    """A memory alone, on episodes of images or on sequences of bits."""
+
+    task: Literal["omniglot", "copy", "repeat_copy", "recall"] = "copy"
+    data: Path | None = None
+    """Folder with Omniglot: the official zips, or the two arrays. Sequences need none."""
+    memory: Literal["mann", "ntm", "dnc", "lstm"] = "mann"
+    mann: MANNConfig = field(default_factory=MANNConfig)
+    ntm: NTMConfig = field(default_factory=NTMConfig)
+    dnc: DNCConfig = field(default_factory=DNCConfig)
+    lstm_hidden: int = 200
+    steps: int = 6250
+    batch_size: int = 16
+    ways: int = 5
+    """Classes of an episode."""
+    instances: int = 10
+    """Images of each class in an episode."""
+    image_size: int = 20
+    shift: int = 2
+    """Largest shift of a training image, in pixels."""
+    rotation: float = 0.19635
+    """Largest rotation of a training image, in radians."""
+    test_episodes: int = 1280
+    max_length: int = 20
+    """Longest sequence (or most items) in training."""
+    test_lengths: tuple[int, ...] = (10, 20, 40, 60)
+    bits: int = 8
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(
+            lr=1e-3, warmup=0.0, weight_decay=0.0, betas=(0.9, 0.999), clip_grad=10.0
+        )
+    )
+    evals: int = 10
+
+
 def to_json(config: Any) -> str:
     """Serialise a config, paths as strings."""
     return json.dumps(dataclasses.asdict(config), indent=2, default=str)
 
 
-def from_json(text: str) -> TrainConfig:
+def from_json(text: str) -> TrainConfig | MemoryConfig:
     """Read back what `to_json` wrote.
 
     Raises:
         ValueError: the file names a field that this version does not know.
     """
-    return _build(TrainConfig, json.loads(text))
+    values = json.loads(text)
+    return _build(MemoryConfig if "task" in values else TrainConfig, values)
 
 
 def _build(kind: Any, value: Any) -> Any:

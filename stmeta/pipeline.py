@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +16,14 @@ from torchmetrics.functional.classification import multiclass_f1_score
 import stmeta
 from stmeta import report
 from stmeta._errors import DataError
-from stmeta.config import ClassifyConfig, TrainConfig, to_json
+from stmeta.config import ClassifyConfig, TrainConfig
 from stmeta.data.episodes import EpisodeLoader, EpisodePlan
 from stmeta.data.loader import ClipLoader
 from stmeta.data.shards import ShardIndex
 from stmeta.models.classifier import VideoClassifier
 from stmeta.models.mann import FewShotMANN
 from stmeta.models.video_mae import VideoMAE
+from stmeta.runs import claim_folder, device_of, write_metrics
 from stmeta.stages import ClassifyStage, FewShotStage, PretrainStage, clip_loader, to_model
 from stmeta.trainer import Trainer
 
@@ -36,12 +34,8 @@ def run(config: TrainConfig, *, resume: bool, console: Console) -> dict[str, Any
     Returns:
         What metrics.json holds: one record per stage.
     """
-    config = _claim_folder(config, resume)
-    device = torch.device(
-        config.device
-        if config.device != "auto"
-        else ("cuda" if torch.cuda.is_available() else "cpu")
-    )
+    config = claim_folder(config, resume)
+    device = device_of(config)
     data = _data_root(config)
     console.print(
         f"[bold]{config.recipe}[/] → {config.folder}   {device}, {config.precision}, "
@@ -54,7 +48,7 @@ def run(config: TrainConfig, *, resume: bool, console: Console) -> dict[str, Any
             runner = {"pretrain": _pretrain, "fewshot": _fewshot}.get(name, _classify)
             record = runner(_Context(config, data, device, console, name, resume))
             records[name] = record
-            _write_metrics(config, records)
+            write_metrics(config, records)
             report.curves(records, config.folder / "curves.png")
     console.print(report.summary(records))
     console.print(f"pictures, weights and metrics are in {config.folder}", highlight=False)
@@ -264,42 +258,3 @@ def _data_root(config: TrainConfig) -> Path:
 
     with ProgressBar() as bar:
         return motions.build(progress=bar)
-
-
-def _claim_folder(config: TrainConfig, resume: bool) -> TrainConfig:
-    """Choose the folder and write config.json; a finished or stopped run is never overwritten."""
-    folder = config.folder
-    if not resume and (folder / "config.json").exists():
-        if config.out is not None:
-            raise ValueError(
-                f"out: {folder} already holds a run; go on with --resume {folder}, or choose "
-                "another --out"
-            )
-        number = 2
-        while (folder.with_name(f"{folder.name}-{number}") / "config.json").exists():
-            number += 1
-        config = dataclasses.replace(config, out=folder.with_name(f"{folder.name}-{number}"))
-        folder = config.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        _write(folder / "config.json", to_json(config))
-    return config
-
-
-def _write_metrics(config: TrainConfig, records: dict[str, Any]) -> None:
-    environment = {
-        "stmeta": stmeta.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-    text = json.dumps({"environment": environment, "stages": records}, indent=1)
-    _write(config.folder / "metrics.json", text)
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -69,6 +69,8 @@ def to_model(batch: ClipBatch, device: torch.device) -> Tensor:
 class _ClipStage:
     """What the stages that read clips share."""
 
+    unit = "clips"
+
     def __init__(self, train: ClipLoader, val: ClipLoader, epochs: float, evals: int) -> None:
         self.train_loader, self.val_loader = train, val
         self.steps = max(1, round(epochs * len(train)))
@@ -211,7 +213,7 @@ def mix(video: Tensor, share: float) -> Tensor:
 class FewShotStage:
     """Classify each clip of an episode from the clips and labels that came before it."""
 
-    name = "fewshot"
+    name, unit = "fewshot", "clips"
     metric, sign = "instance_5", 1
     shown = ("instance_1", "instance_2", "instance_5", "instance_10")
 

@@ -15,10 +15,10 @@ from rich.logging import RichHandler
 
 from stmeta import recipes
 from stmeta._errors import BackendUnavailableError, DataError
-from stmeta.config import TrainConfig, from_json
+from stmeta.config import MemoryConfig, TrainConfig, from_json
 
 
-def parse(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
+def parse(argv: Sequence[str]) -> tuple[TrainConfig | MemoryConfig, bool]:
     """Turn the command line into a config and whether to resume.
 
     The recipe gives the defaults; every field can be changed (`--help` lists them).
@@ -32,7 +32,7 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig, bool]:
         default = from_json((Path(known.resume) / "config.json").read_text())
         default = dataclasses.replace(default, out=Path(known.resume))
     config = tyro.cli(
-        TrainConfig,
+        type(default),
         prog="python -m stmeta.train",
         description=(
             "Train the stages of a recipe. --recipe NAME chooses the defaults "
@@ -53,11 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         handlers=[RichHandler(console=console, show_path=False, show_time=False)],
     )
     config, resume = parse(sys.argv[1:] if argv is None else argv)
-    from stmeta.pipeline import run
+    from stmeta import memory_pipeline, pipeline
     from stmeta.trainer import NonFiniteLossError
 
     try:
-        run(config, resume=resume, console=console)
+        if isinstance(config, MemoryConfig):
+            memory_pipeline.run(config, resume=resume, console=console)
+        else:
+            pipeline.run(config, resume=resume, console=console)
     except KeyboardInterrupt:
         console.print(f"saved; go on with: python -m stmeta.train --resume {config.folder}")
         return 130

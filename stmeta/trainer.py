@@ -24,13 +24,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from stmeta.config import OptimConfig, TrainConfig
+from stmeta.config import OptimConfig, RunConfig
 
 
 class Stage(Protocol):
     """What a stage tells the trainer. Implementations: `stmeta.stages`."""
 
     name: str
+    unit: str  # what a batch is made of, "clips"
     model: nn.Module
     steps: int
     evals: int
@@ -72,7 +73,7 @@ class Trainer:
     """Trains one stage to its end, or from its last checkpoint to its end."""
 
     def __init__(
-        self, stage: Stage, config: TrainConfig, *, device: torch.device, console: Console
+        self, stage: Stage, config: RunConfig, *, device: torch.device, console: Console
     ) -> None:
         self.stage, self.config, self.device, self.console = stage, config, device, console
         self.folder = config.folder / stage.name
@@ -133,7 +134,7 @@ class Trainer:
         if not math.isfinite(value):
             self._save(before)
             raise NonFiniteLossError(
-                f"{self.stage.name}: the loss is {value} at step {self.step}; clips: "
+                f"{self.stage.name}: the loss is {value} at step {self.step}; {self.stage.unit}: "
                 f"{', '.join(self.stage.keys(batch))}. The state before this step is in "
                 f"{self.folder / 'last.pt'}; lower {self.stage.name}.optim.lr or use "
                 "--precision fp32"
@@ -182,7 +183,7 @@ class Trainer:
         loss = sum(item["loss"] for item in recent) / max(len(recent), 1)
         speed = self.clips / max(self.seconds, 1e-9)
         wait = self.waited / max(self.seconds, 1e-9)
-        return f"loss {loss:.4f}  {speed:,.0f} clips/s  data wait {wait:.0%}"
+        return f"loss {loss:.4f}  {speed:,.0f} {self.stage.unit}/s  data wait {wait:.0%}"
 
     def _record(self) -> dict[str, Any]:
         return {

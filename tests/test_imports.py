@@ -20,13 +20,22 @@ ALLOWED = {
     "memory": {"_errors", "ops", "nn"},
     "models": {"_errors", "ops", "nn", "memory"},
     "data": {"_errors"},
-    "config": {"models"},
+    "config": {"memory", "models"},
     "report": set(),
-    "recipes": {"config", "models"},
+    "recipes": {"config", "memory", "models"},
     "trainer": {"_errors", "config"},
     "stages": {"_errors", "config", "data", "models", "nn"},
-    "pipeline": {"_errors", "config", "data", "models", "report", "stages", "trainer", "ops"},
-    "train": {"_errors", "config", "pipeline", "recipes", "trainer"},
+    "memory_stages": {"_errors", "config", "data", "models"},
+    "memory_report": {"memory_stages", "report"},
+    "runs": {"config"},
+    "pipeline": {
+        *("_errors", "config", "data", "models", "ops", "report", "runs", "stages", "trainer"),
+    },
+    "memory_pipeline": {
+        *("_errors", "config", "data", "memory", "memory_report", "memory_stages"),
+        *("models", "runs", "trainer"),
+    },
+    "train": {"_errors", "config", "memory_pipeline", "pipeline", "recipes", "trainer"},
     "cli": {"_errors", "data"},
 }
 

@@ -7,6 +7,7 @@ memory every sqrt(T) steps, instead of keeping T memories.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from stmeta.ops._register import register
 from stmeta.ops.content_addressing import EPS
 from stmeta.ops.lrua_step import lrua_step_ref
 
-__all__ = ["MemoryScan", "memory_scan", "memory_scan_ref"]
+__all__ = ["MemoryScan", "memory_scan", "memory_scan_ref", "memory_step_ref"]
 
 
 class MemoryScan(NamedTuple):
@@ -129,36 +130,66 @@ def memory_scan_ref(
     strength: bool,
     write_key: bool,
     eps: float,
+    step: Callable[..., tuple[Tensor, ...]] | None = None,
 ) -> MemoryScan:
-    """`memory_scan` in plain PyTorch, step by step."""
-    heads, width = previous.shape[1], memory.shape[2]
-    steps = gates.shape[1]
-    outputs = []
+    """`memory_scan` in plain PyTorch, step by step; `step` is a compiled `memory_step_ref`."""
+    step = step or memory_step_ref
+    state = (memory, usage, previous, reads, h, c)
+    steps, width = gates.shape[1], reads.shape[1]
     # unbind, not indexing: the backward of x[:, t] would fill a zero tensor of all steps each time.
     keys = [None] * steps if key is None else key.unbind(1)
     adds = [None] * steps if add is None else add.unbind(1)
-    for now, more_key, more_add in zip(gates.unbind(1), keys, adds, strict=True):
-        fed = torch.cat([h, reads], 1) if recurrent.shape[1] > h.shape[1] else h
-        i, f, g, o = (now + F.linear(fed, recurrent)).chunk(4, dim=1)
-        c = torch.addcmul(torch.sigmoid(f) * c, torch.sigmoid(i), torch.tanh(g))
-        h = torch.sigmoid(o) * torch.tanh(c)
-        parts = F.linear(h, interface, bias).unflatten(1, (heads, len(bias) // heads))
-        k = parts[..., :width] if more_key is None else parts[..., :width] + more_key
-        a = k if write_key else parts[..., width : 2 * width]
-        a = a if more_add is None else a + more_add
-        beta = 1 + 10 * F.softplus(parts[..., -2]) if strength else torch.ones_like(parts[..., 0])
-        step = lrua_step_ref(
-            *(memory, usage, previous, k, beta, torch.sigmoid(parts[..., -1]), a),
-            decay=decay, read_first=read_first, shared=shared, eps=eps,
+    outputs = []
+    for now in zip(gates.unbind(1), keys, adds, strict=True):
+        state = step(
+            *now, recurrent, interface, bias, *state,
+            decay, read_first, shared, strength, write_key, eps,
         )  # fmt: skip
-        memory, usage, previous = step.memory, step.usage, step.weight
-        reads = step.read.flatten(1)
-        outputs += [h, reads]
+        outputs += [state[4], state[3]]
+    memory, usage, previous, _, _, c = state
     if not outputs:
-        y = gates.new_zeros(gates.shape[0], 0, h.shape[1] + heads * width)
+        y = gates.new_zeros(gates.shape[0], 0, h.shape[1] + width)
         return MemoryScan(y, memory, usage, previous, c)
-    y = torch.cat(outputs, 1).unflatten(1, (steps, h.shape[1] + heads * width))
+    y = torch.cat(outputs, 1).unflatten(1, (steps, h.shape[1] + width))
     return MemoryScan(y, memory, usage, previous, c)
+
+
+def memory_step_ref(
+    gates: Tensor,
+    key: Tensor | None,
+    add: Tensor | None,
+    recurrent: Tensor,
+    interface: Tensor,
+    bias: Tensor,
+    memory: Tensor,
+    usage: Tensor,
+    previous: Tensor,
+    reads: Tensor,
+    h: Tensor,
+    c: Tensor,
+    decay: float,
+    read_first: bool,
+    shared: bool,
+    strength: bool,
+    write_key: bool,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    """One step of `memory_scan_ref`: the six tensors of the state."""
+    heads, width = previous.shape[1], memory.shape[2]
+    fed = torch.cat([h, reads], 1) if recurrent.shape[1] > h.shape[1] else h
+    i, f, g, o = (gates + F.linear(fed, recurrent)).chunk(4, dim=1)
+    c = torch.addcmul(torch.sigmoid(f) * c, torch.sigmoid(i), torch.tanh(g))
+    h = torch.sigmoid(o) * torch.tanh(c)
+    parts = F.linear(h, interface, bias).unflatten(1, (heads, len(bias) // heads))
+    k = parts[..., :width] if key is None else parts[..., :width] + key
+    a = k if write_key else parts[..., width : 2 * width]
+    a = a if add is None else a + add
+    beta = 1 + 10 * F.softplus(parts[..., -2]) if strength else torch.ones_like(parts[..., 0])
+    done = lrua_step_ref(
+        *(memory, usage, previous, k, beta, torch.sigmoid(parts[..., -1]), a),
+        decay=decay, read_first=read_first, shared=shared, eps=eps,
+    )  # fmt: skip
+    return done.memory, done.usage, done.weight, done.read.flatten(1), h, c
 
 
 def _check(*tensors: Tensor | None) -> None:

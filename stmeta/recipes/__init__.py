@@ -1,11 +1,11 @@
-"""Recipes: functions that return a `TrainConfig`, one file each, found by name."""
+"""Recipes: functions that return a config, one file each, found by name."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 
-from stmeta.config import TrainConfig
+from stmeta.config import MemoryConfig, TrainConfig
 
 
 def names() -> list[str]:
@@ -13,7 +13,7 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def get(name: str) -> TrainConfig:
+def get(name: str) -> TrainConfig | MemoryConfig:
     """The config of a recipe.
 
     Raises:

@@ -20,7 +20,7 @@ from stmeta.trainer import NonFiniteLossError, Trainer, learning_rate, make_opti
 class Toy:
     """Linear regression with dropout on batches that are a function of their position."""
 
-    name, evals, steps = "toy", 2, 20
+    name, unit, evals, steps = "toy", "clips", 2, 20
     metric, sign, shown = "score", 1, ("score",)
     optim = OptimConfig(lr=0.05)
 

@@ -1,0 +1,106 @@
+"""Runs of a memory alone, from the command line: sequences of bits, and episodes of characters."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from stmeta import memory_pipeline
+from stmeta.config import MemoryConfig
+from stmeta.data.datasets.omniglot import Omniglot
+from stmeta.memory_pipeline import make_cell
+from stmeta.memory_stages import EpisodeStage, TaskStage
+from stmeta.models.sequence import SequenceModel
+from stmeta.train import main
+
+COPY = (
+    "--recipe ntm_copy --fused --steps 6 --batch-size 4 --max-length 4 --test-lengths 3 5 "
+    "--evals 2 --ntm.hidden 12 --ntm.rows 8 --ntm.width 6 --save-every 2"
+).split()
+OMNIGLOT = (
+    "--fused --steps 4 --batch-size 3 --ways 3 --instances 4 --evals 1 --test-episodes 4 "
+    "--image-size 8 --mann.hidden 10 --mann.rows 8 --mann.width 6 --mann.reads 2 --lstm-hidden 10"
+).split()
+
+
+@pytest.fixture
+def omniglot(monkeypatch, tmp_path):
+    """Characters of random strokes in the place of Omniglot."""
+
+    def load(folder, *, size, part, rotations=True):
+        generator = torch.Generator().manual_seed(len(part))
+        images = 255 * (torch.rand(6, 20, size, size, generator=generator) < 0.2)
+        return Omniglot(
+            images.to(torch.uint8), tuple(f"Made/{part}{i:02d}/rot000" for i in range(6))
+        )
+
+    monkeypatch.setattr(memory_pipeline, "load_omniglot", load)
+    return tmp_path
+
+
+def run(arguments, out, *more):
+    return main([*arguments, "--out", str(out), *more])
+
+
+def test_copy_leaves_weights_metrics_and_pictures(tmp_path, capsys):
+    assert run(COPY, tmp_path / "run") == 0
+    assert "wrong bits of a sequence" in " ".join(capsys.readouterr().out.split())
+    record = json.loads((tmp_path / "run/metrics.json").read_text())["stages"]["sequences"]
+    assert record["steps"] == 6 and len(record["evals"]) == 2
+    assert 0 <= record["final"]["wrong_bits_5"] <= 5 * 8
+    for name in ("curves.png", "length_3.png", "length_5.png"):
+        assert (tmp_path / "run" / name).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_resumed_run_has_the_same_bits(tmp_path):
+    assert run(COPY, tmp_path / "whole") == 0
+    assert run(COPY, tmp_path / "cut", "--max-steps", "2") == 0
+    config = tmp_path / "cut/config.json"
+    config.write_text(config.read_text().replace('"max_steps": 2', '"max_steps": 0'))
+    assert main(["--resume", str(tmp_path / "cut")]) == 0
+    ours, theirs = (
+        load_file(tmp_path / name / "sequences/last.safetensors") for name in ("cut", "whole")
+    )
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_fused_and_eager_learn_the_same(tmp_path):
+    eager = [word for word in COPY if word != "--fused"]
+    assert run(COPY, tmp_path / "fused") == 0
+    assert run(eager, tmp_path / "eager") == 0
+    a, b = (
+        json.loads((tmp_path / name / "metrics.json").read_text())["stages"]["sequences"]["history"]
+        for name in ("fused", "eager")
+    )
+    assert [item["loss"] for item in a] == pytest.approx([item["loss"] for item in b], rel=1e-3)
+
+
+@pytest.mark.parametrize("recipe", ["mann_omniglot", "lstm_omniglot"])
+def test_omniglot(recipe, omniglot, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert run(["--recipe", recipe, *OMNIGLOT], out, "--data", str(omniglot)) == 0
+    assert "new classes, accuracy" in " ".join(capsys.readouterr().out.split())
+    record = json.loads((out / "metrics.json").read_text())["stages"]["episodes"]
+    assert {f"instance_{k}" for k in range(1, 5)} <= record["final"].keys()
+    assert (out / "instances.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_omniglot_is_not_shipped(capsys):
+    assert main(["--recipe", "mann_omniglot"]) == 1
+    assert "pass --data FOLDER" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("memory", ["mann", "ntm", "dnc", "lstm"])
+def test_every_memory_fits(memory):
+    config = MemoryConfig(memory=memory)
+    model = SequenceModel(make_cell(config, 7), 3)
+    assert model(torch.randn(2, 4, 7)).shape == (2, 4, 3)
+
+
+def test_stages_tell_the_trainer_what_it_asks_for():
+    for stage in (EpisodeStage, TaskStage):
+        assert stage.name and stage.unit and stage.metric and stage.sign in (-1, 1)
