@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stmeta.config import MemoryConfig
@@ -30,7 +30,8 @@ class EpisodeStage:
         train: ImageEpisodes,
         test: ImageEpisodes,
     ) -> None:
-        self.model, self.train, self.test = model, train, test
+        self.model: nn.Module = model
+        self.train, self.test = train, test
         self.steps, self.evals, self.optim = config.steps, config.evals, config.optim
         self.instances = config.instances
         self.shown = tuple(f"instance_{k}" for k in (1, 2, 5, 10) if k <= config.instances)
@@ -98,7 +99,7 @@ class TaskStage:
         task: Callable[[int], TaskBatch],
         tests: dict[int, Callable[[int], TaskBatch]],
     ) -> None:
-        self.model = model
+        self.model: nn.Module = model
         self.steps, self.evals, self.optim = config.steps, config.evals, config.optim
         self.train, self.tests = TaskLoader(task, batches=config.steps), tests
         self.shown = tuple(f"wrong_bits_{length}" for length in tests)
