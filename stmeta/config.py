@@ -175,6 +175,9 @@ class MemoryConfig(RunConfig):
     ntm: NTMConfig = field(default_factory=NTMConfig)
     dnc: DNCConfig = field(default_factory=DNCConfig)
     lstm_hidden: int = 200
+    encoder: tuple[int, ...] = ()
+    """Omniglot: widths of the layers that turn an image into features, from which keys and written
+    rows come directly. () = the network of the paper, where all goes through the LSTM."""
     steps: int = 6250
     batch_size: int = 16
     ways: int = 5

@@ -17,7 +17,8 @@ from stmeta.data.datasets.omniglot import load_omniglot
 from stmeta.data.image_episodes import ImageEpisodes
 from stmeta.memory import DNCCell, LSTMCell, MANNCell, NTMCell
 from stmeta.memory_stages import EpisodeStage, TaskStage
-from stmeta.models.sequence import Cell, SequenceModel
+from stmeta.models.mann import FewShotConfig
+from stmeta.models.sequence import Cell, EncodedFewShot, SequenceModel
 from stmeta.runs import claim_folder, device_of, write_metrics
 from stmeta.trainer import Trainer
 
@@ -94,9 +95,18 @@ def _episodes(config: MemoryConfig, device: torch.device) -> EpisodeStage:
             **same,
         ),
     )
-    in_dim = config.image_size**2 + config.ways
-    model = SequenceModel(make_cell(config, in_dim), config.ways).to(device)
-    return EpisodeStage(model, config, *loaders)
+    pixels = config.image_size**2
+    if config.encoder:
+        if config.memory not in ("mann", "lstm"):
+            raise ValueError(
+                f"encoder: goes with memory = mann or lstm, got {config.memory}; pass --encoder "
+                "without a number"
+            )
+        head = FewShotConfig(memory=config.memory, mann=config.mann, augment=False)
+        model = EncodedFewShot(pixels, config.encoder, config.ways, head)
+    else:
+        model = SequenceModel(make_cell(config, pixels + config.ways), config.ways)
+    return EpisodeStage(model.to(device), config, *loaders)
 
 
 def _sequences(config: MemoryConfig, device: torch.device) -> TaskStage:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from stmeta.config import MemoryConfig
 from stmeta.data.image_episodes import ImageEpisodeBatch, ImageEpisodes
 from stmeta.data.tasks import TaskBatch, TaskLoader, wrong_bits
-from stmeta.models.sequence import SequenceModel
+from stmeta.models.sequence import EncodedFewShot, SequenceModel
 
 
 class EpisodeStage:
@@ -25,7 +25,7 @@ class EpisodeStage:
 
     def __init__(
         self,
-        model: SequenceModel,
+        model: SequenceModel | EncodedFewShot,
         config: MemoryConfig,
         train: ImageEpisodes,
         test: ImageEpisodes,
@@ -33,7 +33,7 @@ class EpisodeStage:
         self.model: nn.Module = model
         self.train, self.test = train, test
         self.steps, self.evals, self.optim = config.steps, config.evals, config.optim
-        self.instances = config.instances
+        self.instances, self.encoded = config.instances, bool(config.encoder)
         self.shown = tuple(f"instance_{k}" for k in (1, 2, 5, 10) if k <= config.instances)
         self.device = next(model.parameters()).device
 
@@ -52,8 +52,9 @@ class EpisodeStage:
         return [names[0] for names in batch.key]
 
     def logits(self, batch: ImageEpisodeBatch) -> Tensor:
-        x = torch.cat([batch.x, batch.given_label], 2).to(self.device)
-        return self.model(x)
+        if self.encoded:
+            return self.model(batch.x.to(self.device), batch.label.to(self.device))
+        return self.model(torch.cat([batch.x, batch.given_label], 2).to(self.device))
 
     def loss(
         self, batch: ImageEpisodeBatch, generator: torch.Generator

@@ -79,14 +79,35 @@ def test_fused_and_eager_learn_the_same(tmp_path):
     assert [item["loss"] for item in a] == pytest.approx([item["loss"] for item in b], rel=1e-3)
 
 
-@pytest.mark.parametrize("recipe", ["mann_omniglot", "lstm_omniglot"])
-def test_omniglot(recipe, omniglot, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("recipe", "encoder"),
+    [("mann_omniglot", ["12", "8"]), ("mann_omniglot", []), ("lstm_omniglot", [])],
+)
+def test_omniglot(recipe, encoder, omniglot, tmp_path, capsys):
     out = tmp_path / "run"
-    assert run(["--recipe", recipe, *OMNIGLOT], out, "--data", str(omniglot)) == 0
+    more = ["--data", str(omniglot), "--encoder", *encoder]
+    assert run(["--recipe", recipe, *OMNIGLOT], out, *more) == 0
     assert "new classes, accuracy" in " ".join(capsys.readouterr().out.split())
     record = json.loads((out / "metrics.json").read_text())["stages"]["episodes"]
     assert {f"instance_{k}" for k in range(1, 5)} <= record["final"].keys()
     assert (out / "instances.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_an_encoder_goes_with_keys_from_it(omniglot, tmp_path, capsys):
+    more = ["--data", str(omniglot), "--memory", "ntm"]
+    assert run(["--recipe", "mann_omniglot", *OMNIGLOT], tmp_path / "run", *more) == 1
+    assert "goes with memory = mann or lstm, got ntm" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_bad_loss_names_its_episode(omniglot, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        EpisodeStage, "loss", lambda self, batch, generator: (torch.tensor(torch.nan), 1, {})
+    )
+    arguments = ["--recipe", "lstm_omniglot", *OMNIGLOT, "--data", str(omniglot)]
+    assert run(arguments, tmp_path / "run") == 1
+    assert "the loss is nan at step 0; episodes: Made/train" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_omniglot_is_not_shipped(capsys):
