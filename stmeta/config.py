@@ -178,6 +178,8 @@ class MemoryConfig(RunConfig):
     encoder: tuple[int, ...] = ()
     """Omniglot: widths of the layers that turn an image into features, from which keys and written
     rows come directly. () = the network of the paper, where all goes through the LSTM."""
+    augment: bool = False
+    """With an encoder: flip the signs of random features, the same in a whole episode."""
     steps: int = 6250
     batch_size: int = 16
     ways: int = 5

@@ -102,7 +102,7 @@ def _episodes(config: MemoryConfig, device: torch.device) -> EpisodeStage:
                 f"encoder: goes with memory = mann or lstm, got {config.memory}; pass --encoder "
                 "without a number"
             )
-        head = FewShotConfig(memory=config.memory, mann=config.mann, augment=False)
+        head = FewShotConfig(memory=config.memory, mann=config.mann, augment=config.augment)
         model = EncodedFewShot(pixels, config.encoder, config.ways, head)
     else:
         model = SequenceModel(make_cell(config, pixels + config.ways), config.ways)
