@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -189,7 +190,7 @@ class MemoryConfig(RunConfig):
     image_size: int = 20
     shift: int = 2
     """Largest shift of a training image, in pixels."""
-    rotation: float = 0.19635
+    rotation: float = math.pi / 16
     """Largest rotation of a training image, in radians."""
     test_episodes: int = 1280
     max_length: int = 20

@@ -66,10 +66,9 @@ def _instances(stage: EpisodeStage, record: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axis = figure.subplots()
     evals = record["evals"]
-    size = len(record["history"]) and stage.train.batch_size
     for name, shade in zip(stage.shown, SHADES, strict=False):
         axis.plot(
-            [item["step"] * size for item in evals],
+            [item["step"] * stage.train.batch_size for item in evals],
             [100 * item[name] for item in evals],
             "o-",
             ms=3,

@@ -68,13 +68,5 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
     return setup_context, backward
 
 
-# Torch's batched product is faster on a CPU (benchmarks/results/epyc-zen4-2core.json).
-register(
-    "memory_read",
-    _SCHEMA,
-    _fake,
-    module="memory_read",
-    autograd=_autograd,
-    order={"cpu": ("eager", "cpu")},
-)
+register("memory_read", _SCHEMA, _fake, module="memory_read", autograd=_autograd)
 register("memory_read_backward", _BACKWARD_SCHEMA, _backward_fake, module="memory_read")

@@ -6,8 +6,15 @@ import pytest
 import torch
 
 import stmeta
-from stmeta.memory._dnc_addressing import allocation, temporal_link
 from stmeta.memory.dnc import DNCCell, DNCConfig, DNCState
+from tests.memory._reference import (
+    check_equations,
+    check_link,
+    gradients,
+    slow_allocation,
+    slow_links,
+    slow_run,
+)
 
 CHOICES = [
     {},
@@ -44,16 +51,6 @@ def make_cell(in_dim=5, *, seed=0, **choices):
     return cell
 
 
-def slow_allocation(usage):
-    """Eq. 1 for one sample. Python's sort is stable, so the lower row comes first on a tie."""
-    order = sorted(range(len(usage)), key=usage.tolist().__getitem__)
-    weights, product = [None] * len(usage), torch.ones((), dtype=usage.dtype)
-    for row in order:
-        weights[row] = (1 - usage[row]) * product
-        product = product * usage[row]
-    return torch.stack(weights)
-
-
 def slow_content(memory, key, raw, eps):
     beta = 1 + torch.log1p(torch.exp(raw))
     likeness = []
@@ -63,20 +60,6 @@ def slow_content(memory, key, raw, eps):
         likeness.append((key * row).sum() / ((key.square().sum().sqrt() + eps) * (size + eps)))
     weights = torch.exp(beta * torch.stack(likeness))
     return weights / weights.sum()
-
-
-def slow_links(link, precedence, w):
-    n = len(w)
-    rows = [
-        torch.stack(
-            [
-                (1 - w[i] - w[j]) * link[i, j] + w[i] * precedence[j] if i != j else 0 * w[i]
-                for j in range(n)
-            ]
-        )
-        for i in range(n)
-    ]
-    return torch.stack(rows), (1 - w.sum()) * precedence + w
 
 
 def slow_control(cell, x, state):
@@ -139,50 +122,20 @@ def slow_step(cell, x, state):
     return dict(zip(PARTS, new, strict=True))
 
 
-def slow_run(cell, x):
-    """`cell(x)`, sample by sample: y and the last state."""
-    ys, states = [], []
-    for b in range(x.shape[0]):
-        first = cell.initial_state(1)
-        state = {name: part[0] for name, part in zip(PARTS, first, strict=True)}
-        for t in range(x.shape[1]):
-            state = slow_step(cell, x[b, t], state)
-            ys.append(torch.cat([state["h"], state["reads"]]))
-        states.append(state)
-    last = DNCState(*(torch.stack([state[name] for state in states]) for name in PARTS))
-    return torch.stack(ys).view(*x.shape[:2], -1), last
-
-
-def gradients(cell, x, run):
-    x = x.clone().requires_grad_()
-    y, state = run(cell, x)
-    generator = torch.Generator().manual_seed(7)
-    loss = 0
-    for part in (y, *state):
-        weight = torch.randn(part.shape, generator=generator, dtype=torch.float64)
-        loss = loss + (part * weight.to(part.dtype)).sum()
-    return torch.autograd.grad(loss, (x, *cell.parameters()))
-
-
 @pytest.mark.parametrize("choices", CHOICES, ids=name_of)
 def test_matches_the_equations_and_their_gradients(choices):
     cell = make_cell(**choices)
     x = torch.randn(2, 4, 5, dtype=torch.float64)
-    y, state = cell(x)
-    slow_y, slow_state = slow_run(cell, x)
-    torch.testing.assert_close(y, slow_y, rtol=1e-9, atol=1e-11)
-    for ours, slow in zip(state, slow_state, strict=True):
-        torch.testing.assert_close(ours, slow, rtol=1e-9, atol=1e-11)
-    fast, slow = gradients(cell, x, DNCCell.__call__), gradients(cell, x, slow_run)
-    for a, b in zip(fast, slow, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+    check_equations(cell, x, slow_step)
 
 
 def test_values_match_the_equations_once_rows_run_out():
     cell = make_cell(write_heads=2)
     x = torch.randn(1, 20, 5, dtype=torch.float64)
     with torch.no_grad():
-        torch.testing.assert_close(cell(x)[0], slow_run(cell, x)[0], rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(
+            cell(x)[0], slow_run(cell, x, slow_step)[0], rtol=1e-9, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("choices", CHOICES, ids=name_of)
@@ -239,13 +192,6 @@ def test_weights_stay_in_the_simplex(choices):
         assert part.numel() == 0 or (part.min() >= 0 and part.sum(-1).max() <= above)
     if state.link.numel():
         check_link(state.link, above)
-
-
-def check_link(link, above):
-    assert link.min() >= 0
-    assert link.diagonal(dim1=-2, dim2=-1).abs().max() == 0
-    assert link.sum(-1).max() <= above
-    assert link.sum(-2).max() <= above
 
 
 def test_detach_and_inputs_left_alone():
@@ -352,82 +298,3 @@ def test_errors_of_shapes():
     cell = make_cell()
     with pytest.raises(ValueError, match=r"state must be of the batch of x, 3, got 1; use"):
         cell(torch.zeros(3, 2, 5, dtype=torch.float64), cell.initial_state(1))
-
-
-USAGES = {
-    "random": torch.rand(5, 7, generator=torch.Generator().manual_seed(0)),
-    "ties": torch.tensor([[0.5, 0.2, 0.5, 0.2, 0.2], [0.3] * 5]),
-    "all free": torch.zeros(2, 4),
-    "all used": torch.ones(2, 4),
-    "free and used": torch.tensor([[1.0, 0, 0.5, 0, 1, 0.5], [0, 1, 1, 0.2, 1, 1]]),
-    "tiny": torch.tensor([[1e-30, 1e-38, 0.5, 1e-30, 1 - 1e-7]]),
-    "one row": torch.tensor([[0.25], [0.0], [1.0]]),
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("case", USAGES)
-def test_allocation_and_its_gradient_against_a_loop(case, dtype):
-    usage = USAGES[case].to(dtype).requires_grad_()
-    slow_usage = usage.detach().double().requires_grad_()
-    fast = allocation(usage)
-    slow = torch.stack([slow_allocation(row) for row in slow_usage])
-    torch.testing.assert_close(fast.double(), slow, rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(fast.double().sum(1), 1 - slow_usage.prod(1), rtol=1e-6, atol=1e-7)
-    assert fast.sum(1).max() <= 1 + 4 * torch.finfo(dtype).eps
-    weight = torch.randn(usage.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    (grad,) = torch.autograd.grad((fast * weight).sum(), usage)
-    (slow_grad,) = torch.autograd.grad((slow * weight).sum(), slow_usage)
-    torch.testing.assert_close(grad.double(), slow_grad, rtol=1e-5, atol=1e-6)
-
-
-def test_allocation_takes_the_lower_of_equal_rows():
-    usage = torch.full((3, 200), 0.5)  # many rows: an unstable sort would mix them up
-    usage[1, 150:] = 0.0
-    assert allocation(usage).argmax(1).tolist() == [0, 150, 0]
-
-
-def test_gradients_of_allocation_and_link_against_finite_differences():
-    torch.manual_seed(0)
-    usage = (torch.randperm(12).double() / 12 + 0.02).view(2, 6).requires_grad_()
-    assert torch.autograd.gradcheck(allocation, usage)
-    link, precedence, weight = (
-        torch.rand(shape, dtype=torch.float64) / 4 for shape in ((2, 2, 4, 4), (2, 2, 4), (2, 2, 4))
-    )
-    tensors = [tensor.requires_grad_() for tensor in (link, precedence, weight)]
-    assert torch.autograd.gradcheck(temporal_link, tensors)
-
-
-def test_links_against_a_loop_and_their_invariants():
-    torch.manual_seed(0)
-    batch, heads, n = 2, 3, 5
-    link = torch.zeros(batch, heads, n, n, dtype=torch.float64)
-    precedence = torch.zeros(batch, heads, n, dtype=torch.float64)
-    for step in range(40):
-        weight = torch.softmax(6 * torch.randn(batch, heads, n, dtype=torch.float64), -1)
-        if step % 4:  # a closed write gate, and half a write
-            weight = weight * (step % 4 - 1) / 2
-        b, h = step % batch, step % heads
-        slow, slow_precedence = slow_links(link[b, h], precedence[b, h], weight[b, h])
-        link, precedence = temporal_link(link, precedence, weight)
-        torch.testing.assert_close(link[b, h], slow)
-        torch.testing.assert_close(precedence[b, h], slow_precedence)
-        check_link(link, 1 + 1e-12)
-        assert precedence.min() >= 0 and precedence.sum(-1).max() <= 1 + 1e-12
-    assert link.sum(-1).max() > 0.5
-
-
-def test_no_write_changes_no_link():
-    link, precedence = torch.rand(1, 2, 4, 4).tril(-1), torch.rand(1, 2, 4)
-    after = temporal_link(link, precedence, torch.zeros(1, 2, 4))
-    assert torch.equal(after[0], link) and torch.equal(after[1], precedence)
-
-
-def test_errors_of_allocation_and_link():
-    with pytest.raises(ValueError, match=r"allocation: usage must be \[B, N\], got \[2, 3, 4\]"):
-        allocation(torch.zeros(2, 3, 4))
-    row = torch.zeros(2, 1, 4)
-    with pytest.raises(ValueError, match=r"link must be \[B, W, N, N\], got \[2, 1, 4, 5\]"):
-        temporal_link(torch.zeros(2, 1, 4, 5), row, row)
-    with pytest.raises(ValueError, match="temporal_link: write_weight must be"):
-        temporal_link(torch.zeros(2, 1, 4, 4), row, torch.zeros(2, 2, 4))

@@ -8,6 +8,7 @@ import torch
 import stmeta
 from stmeta.memory.ntm import NTMCell, NTMConfig, NTMState
 from stmeta.ops.content_addressing import EPS
+from tests.memory._reference import check_equations, gradients
 
 CHOICES = [
     {},
@@ -103,43 +104,11 @@ def slow_step(cell, x, state):
     return dict(zip(PARTS, (memory, torch.stack(weights), torch.cat(read), h, c), strict=True))
 
 
-def slow_run(cell, x):
-    """`cell(x)`, sample by sample: y and the last state."""
-    ys, states = [], []
-    for b in range(x.shape[0]):
-        first = cell.initial_state(1)
-        state = {name: part[0] for name, part in zip(PARTS, first, strict=True)}
-        for t in range(x.shape[1]):
-            state = slow_step(cell, x[b, t], state)
-            ys.append(torch.cat([state["h"], state["reads"]]))
-        states.append(state)
-    last = NTMState(*(torch.stack([state[name] for state in states]) for name in PARTS))
-    return torch.stack(ys).view(*x.shape[:2], -1), last
-
-
-def gradients(cell, x, run):
-    x = x.clone().requires_grad_()
-    y, state = run(cell, x)
-    generator = torch.Generator().manual_seed(7)
-    loss = 0
-    for part in (y, *state):
-        weight = torch.randn(part.shape, generator=generator, dtype=torch.float64)
-        loss = loss + (part * weight.to(part.dtype)).sum()
-    return torch.autograd.grad(loss, (x, *cell.parameters()))
-
-
 @pytest.mark.parametrize("choices", CHOICES, ids=name_of)
 def test_matches_the_equations_and_their_gradients(choices):
     cell = make_cell(**choices)
     x = torch.randn(2, 5, 5, dtype=torch.float64)
-    y, state = cell(x)
-    slow_y, slow_state = slow_run(cell, x)
-    torch.testing.assert_close(y, slow_y, rtol=1e-9, atol=1e-11)
-    for ours, slow in zip(state, slow_state, strict=True):
-        torch.testing.assert_close(ours, slow, rtol=1e-9, atol=1e-11)
-    fast, slow = gradients(cell, x, NTMCell.__call__), gradients(cell, x, slow_run)
-    for a, b in zip(fast, slow, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+    check_equations(cell, x, slow_step)
 
 
 @pytest.mark.parametrize("choices", CHOICES, ids=name_of)

@@ -12,7 +12,7 @@ from stmeta import memory_pipeline
 from stmeta.config import MemoryConfig
 from stmeta.data.datasets.omniglot import Omniglot
 from stmeta.memory_pipeline import make_cell
-from stmeta.memory_stages import EpisodeStage, TaskStage
+from stmeta.memory_stages import EpisodeStage
 from stmeta.models.sequence import SequenceModel
 from stmeta.train import main
 
@@ -120,8 +120,3 @@ def test_every_memory_fits(memory):
     config = MemoryConfig(memory=memory)
     model = SequenceModel(make_cell(config, 7), 3)
     assert model(torch.randn(2, 4, 7)).shape == (2, 4, 3)
-
-
-def test_stages_tell_the_trainer_what_it_asks_for():
-    for stage in (EpisodeStage, TaskStage):
-        assert stage.name and stage.unit and stage.metric and stage.sign in (-1, 1)
