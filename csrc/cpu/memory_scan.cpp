@@ -36,6 +36,7 @@ const float* data_of(Tensor& tensor) {
 
 struct Tensors {  // kept alive during a call; some are replaced by dense copies
   Tensor recurrent, interface, memory, previous, c;
+  std::optional<Tensor> lengths;
 };
 
 struct Options {
@@ -65,6 +66,11 @@ MemoryScan make_scan(Tensors& t, int64_t steps, const Options& o) {
   check_memory(t.memory, {s.batch, s.rows, s.width}, dtype, "memory_scan: memory");
   check_memory(t.previous, {s.batch, heads, s.rows}, dtype, "memory_scan: previous");
   check_memory(t.c, {s.batch, hidden}, dtype, "memory_scan: c");
+  if (t.lengths.has_value()) {
+    check_memory(*t.lengths, {s.batch}, ScalarType::Long, "memory_scan: lengths");
+    t.lengths = torch::stable::contiguous(*t.lengths);
+    p.lengths = t.lengths->const_data_ptr<int64_t>();
+  }
   STD_TORCH_CHECK(heads <= s.rows || s.batch == 0, "memory_scan: more heads than rows");
   t.recurrent = torch::stable::contiguous(t.recurrent);
   t.interface = torch::stable::contiguous(t.interface);
@@ -112,10 +118,11 @@ using Eleven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 
 Eleven memory_scan(Tensor gates, std::optional<Tensor> key, std::optional<Tensor> add,
                    Tensor recurrent, Tensor interface, Tensor bias, Tensor memory, Tensor usage,
-                   Tensor previous, Tensor reads, Tensor h, Tensor c, double decay, bool read_first,
-                   bool shared, bool strength, bool write_key, double eps) {
+                   Tensor previous, Tensor reads, Tensor h, Tensor c, std::optional<Tensor> lengths,
+                   double decay, bool read_first, bool shared, bool strength, bool write_key,
+                   double eps) {
   const int64_t steps = gates.size(1);
-  Tensors t = {recurrent, interface, memory, previous, c};
+  Tensors t = {recurrent, interface, memory, previous, c, lengths};
   MemoryScan p = make_scan(t, steps, {read_first, shared, strength, write_key, decay, eps});
   const MemorySizes& s = p.sizes;
   const ScalarType dtype = ScalarType::Float;
@@ -173,12 +180,12 @@ using Eight = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,
 // weights are products of these with what the forward gave; torch's own product makes them.
 Eight memory_scan_backward(Tensor grad_y, Tensor grad_memory, Tensor grad_weight, Tensor grad_c,
                            std::optional<Tensor> add, Tensor recurrent, Tensor interface,
-                           Tensor memory, Tensor previous, Tensor c, Tensor gates, Tensor cells,
-                           Tensor heads, Tensor weights, Tensor rows, Tensor marks, double decay,
-                           bool read_first, bool shared, bool strength, bool write_key,
-                           double eps) {
+                           Tensor memory, Tensor previous, Tensor c, std::optional<Tensor> lengths,
+                           Tensor gates, Tensor cells, Tensor heads, Tensor weights, Tensor rows,
+                           Tensor marks, double decay, bool read_first, bool shared, bool strength,
+                           bool write_key, double eps) {
   const int64_t steps = gates.size(1);
-  Tensors t = {recurrent, interface, memory, previous, c};
+  Tensors t = {recurrent, interface, memory, previous, c, lengths};
   MemoryScan p = make_scan(t, steps, {read_first, shared, strength, write_key, decay, eps});
   const MemorySizes& s = p.sizes;
   const ScalarType dtype = ScalarType::Float;

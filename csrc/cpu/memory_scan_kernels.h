@@ -21,6 +21,31 @@ STMETA_FN inline void start_tile(const MemoryScan& p, const Tile& t) {
   }
 }
 
+// Keeps the memory, one every sqrt(T) steps.
+STMETA_FN inline void keep_mark(const MemoryScan& p, const Tile& t, int64_t i, int64_t step) {
+  if (step % p.every != 0) return;
+  const MemorySizes& s = p.sizes;
+  const int64_t count = (p.steps + p.every - 1) / p.every;
+  float* mark = p.checkpoints + ((t.first + i) * count + step / p.every) * s.rows * s.width;
+  write_rows<float>(t.memory + i * t.size, s.rows, s.width, s.wide, mark, 0);
+}
+
+// A step behind the end of an element's episode: the state stays, nothing is shown.
+STMETA_FN inline void rest(const MemoryScan& p, const Tile& t, int64_t i, int64_t step) {
+  const MemorySizes& s = p.sizes;
+  const int64_t at = (t.first + i) * p.steps + step, shown = p.hidden + s.heads * s.width;
+  const int64_t size = s.heads * s.padded, all = s.heads * p.per_head;
+  keep_mark(p, t, i, step);
+  copy(t.previous + i * size, size, t.weight + i * size);
+  write_rows<float>(t.weight + i * size, s.heads, s.rows, s.padded,
+                    p.weights + at * s.heads * s.rows, 0);
+  copy(t.cell + i * p.hidden, p.hidden, p.cells + at * p.hidden);
+  clear(p.gates_out + at * 4 * p.hidden, 4 * p.hidden);
+  clear(p.heads + at * all, all);
+  clear(p.y + at * shown, shown);
+  for (int64_t r = 0; r < s.heads; ++r) p.rows[at * s.heads + r] = 0;
+}
+
 // One element's memory at one step, from shaped heads on.
 STMETA_FN inline void step_memory(const MemoryScan& p, const Tile& t, int64_t i, int64_t step,
                                   const float* heads, Scratch scratch) {
@@ -29,11 +54,7 @@ STMETA_FN inline void step_memory(const MemoryScan& p, const Tile& t, int64_t i,
   float* memory = t.memory + i * t.size;
   float* weight = t.weight + i * s.heads * s.padded;
   const float* previous = t.previous + i * s.heads * s.padded;
-  if (step % p.every == 0) {
-    const int64_t count = (p.steps + p.every - 1) / p.every;
-    float* mark = p.checkpoints + ((t.first + i) * count + step / p.every) * s.rows * s.width;
-    write_rows<float>(memory, s.rows, s.width, s.wide, mark, 0);
-  }
+  keep_mark(p, t, i, step);
   const LruaInputs e = spread_heads(p, at, heads, t, memory, previous);
   lrua_forward(s, p.options, e,
                {memory, t.usage + i * s.padded, weight, t.read, p.rows + at * s.heads}, scratch);
@@ -59,17 +80,22 @@ STMETA_FN inline void forward(const MemoryScan& p, int64_t first, int64_t rows, 
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t at = (first + i) * p.steps + step;
       float *gates = t.gates + i * p.recurrent.wide, *h = t.fed + i * p.fed;
+      float* heads = t.heads + i * p.interface.wide;
+      copy(p.bias, all, heads);
+      clear(heads + all, p.interface.wide - all);
+      if (!p.runs(first + i, step)) continue;
       open_all(p.hidden, gates, t.cell + i * p.hidden, h);
       copy(gates, four, p.gates_out + at * four);
       copy(t.cell + i * p.hidden, p.hidden, p.cells + at * p.hidden);
       copy(h, p.hidden, p.y + at * (p.hidden + s.heads * s.width));
-      float* heads = t.heads + i * p.interface.wide;
-      copy(p.bias, all, heads);
-      clear(heads + all, p.interface.wide - all);
     }
     multiply(p.interface, t.fed, p.fed, rows, t.heads);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t at = (first + i) * p.steps + step;
+      if (!p.runs(first + i, step)) {
+        rest(p, t, i, step);
+        continue;
+      }
       float* heads = t.heads + i * p.interface.wide;
       shape_heads(p, at, heads);
       copy(heads, all, p.heads + at * all);
@@ -140,7 +166,7 @@ STMETA_FN inline void repeat_segment(const MemoryScan& p, const Tile& t, const C
   read_rows(mark, s.width, s.rows, s.width, s.wide, past);
   MemorySizes writing = s;
   writing.reads = 0;
-  for (int64_t step = begin; step + 1 < end; ++step) {
+  for (int64_t step = begin; step + 1 < end && p.runs(b, step + 1); ++step) {
     const int64_t at = b * p.steps + step;
     float* previous = t.previous + i * s.heads * s.padded;
     see_previous(p, b, step, previous);
@@ -195,6 +221,18 @@ STMETA_FN inline void step_memory_back(const MemoryScan& p, const Tile& t, const
   copy(d_heads, s.heads * p.per_head, p.d_heads + at * s.heads * p.per_head);
 }
 
+// A step back behind the end of an element's episode: gradients of the state pass as they are.
+STMETA_FN inline void rest_back(const MemoryScan& p, const Tile& t, const Carried& c, int64_t i,
+                                int64_t step) {
+  const MemorySizes& s = p.sizes;
+  const int64_t at = (t.first + i) * p.steps + step, size = s.heads * s.padded;
+  const int64_t all = s.heads * p.per_head, vectors = s.heads * s.width;
+  copy(c.weight + i * size, size, c.spare + i * size);
+  clear(c.d_heads + i * all, all);
+  clear(p.d_heads + at * all, all);
+  clear(p.d_written + at * vectors, vectors);
+}
+
 // The controller, a step back.
 STMETA_FN inline void step_controller_back(const MemoryScan& p, const Tile& t, const Carried& c,
                                            int64_t step) {
@@ -210,6 +248,11 @@ STMETA_FN inline void step_controller_back(const MemoryScan& p, const Tile& t, c
   multiply(p.interface, c.d_heads, s.heads * p.per_head, t.rows, c.grad_h);
   for (int64_t i = 0; i < t.rows; ++i) {
     const int64_t b = t.first + i, at = b * p.steps + step;
+    if (!p.runs(b, step)) {
+      clear(c.d_gates + i * four, four);
+      clear(p.d_gates + at * four, four);
+      continue;
+    }
     const float* before = step == 0 ? p.c + b * hidden : p.cells + (at - 1) * hidden;
     float* d = c.d_gates + i * four;
     close_all(hidden, p.gates_out + at * four, p.cells + at * hidden, before,
@@ -238,7 +281,13 @@ STMETA_FN inline void backward(const MemoryScan& p, int64_t first, int64_t rows,
     const int64_t end = begin + p.every < p.steps ? begin + p.every : p.steps;
     for (int64_t i = 0; i < rows; ++i) repeat_segment(p, t, c, i, begin, end, scratch);
     for (int64_t step = end - 1; step >= begin; --step) {
-      for (int64_t i = 0; i < rows; ++i) step_memory_back(p, t, c, i, step, begin, scratch);
+      for (int64_t i = 0; i < rows; ++i) {
+        if (p.runs(first + i, step)) {
+          step_memory_back(p, t, c, i, step, begin, scratch);
+        } else {
+          rest_back(p, t, c, i, step);
+        }
+      }
       step_controller_back(p, t, c, step);
       float* spare = c.spare;
       c.spare = c.weight;

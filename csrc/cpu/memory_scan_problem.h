@@ -15,6 +15,8 @@ struct Panels {
 
 // One episode: dense fp32 tensors. K = H + R * M where the controller is fed what was read, else H.
 struct MemoryScan {
+  bool runs(int64_t b, int64_t step) const { return lengths == nullptr || step < lengths[b]; }
+
   MemorySizes sizes;           // B, N, M, R heads
   int64_t steps, hidden, fed;  // T, H, K
   int64_t per_head;            // P: key, add (unless the key is written), strength, gate
@@ -24,6 +26,7 @@ struct MemoryScan {
   Panels recurrent, interface;  // forward: [K][4H], [H][R * P]; backward: [4H][K], [R * P][H]
   const float *gates, *bias, *key, *add;  // [B, T, 4H], [R * P], [B, T, R, M] or null x2
   const float *memory, *usage, *previous, *reads, *h, *c;
+  const int64_t* lengths;  // [B] or null: all T
   // Out of the forward, in of the backward: [B, T, H + R * M], [B, T, 4H], [B, T, H], [B, T, R *
   // P], [B, T, R, N], [B, T, R], [B, S, N, M]
   float *y, *gates_out, *cells, *heads, *weights;

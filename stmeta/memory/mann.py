@@ -52,7 +52,9 @@ class MANNConfig:
     """How slowly usage fades, gamma in eq. 4."""
     read_first: bool = True
     """Read the memory as it was before this step's write. A read after the write mostly finds the
-    row just written, whose label has not come yet."""
+    row just written, whose label has not come yet. Where clip and label are written together, one
+    step late (`FewShotConfig.bind`), read after the write: a clip of the same class as the last one
+    then finds it."""
     write: Literal["add", "key"] = "add"
     """What is written: a vector of its own, or the read key (eq. 8 of the paper)."""
     least_used: Literal["per_head", "shared"] = "per_head"
@@ -121,6 +123,7 @@ class MANNCell(nn.Module):
         *,
         key: Tensor | None = None,
         add: Tensor | None = None,
+        lengths: Tensor | None = None,
     ) -> tuple[Tensor, MANNState]:
         """Run over a sequence.
 
@@ -129,9 +132,11 @@ class MANNCell(nn.Module):
             state: where to start; None = `initial_state`.
             key: [B, T, R, M], added to the controller's read keys.
             add: [B, T, R, M], added to the controller's write vectors.
+            lengths: int64 [B], steps of each sequence; None = T.
 
         Returns:
-            [B, T, H + R * M], LSTM output and reads of every step, and the last state.
+            [B, T, H + R * M], LSTM output and reads of every step, zeros behind a sequence's end;
+            and the state behind its last step.
 
         Raises:
             ValueError: a shape does not fit.
@@ -155,6 +160,7 @@ class MANNCell(nn.Module):
             state.c,
             key=None if key is None else key.to(dtype),
             add=None if add is None else add.to(dtype),
+            lengths=lengths,
             decay=config.decay,
             read_first=config.read_first,
             shared=config.least_used == "shared",
@@ -164,7 +170,12 @@ class MANNCell(nn.Module):
         y = episode.y
         if x.shape[1] == 0:
             return y, state
-        h, reads = y[:, -1].split([config.hidden, config.reads * config.width], dim=1)
+        last = y[:, -1]
+        if lengths is not None:
+            last = y[torch.arange(len(y), device=y.device), (lengths - 1).clamp(min=0)]
+            before = torch.cat([state.h, state.reads], 1)
+            last = torch.where((lengths > 0)[:, None], last, before)
+        h, reads = last.split([config.hidden, config.reads * config.width], dim=1)
         return y, MANNState(episode.memory, episode.usage, episode.weight, reads, h, episode.c)
 
     def _check(self, x: Tensor, **extra: Tensor | None) -> None:

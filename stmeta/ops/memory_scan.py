@@ -24,10 +24,10 @@ __all__ = ["MemoryScan", "memory_scan", "memory_scan_ref", "memory_step_ref"]
 
 
 class MemoryScan(NamedTuple):
-    """What an episode gives: every step's output, and the state behind the last step."""
+    """What an episode gives: every step's output, and the state behind its last step."""
 
     y: Tensor
-    """[B, T, H + R * M], output of the LSTM and what was read."""
+    """[B, T, H + R * M], output of the LSTM and what was read; zeros behind an episode's end."""
     memory: Tensor
     """[B, N, M]"""
     usage: Tensor
@@ -52,6 +52,7 @@ def memory_scan(
     *,
     key: Tensor | None = None,
     add: Tensor | None = None,
+    lengths: Tensor | None = None,
     decay: float = 0.99,
     read_first: bool = True,
     shared: bool = False,
@@ -82,6 +83,8 @@ def memory_scan(
         c: [B, H].
         key: [B, T, R, M], added to the keys.
         add: [B, T, R, M], added to the vectors to write.
+        lengths: int64 [B], steps of each episode, 0 ... T; None = T. The state stays as it was
+            after an episode's last step; inputs behind it must be finite.
         decay: how slowly usage fades, gamma in eq. 4.
         read_first: read the memory as it was before the step's write.
         shared: every head writes to all R least used rows, not head r to the r-th of them.
@@ -91,19 +94,20 @@ def memory_scan(
         backend: "auto", "eager" or "cpu".
 
     Raises:
-        ValueError: shapes, dtypes or devices disagree, or R > N.
+        ValueError: shapes, dtypes or devices disagree, R > N, or a length is not in 0 ... T.
         BackendUnavailableError: the named backend cannot run here.
     """
     _check(gates, recurrent, interface, bias, memory, usage, previous, reads, h, c, key, add)
     heads, width = previous.shape[1], memory.shape[2]
     _check_weights(recurrent, interface, heads, width, c.shape[1], write_key)
+    _check_lengths(lengths, gates)
     if heads > memory.shape[1]:
         raise ValueError(
             f"memory_scan: there must be at least as many rows N as heads R = {heads}, "
             f"got {memory.shape[1]}"
         )
     tensors = (gates, key, add, recurrent, interface, bias)
-    tensors += (memory, usage.detach(), previous, reads, h, c)
+    tensors += (memory, usage.detach(), previous, reads, h, c, lengths)
     options = (decay, read_first, shared, strength, write_key, eps)
     name = resolve("memory_scan", memory, backend)
     if name == "eager" or gates.shape[1] == 0:
@@ -124,6 +128,7 @@ def memory_scan_ref(
     reads: Tensor,
     h: Tensor,
     c: Tensor,
+    lengths: Tensor | None,
     decay: float,
     read_first: bool,
     shared: bool,
@@ -140,12 +145,19 @@ def memory_scan_ref(
     keys = [None] * steps if key is None else key.unbind(1)
     adds = [None] * steps if add is None else add.unbind(1)
     outputs = []
-    for now in zip(gates.unbind(1), keys, adds, strict=True):
+    for t, now in enumerate(zip(gates.unbind(1), keys, adds, strict=True)):
+        before = state
         state = step(
             *now, recurrent, interface, bias, *state,
             decay, read_first, shared, strength, write_key, eps,
         )  # fmt: skip
-        outputs += [state[4], state[3]]
+        shown = (state[4], state[3])
+        if lengths is not None:
+            on = (t < lengths)[:, None]
+            shown = tuple(torch.where(on, x, 0) for x in shown)
+            pairs = zip(state, before, strict=True)
+            state = tuple(torch.where(on if x.ndim < 3 else on[:, None], x, y) for x, y in pairs)
+        outputs += shown
     memory, usage, previous, _, _, c = state
     if not outputs:
         y = gates.new_zeros(gates.shape[0], 0, h.shape[1] + width)
@@ -244,7 +256,27 @@ def _check_weights(
         )
 
 
-_STATE = "Tensor memory, Tensor usage, Tensor previous, Tensor reads, Tensor h, Tensor c"
+def _check_lengths(lengths: Tensor | None, gates: Tensor) -> None:
+    if lengths is None:
+        return
+    batch, steps = gates.shape[:2]
+    if lengths.shape != (batch,) or lengths.dtype != torch.int64 or lengths.device != gates.device:
+        raise ValueError(
+            f"memory_scan: lengths must be int64 [B] = [{batch}] on {gates.device}, got "
+            f"{lengths.dtype} {list(lengths.shape)} on {lengths.device}"
+        )
+    if not torch.compiler.is_compiling() and lengths.is_cpu and batch:
+        low, high = lengths.aminmax()
+        if low < 0 or high > steps:
+            raise ValueError(
+                f"memory_scan: lengths must be in 0 ... T = {steps}, got {int(low)} ... {int(high)}"
+            )
+
+
+_STATE = (
+    "Tensor memory, Tensor usage, Tensor previous, Tensor reads, Tensor h, Tensor c, "
+    "Tensor? lengths"
+)
 _OPTIONS = "float decay, bool read_first, bool shared, bool strength, bool write_key, float eps"
 _KEPT = "Tensor opened, Tensor cells, Tensor heads, Tensor weights, Tensor rows, Tensor marks"
 _SCHEMA = (
@@ -255,7 +287,7 @@ _SCHEMA = (
 _BACKWARD_SCHEMA = (
     "(Tensor grad_y, Tensor grad_memory, Tensor grad_weight, Tensor grad_c, Tensor? add, "
     "Tensor recurrent, Tensor interface, Tensor memory, Tensor previous, Tensor c, "
-    f"{_KEPT}, {_OPTIONS}) "
+    f"Tensor? lengths, {_KEPT}, {_OPTIONS}) "
     "-> (Tensor d_gates, Tensor d_heads, Tensor d_written, Tensor d_memory, Tensor d_previous, "
     "Tensor d_reads, Tensor d_h, Tensor d_c)"
 )
@@ -272,7 +304,7 @@ def _marks(steps: int) -> int:
 def _fake(
     gates: Tensor, key: Any, add: Any, recurrent: Tensor, interface: Tensor, bias: Tensor,
     memory: Tensor, usage: Tensor, previous: Tensor, reads: Tensor, h: Tensor, c: Tensor,
-    *options: Any,
+    lengths: Any, *options: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     batch, steps = gates.shape[:2]
     heads, rows = previous.shape[1:]
@@ -292,7 +324,7 @@ def _fake(
 def _backward_fake(
     grad_y: Tensor, grad_memory: Tensor, grad_weight: Tensor, grad_c: Tensor, add: Any,
     recurrent: Tensor, interface: Tensor, memory: Tensor, previous: Tensor, c: Tensor,
-    opened: Tensor, cells: Tensor, heads: Tensor, *rest: Any,
+    lengths: Any, opened: Tensor, cells: Tensor, heads: Tensor, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     reads = grad_y.new_empty(grad_y.shape[0], grad_y.shape[2] - c.shape[1])
     batch, steps = opened.shape[:2]
@@ -304,18 +336,21 @@ def _backward_fake(
 
 def _autograd(ops: Any) -> tuple[Any, Any]:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, key, add, recurrent, interface, _, memory, _, previous, reads, h, c = inputs[:12]
-        ctx.options, ctx.extra = inputs[12:], (key is not None, add is not None)
+        _, key, add, recurrent, interface, _, memory, _, *state = inputs[:13]
+        previous, reads, h, c, lengths = state
+        ctx.options, ctx.extra = inputs[13:], (key is not None, add is not None)
         ctx.save_for_backward(
-            *(add, recurrent, interface, memory, previous, c, reads, h, output[0]), *output[5:]
+            *(add, recurrent, interface, memory, previous, c, lengths, reads, h, output[0]),
+            *output[5:],
         )
         ctx.mark_non_differentiable(output[2], *output[5:])
 
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        add, recurrent, interface, memory, previous, c, reads, h, y, *kept = ctx.saved_tensors
+        add, recurrent, interface, memory, previous, c, lengths, *rest = ctx.saved_tensors
+        reads, h, y, *kept = rest
         d_gates, d_heads, d_written, d_memory, d_previous, *d_state = ops.memory_scan_backward(
             *(grads[0], grads[1], grads[3], grads[4], add),
-            *(recurrent, interface, memory, previous, c, *kept, *ctx.options),
+            *(recurrent, interface, memory, previous, c, lengths, *kept, *ctx.options),
         )
         first = torch.cat([h, reads], 1)[:, None]
         fed = torch.cat([first, y[:, :-1]], 1)[..., : recurrent.shape[1]].flatten(0, 1)
@@ -331,7 +366,7 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
             of_heads.t() @ shown,
             of_heads.sum(0),
             *(d_memory, None, d_previous, *d_state),
-            *[None] * 6,
+            *[None] * 7,
         )
 
     return setup_context, backward

@@ -293,3 +293,18 @@ def test_the_memory_stays_fp32(half):
     y, state = cell.to(half)(x.to(half))
     assert {part.dtype for part in (y, *state)} == {torch.float32}
     assert bool(y.isfinite().all())
+
+
+def test_ragged_sequences_end_where_they_end():
+    torch.manual_seed(0)
+    cell = MANNCell(6, MANNConfig(hidden=10, rows=8, width=6, reads=2))
+    x, lengths = torch.randn(3, 5, 6), torch.tensor([5, 2, 0])
+    _, start = cell(torch.randn(3, 3, 6))
+    y, state = cell(x, start, lengths=lengths)
+    for b, length in enumerate(lengths.tolist()):
+        part = MANNState(*(field[b : b + 1] for field in start))
+        alone, end = cell(x[b : b + 1, :length], part)
+        torch.testing.assert_close(y[b : b + 1, :length], alone)
+        assert not y[b, length:].any()
+        for ours, theirs in zip(state, end, strict=True):
+            torch.testing.assert_close(ours[b : b + 1], theirs)

@@ -20,6 +20,7 @@ OPTIONS = {
     "key_and_add": {"write_key": True},
     "blind": {"fed": False},
 }
+WEIGHTS = ("recurrent", "interface", "bias")
 SIZES = {  # B, T, H, R, N, M
     "usual": (3, 9, 20, 4, 16, 12),
     "odd": (5, 7, 13, 3, 11, 5),
@@ -76,7 +77,10 @@ def make(
 
 def run(arguments: dict[str, Tensor], dtype: torch.dtype, backend: str, **options) -> list[Tensor]:
     """Outputs, and gradients of all inputs but usage."""
-    leaves = {name: x.to(dtype).requires_grad_(name != "usage") for name, x in arguments.items()}
+    leaves = {
+        name: x if name == "lengths" else x.to(dtype).requires_grad_(name != "usage")
+        for name, x in arguments.items()
+    }
     out = memory_scan(**leaves, backend=backend, **options)
     g = torch.Generator().manual_seed(1)
     parts = [out.y, out.memory, out.weight, out.c]
@@ -93,7 +97,8 @@ def compare(arguments: dict[str, Tensor], factor: float = 4.0, **options) -> Non
     exact = run(arguments, torch.float64, "eager", **options)
     eager = run(arguments, torch.float32, "eager", **options)
     fused = run(arguments, torch.float32, "cpu", **options)
-    names = ["y", "memory", "usage", "weight", "c", *(n for n in arguments if n != "usage")]
+    given = [name for name in arguments if name not in ("usage", "lengths")]
+    names = ["y", "memory", "usage", "weight", "c", *given]
     for name, truth, plain, ours in zip(names, exact, eager, fused, strict=True):
         assert ours.shape == truth.shape and ours.dtype == torch.float32
         scale = float(truth.abs().max())
@@ -116,6 +121,28 @@ def test_sizes(sizes, capability):
 
 def test_fifty_steps_of_the_usual_memory(capability):
     compare(make((2, 50, 200, 4, 128, 40)))
+
+
+@pytest.mark.parametrize("lengths", [[9, 4, 0], [1, 9, 5], [0, 0, 0]], ids=str)
+@pytest.mark.parametrize("options", [{}, {"read_first": False}, {"shared": True}], ids=str)
+def test_ragged_episodes(lengths, options, capability):
+    arguments = make(SIZES["usual"], extra=True) | {"lengths": torch.tensor(lengths)}
+    compare(arguments, 8.0, **options)  # short ones: eager's own error is then that of few numbers
+
+
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_a_short_episode_is_the_same_alone(backend):
+    arguments = {name: x.float() for name, x in make(SIZES["usual"]).items()}
+    lengths = torch.tensor([9, 4, 0])
+    ragged = memory_scan(**arguments, lengths=lengths, backend=backend)
+    first = {n: x if n in WEIGHTS else x[1:2] for n, x in arguments.items()}
+    first["gates"] = first["gates"][:, :4]
+    alone = memory_scan(**first, backend=backend)
+    torch.testing.assert_close(ragged.y[1:2, :4], alone.y)
+    assert not ragged.y[1, 4:].any() and not ragged.y[2].any()
+    for ours, theirs in zip(ragged[1:], alone[1:], strict=True):
+        torch.testing.assert_close(ours[1:2], theirs)
+    torch.testing.assert_close(ragged.memory[2], arguments["memory"][2], rtol=0, atol=0)
 
 
 def test_two_halves_are_one_episode():
@@ -156,14 +183,17 @@ def test_a_nan_stays_in_its_episode(capability):
         assert torch.equal(ours[[0, 2]], theirs[[0, 2]])
 
 
-def test_opcheck():
+@pytest.mark.parametrize("ragged", [False, True])
+def test_opcheck(ragged):
     arguments = {name: x.float() for name, x in make((2, 3, 4, 2, 4, 3)).items()}
     order = ("gates", "key", "add", "recurrent", "interface", "bias", "memory", "usage")
-    order += ("previous", "reads", "h", "c")
+    order += ("previous", "reads", "h", "c", "lengths")
     tensors = [arguments.get(name) for name in order]
     for x in tensors:
         if x is not None and x is not arguments["usage"]:
             x.requires_grad_()
+    if ragged:
+        tensors[-1] = torch.tensor([3, 1])
     options = (0.99, True, False, True, False, 1e-8)
     torch.library.opcheck(torch.ops.stmeta.memory_scan.default, (*tensors, *options))
 
@@ -211,6 +241,10 @@ def test_errors():
         memory_scan(**arguments | {"c": arguments["c"][:1]})
     with pytest.raises(BackendUnavailableError, match=r"triton"):
         memory_scan(**arguments, backend="triton")
+    with pytest.raises(ValueError, match=r"lengths must be int64 \[B\] = \[3\].*\[2\]"):
+        memory_scan(**arguments, lengths=torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match=r"lengths must be in 0 \.\.\. T = 9, got 1 \.\.\. 10"):
+        memory_scan(**arguments, lengths=torch.tensor([1, 2, 10]))
 
 
 def test_reference_needs_no_kernel():
@@ -219,7 +253,7 @@ def test_reference_needs_no_kernel():
     order = ("recurrent", "interface", "bias", "memory", "usage", "previous", "reads", "h", "c")
     again = memory_scan_ref(
         arguments["gates"], None, None, *(arguments[name] for name in order),
-        0.99, True, False, True, False, 1e-8,
+        None, 0.99, True, False, True, False, 1e-8,
     )  # fmt: skip
     for ours, theirs in zip(out, again, strict=True):
         assert torch.equal(ours, theirs)
