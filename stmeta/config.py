@@ -176,6 +176,8 @@ class MemoryConfig(RunConfig):
     ntm: NTMConfig = field(default_factory=NTMConfig)
     dnc: DNCConfig = field(default_factory=DNCConfig)
     lstm_hidden: int = 200
+    filters: tuple[int, ...] = ()
+    """Omniglot, with `encoder`: of convolutions in front of its layers, 3 x 3 with stride 2."""
     encoder: tuple[int, ...] = ()
     """Omniglot: widths of the layers that turn an image into features, from which keys and written
     rows come directly. () = the network of the paper, where all goes through the LSTM."""

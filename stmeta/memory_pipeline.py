@@ -18,7 +18,7 @@ from stmeta.data.image_episodes import ImageEpisodes
 from stmeta.memory import DNCCell, LSTMCell, MANNCell, NTMCell
 from stmeta.memory_stages import EpisodeStage, TaskStage
 from stmeta.models.mann import FewShotConfig
-from stmeta.models.sequence import Cell, EncodedFewShot, SequenceModel
+from stmeta.models.sequence import Cell, EncodedFewShot, ImageEncoder, SequenceModel
 from stmeta.runs import claim_folder, device_of, write_metrics
 from stmeta.trainer import Trainer
 
@@ -103,7 +103,8 @@ def _episodes(config: MemoryConfig, device: torch.device) -> EpisodeStage:
                 "without a number"
             )
         head = FewShotConfig(memory=config.memory, mann=config.mann, augment=config.augment)
-        model = EncodedFewShot(pixels, config.encoder, config.ways, head)
+        encoder = ImageEncoder(config.image_size, config.filters, config.encoder)
+        model = EncodedFewShot(encoder, config.encoder[-1], config.ways, head)
     else:
         model = SequenceModel(make_cell(config, pixels + config.ways), config.ways)
     return EpisodeStage(model.to(device), config, *loaders)

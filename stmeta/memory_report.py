@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from rich.table import Table
-from torch import Tensor
+from torch import Tensor, nn
 
+from stmeta.memory.lstm import LSTMCell
+from stmeta.memory.trace import WeightTrace, trace_weights
 from stmeta.memory_stages import EpisodeStage, TaskStage
 from stmeta.report import BLUE, GREEN, GREY, ORANGE, save_figure
 
@@ -20,6 +23,7 @@ def pictures(stage: EpisodeStage | TaskStage, record: dict[str, Any], folder: Pa
     """Write what there is to see: curves, and for sequences the target beside the output."""
     if isinstance(stage, EpisodeStage):
         _instances(stage, record, folder / "instances.png")
+        _episode(stage, folder / "weights.png")
         return
     _wrong_bits(stage, record, folder / "curves.png")
     with torch.inference_mode():
@@ -29,6 +33,10 @@ def pictures(stage: EpisodeStage | TaskStage, record: dict[str, Any], folder: Pa
             target = batch.target[0][steps].cpu()
             output = torch.sigmoid(stage.model(batch.x)[0][steps]).cpu()
             bits(target, output, folder / f"length_{length}.png")
+            if length == min(stage.tests) and _has_rows(stage.model):
+                trace = trace_weights(stage.model, batch.x[:1])
+                title = f"{stage.name[:-1]} of length {length}"
+                weights(trace, folder / "weights.png", title=title)
 
 
 def summary(stage: EpisodeStage | TaskStage, record: dict[str, Any]) -> Table:
@@ -59,6 +67,52 @@ def bits(target: Tensor, output: Tensor, path: Path) -> None:
         axis.set_xticks([])
         axis.set_yticks([])
     save_figure(figure, path)
+
+
+def weights(
+    trace: WeightTrace, path: Path, *, title: str, marks: Sequence[str] = (), count: int = 48
+) -> None:
+    """Where the first sequence writes and reads, [T, N]; rows in the order of their first write.
+
+    Args:
+        trace: of a batch.
+        path: of the PNG.
+        title: above the picture.
+        marks: one character for each step, along the time axis.
+        count: rows shown at most, those with the largest write weights.
+    """
+    read, write = trace.read[0].cpu(), trace.write[0].cpu()
+    strongest = write.amax(0).topk(min(count, write.shape[1])).indices
+    order = strongest[write[:, strongest].argmax(0).argsort(stable=True)]
+    figure = Figure(figsize=(max(6.0, len(read) / 6), 6.4), layout="constrained")
+    for axis, (name, values) in zip(
+        figure.subplots(2, 1, sharex=True), (("write", write), ("read", read)), strict=True
+    ):
+        shown = axis.imshow(values[:, order].T.numpy(), aspect="auto", cmap="viridis", vmin=0)
+        axis.set_ylabel(f"rows, {name} weights")
+        axis.set_yticks([])
+        figure.colorbar(shown, ax=axis, pad=0.01)
+    if marks:
+        axis.set_xticks(range(len(marks)), marks, fontsize=7)
+    axis.set_xlabel("step")
+    figure.suptitle(title)
+    save_figure(figure, path)
+
+
+def _has_rows(model: nn.Module) -> bool:
+    return not any(isinstance(part, LSTMCell) for part in model.modules())
+
+
+def _episode(stage: EpisodeStage, path: Path) -> None:
+    """Write and read weights over the first test episode, with the class of every step."""
+    if not _has_rows(stage.model):
+        return
+    stage.test.load_state_dict({"epoch": 0, "position": 0})
+    batch = stage.test.batch([0])
+    stage.model.eval()
+    trace = trace_weights(stage.model, *stage.inputs(batch))
+    classes = [str(int(label)) for label in batch.label[0]]
+    weights(trace, path, title="an episode of new classes; below, the class shown", marks=classes)
 
 
 def _instances(stage: EpisodeStage, record: dict[str, Any], path: Path) -> None:

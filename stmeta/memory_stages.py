@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stmeta.config import MemoryConfig
+from stmeta.data.batch import require_finite
 from stmeta.data.image_episodes import ImageEpisodeBatch, ImageEpisodes
 from stmeta.data.tasks import TaskBatch, TaskLoader, wrong_bits
 from stmeta.models.sequence import EncodedFewShot, SequenceModel
@@ -51,10 +52,20 @@ class EpisodeStage:
         """First image of each episode, which tells the episode."""
         return [names[0] for names in batch.key]
 
-    def logits(self, batch: ImageEpisodeBatch) -> Tensor:
+    def inputs(self, batch: ImageEpisodeBatch) -> tuple[Tensor, ...]:
+        """What the model takes."""
         if self.encoded:
-            return self.model(batch.x.to(self.device), batch.label.to(self.device))
-        return self.model(torch.cat([batch.x, batch.given_label], 2).to(self.device))
+            return batch.x.to(self.device), batch.label.to(self.device)
+        return (torch.cat([batch.x, batch.given_label], 2).to(self.device),)
+
+    def logits(self, batch: ImageEpisodeBatch) -> Tensor:
+        """Logits [B, L, ways].
+
+        Raises:
+            DataError: an image holds NaN or infinite values; it is named.
+        """
+        require_finite(batch.x, batch.key)
+        return self.model(*self.inputs(batch))
 
     def loss(
         self, batch: ImageEpisodeBatch, generator: torch.Generator

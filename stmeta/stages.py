@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_f1_score
 
 from stmeta.config import ClassifyConfig, ClipConfig, FewShotConfig, PretrainConfig
-from stmeta.data.batch import ClipBatch, EpisodeBatch
+from stmeta.data.batch import ClipBatch, EpisodeBatch, require_finite
 from stmeta.data.episodes import EpisodeLoader
 from stmeta.data.loader import ClipLoader, LoaderConfig
 from stmeta.models.classifier import VideoClassifier
@@ -249,7 +249,9 @@ class FewShotStage:
         self, batch: EpisodeBatch, generator: torch.Generator
     ) -> tuple[Tensor, int, dict[str, float]]:
         label = batch.label.to(self.device)
-        logits = self.model(self._features(batch), label, generator=generator)
+        features = self._features(batch)
+        require_finite(features, batch.key)
+        logits = self.model(features, label, generator=generator)
         loss = F.cross_entropy(logits.float().flatten(0, 1), label.flatten())
         hits = (logits.detach().argmax(2) == label).float().mean()
         return loss, label.numel(), {"accuracy": float(hits)}

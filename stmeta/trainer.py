@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from stmeta._errors import DataError
 from stmeta.config import OptimConfig, RunConfig
 
 
@@ -128,8 +129,12 @@ class Trainer:
         torch.manual_seed(seed)
         generator = torch.Generator().manual_seed(seed)
         self.stage.model.train()
-        with precision(self.device, self.config.precision):
-            loss, clips, figures = self.stage.loss(batch, generator)
+        try:
+            with precision(self.device, self.config.precision):
+                loss, clips, figures = self.stage.loss(batch, generator)
+        except DataError:
+            self._save(before)
+            raise
         value = float(loss.detach())
         if not math.isfinite(value):
             self._save(before)

@@ -26,7 +26,7 @@ ALLOWED = {
     "trainer": {"_errors", "config"},
     "stages": {"_errors", "config", "data", "models", "nn"},
     "memory_stages": {"_errors", "config", "data", "models"},
-    "memory_report": {"memory_stages", "report"},
+    "memory_report": {"memory", "memory_stages", "report"},
     "runs": {"config"},
     "pipeline": {
         *("_errors", "config", "data", "models", "ops", "report", "runs", "stages", "trainer"),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from stmeta._errors import DataError
 
 _Batch = TypeVar("_Batch", bound="_TensorFields")
 
@@ -83,3 +86,23 @@ class EpisodeBatch(_TensorFields):
 
     def __len__(self) -> int:
         return len(self.key)
+
+
+def require_finite(x: Tensor, keys: Sequence[Sequence[str]]) -> None:
+    """Raise if an input of an episode is NaN or infinite, before anything is computed from it.
+
+    Args:
+        x: [B, L, ...], inputs of B episodes of L steps.
+        keys: [B][L], their names.
+
+    Raises:
+        DataError: names every bad input, and the episode that it is in.
+    """
+    if bool(x.sum().isfinite()):  # one pass; a sum of finite values of this size stays finite
+        return
+    bad = (~x.flatten(2).isfinite().all(2)).nonzero().tolist()
+    if bad:
+        named = "; ".join(f"{keys[b][t]}, step {t} of the episode of {keys[b][0]}" for b, t in bad)
+        raise DataError(
+            f"inputs must be finite, got NaN or infinite values in {named}; remove or repair them"
+        )

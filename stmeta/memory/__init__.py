@@ -4,6 +4,7 @@ from stmeta.memory.dnc import DNCCell, DNCConfig, DNCState
 from stmeta.memory.lstm import LSTMCell, LSTMState
 from stmeta.memory.mann import MANNCell, MANNConfig, MANNState
 from stmeta.memory.ntm import NTMCell, NTMConfig, NTMState
+from stmeta.memory.trace import WeightTrace, trace_weights
 
 __all__ = [
     "DNCCell",
@@ -17,4 +18,6 @@ __all__ = [
     "NTMCell",
     "NTMConfig",
     "NTMState",
+    "WeightTrace",
+    "trace_weights",
 ]

@@ -40,7 +40,7 @@ class FewShotConfig:
     memory: Literal["mann", "lstm"] = "mann"
     """"lstm" is the baseline without an external memory."""
     mann: MANNConfig = field(
-        default_factory=lambda: MANNConfig(hidden=64, rows=64, width=96, reads=2)
+        default_factory=lambda: MANNConfig(hidden=64, rows=64, width=96, reads=2, read_first=False)
     )
     standardise: bool = True
     """Give every feature zero mean and unit variance over the training classes."""

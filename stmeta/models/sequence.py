@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from stmeta.memory import DNCCell, LSTMCell, MANNCell, NTMCell
@@ -31,27 +32,56 @@ class SequenceModel(nn.Module):
         return self.head(y)
 
 
-class EncodedFewShot(nn.Module):
-    """A few layers that turn an image into features, and `FewShotMANN` on them, trained together.
+class ImageEncoder(nn.Module):
+    """Turns small images into features: convolutions that halve the sides, then linear layers.
 
     Args:
-        in_dim: pixels of an image.
-        widths: of the layers; between two of them is a ReLU. The last one is the features' width.
+        side: height and width of an image.
+        filters: of the convolutions, 3 x 3 with stride 2, batch norm and ReLU.
+        widths: of the linear layers behind them; between two of them is a ReLU. The last one is the
+            width of the features.
+    """
+
+    def __init__(self, side: int, filters: tuple[int, ...], widths: tuple[int, ...]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        self.side = side
+        for before, after in pairwise((1, *filters)):
+            layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after)]
+            layers.append(nn.ReLU())
+            side = -(-side // 2)
+        self.convolutions = nn.Sequential(*layers)
+        layers = []
+        for before, after in pairwise((side * side * (filters or (1,))[-1], *widths)):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers[:-1])
+        # Channels last: convolutions of few channels then take 0.6 of the time on a CPU.
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [..., widths[-1]] of images [..., side * side]."""
+        images = x.reshape(-1, 1, self.side, self.side).contiguous(
+            memory_format=torch.channels_last
+        )
+        return self.layers(self.convolutions(images).flatten(1)).unflatten(0, x.shape[:-1])
+
+
+class EncodedFewShot(nn.Module):
+    """An encoder that turns images into features, and `FewShotMANN` on them, trained together.
+
+    Args:
+        encoder: images [B, L, pixels] -> features [B, L, width].
+        width: of the features.
         ways: classes in an episode.
         config: of the memory. With `standardise` the features are batch-normalised, without which
             their cosines hardly differ and matching does not begin.
     """
 
-    def __init__(
-        self, in_dim: int, widths: tuple[int, ...], ways: int, config: FewShotConfig
-    ) -> None:
+    def __init__(self, encoder: nn.Module, width: int, ways: int, config: FewShotConfig) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        for before, after in pairwise((in_dim, *widths)):
-            layers += [nn.Linear(before, after), nn.ReLU()]
-        self.encoder = nn.Sequential(*layers[:-1])
-        self.few_shot = FewShotMANN(widths[-1], ways, config)
+        self.encoder = encoder
+        self.few_shot = FewShotMANN(width, ways, config)
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        """Logits [B, L, ways] of images [B, L, in_dim]; a step sees the labels before it."""
+        """Logits [B, L, ways] of images [B, L, pixels]; a step sees the labels before it."""
         return self.few_shot(self.encoder(x), label)

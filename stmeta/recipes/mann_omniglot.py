@@ -25,8 +25,9 @@ def recipe() -> MemoryConfig:
         recipe="mann_omniglot",
         task="omniglot",
         memory="mann",
-        encoder=(256, 64),
-        mann=MANNConfig(hidden=200, rows=128, width=96, reads=4),
+        filters=(32, 64, 64),
+        encoder=(64,),
+        mann=MANNConfig(hidden=200, rows=128, width=96, reads=4, read_first=False),
         optim=OptimConfig(
             lr=3e-3, warmup=0.0, weight_decay=0.0, betas=(0.9, 0.999), clip_grad=10.0
         ),

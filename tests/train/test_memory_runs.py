@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from stmeta import memory_pipeline
 from stmeta.config import MemoryConfig
 from stmeta.data.datasets.omniglot import Omniglot
+from stmeta.data.image_episodes import ImageEpisodes
 from stmeta.memory_pipeline import make_cell
 from stmeta.memory_stages import EpisodeStage
 from stmeta.models.sequence import SequenceModel
@@ -51,7 +52,7 @@ def test_copy_leaves_weights_metrics_and_pictures(tmp_path, capsys):
     record = json.loads((tmp_path / "run/metrics.json").read_text())["stages"]["sequences"]
     assert record["steps"] == 6 and len(record["evals"]) == 2
     assert 0 <= record["final"]["wrong_bits_5"] <= 5 * 8
-    for name in ("curves.png", "length_3.png", "length_5.png"):
+    for name in ("curves.png", "length_3.png", "length_5.png", "weights.png"):
         assert (tmp_path / "run" / name).read_bytes()[:4] == b"\x89PNG"
 
 
@@ -81,7 +82,12 @@ def test_fused_and_eager_learn_the_same(tmp_path):
 
 @pytest.mark.parametrize(
     ("recipe", "encoder"),
-    [("mann_omniglot", ["12", "8"]), ("mann_omniglot", []), ("lstm_omniglot", [])],
+    [
+        ("mann_omniglot", ["12", "8", "--filters"]),
+        ("mann_omniglot", ["8", "--filters", "4", "6"]),
+        ("mann_omniglot", []),
+        ("lstm_omniglot", []),
+    ],
 )
 def test_omniglot(recipe, encoder, omniglot, tmp_path, capsys):
     out = tmp_path / "run"
@@ -90,7 +96,9 @@ def test_omniglot(recipe, encoder, omniglot, tmp_path, capsys):
     assert "new classes, accuracy" in " ".join(capsys.readouterr().out.split())
     record = json.loads((out / "metrics.json").read_text())["stages"]["episodes"]
     assert {f"instance_{k}" for k in range(1, 5)} <= record["final"].keys()
-    assert (out / "instances.png").read_bytes()[:4] == b"\x89PNG"
+    pictures = ["instances.png"] if recipe.startswith("lstm") else ["instances.png", "weights.png"]
+    for name in pictures:
+        assert (out / name).read_bytes()[:4] == b"\x89PNG"
 
 
 def test_an_encoder_goes_with_keys_from_it(omniglot, tmp_path, capsys):
@@ -108,6 +116,25 @@ def test_a_bad_loss_names_its_episode(omniglot, tmp_path, capsys, monkeypatch):
     assert "the loss is nan at step 0; episodes: Made/train" in " ".join(
         capsys.readouterr().out.split()
     )
+
+
+def test_a_bad_image_is_named_before_it_spreads(tmp_path, omniglot, capsys, monkeypatch):
+    made = ImageEpisodes.batch
+
+    def broken(self, numbers):
+        batch = made(self, numbers)
+        if 7 in numbers:
+            batch.x[7 - numbers[0], 2, 0] = torch.nan
+        return batch
+
+    monkeypatch.setattr(ImageEpisodes, "batch", broken)
+    arguments = ["--recipe", "mann_omniglot", *OMNIGLOT, "--data", str(omniglot)]
+    assert run([*arguments, "--filters", "4", "--encoder", "8"], tmp_path / "run") == 1
+    message = " ".join(capsys.readouterr().out.split())
+    assert "got NaN or infinite values in Made/train" in message and message.count("step 2 of") == 1
+    saved = torch.load(tmp_path / "run/episodes/last.pt", weights_only=True)
+    assert saved["step"] == 2
+    assert all(x.isfinite().all() for x in saved["model"].values())
 
 
 def test_omniglot_is_not_shipped(capsys):
