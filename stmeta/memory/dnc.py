@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stmeta.memory._dnc_addressing import allocation, temporal_link
 from stmeta.memory.mann import lstm_gates
+from stmeta.ops.allocation import allocation
 from stmeta.ops.content_addressing import EPS, content_addressing
 from stmeta.ops.erase_add import erase_add
 from stmeta.ops.memory_read import memory_read
+from stmeta.ops.temporal_link import temporal_link
 
 
 class DNCState(NamedTuple):

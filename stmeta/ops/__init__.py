@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from stmeta.ops._dispatch import BACKENDS, availability, backend, explain, resolve
+from stmeta.ops.allocation import allocation, allocation_ref
 from stmeta.ops.content_addressing import content_addressing, content_addressing_ref
 from stmeta.ops.erase_add import erase_add, erase_add_ref
 from stmeta.ops.gather_tokens import gather_tokens, gather_tokens_ref
@@ -26,6 +27,7 @@ from stmeta.ops.random_masking import (
 )
 from stmeta.ops.restore_tokens import restore_tokens, restore_tokens_ref
 from stmeta.ops.shifted_patch_embed import shifted_patch_embed, shifted_patch_embed_ref
+from stmeta.ops.temporal_link import temporal_link, temporal_link_ref
 
 __all__ = [
     "BACKENDS",
@@ -34,6 +36,8 @@ __all__ = [
     "Masking",
     "MemoryScan",
     "NTMStep",
+    "allocation",
+    "allocation_ref",
     "availability",
     "backend",
     "content_addressing",
@@ -69,4 +73,6 @@ __all__ = [
     "shift_offsets",
     "shifted_patch_embed",
     "shifted_patch_embed_ref",
+    "temporal_link",
+    "temporal_link_ref",
 ]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stmeta.memory._dnc_addressing import allocation, temporal_link
+from stmeta.ops import allocation, temporal_link
 from tests.memory._reference import check_link, slow_allocation, slow_links
 
 USAGES = {

@@ -37,6 +37,8 @@ MEMORY_OPS = (
     "erase_add",
     "ntm_step",
     "lrua_step",
+    "allocation",
+    "temporal_link",
 )
 ALL_OPS = (*TOKEN_OPS, *MEMORY_OPS, "locality_attention")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)

@@ -36,6 +36,7 @@ def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     if request.node.callspec.params["tiles"] == "whole":
         return
     monkeypatch.setattr("stmeta.kernels.triton._memory.TILE", 32)
+    monkeypatch.setattr("stmeta.kernels.triton.allocation.CHUNK", 4)
     for name in MEMORY_OPS:
         module = importlib.import_module(f"stmeta.kernels.triton.{name}")
         for room in {"FORWARD", "BACKWARD"} & set(vars(module)):

@@ -36,6 +36,8 @@ LAUNCHES = {  # kernels of csrc/cuda by op
         *("whole_kernel", "least_kernel", "score_kernel", "address_kernel", "read_kernel"),
         *("whole_backward_kernel", "unread_kernel", "unaddress_kernel", "end_kernel"),
     ),
+    "allocation": ("forward_kernel", "backward_kernel"),
+    "temporal_link": ("forward_kernel", "backward_kernel", "finish_kernel"),
     "memory": ("finish_kernel",),
 }
 SMALL = [  # by name, as a case of many rows takes seconds on one thread for each CUDA thread
@@ -51,10 +53,16 @@ SMALL = [  # by name, as a case of many rows takes seconds on one thread for eac
     *(("ntm_step", name) for name in ("empty", "gate_0", "gate_1", "sharpen_20")),
     *(("lrua_step", name) for name in ("shared_read_last", "odd", "every_row", "one_row")),
     *(("lrua_step", name) for name in ("empty", "ties_shared", "gate_0", "gate_1")),
+    *(("allocation", name) for name in ("odd", "ties", "free_or_used", "extreme", "one_row")),
+    *(("allocation", name) for name in ("full", "long", "no_rows", "empty")),
+    *(("temporal_link", name) for name in ("odd", "aligned", "few_rows", "one_row", "diagonal")),
+    *(("temporal_link", name) for name in ("idle", "no_rows", "empty")),
 ]
-FEW_ROWS = ("one", "one_row", "few_rows", "no_rows_to_share", "every_row", "empty")
+FEW_ROWS = ("one", "one_row", "few_rows", "no_rows_to_share", "every_row", "empty", "no_rows")
 TILES = (0, 3)  # a whole element in a block; tiles of three rows
 CALLS = [(*call, tile) for call in SMALL for tile in TILES if not tile or call[1] not in FEW_ROWS]
+
+SEVERAL_WARPS = {"batch": 1, "rows": 12, "heads": 4, "width": 40}
 
 Program = Callable[[str, str], HostProgram]
 
@@ -132,7 +140,7 @@ def test_several_warps(program, name, kind, dtype):
     """16-byte loads; as many threads as the size tells."""
     op = load(name)
     sizes = {key: high for key, (_, high) in op.sizes.items()}
-    sizes |= {"batch": 1, "rows": 12, "heads": 4} | ({"width": 40} if "width" in sizes else {})
+    sizes |= {k: v for k, v in SEVERAL_WARPS.items() if k in sizes}
     inputs = make_inputs(op, op.sized(**sizes), dtype)
     check(inputs, _run(program(name, kind), inputs, 0))
 
@@ -145,7 +153,7 @@ def test_usual_size(program, name):
     check(inputs, _run(program(name, ADDRESS), inputs, 0))
 
 
-@pytest.mark.parametrize("name", [name for name in MEMORY_OPS if name != "location_addressing"])
+@pytest.mark.parametrize("name", [name for name in MEMORY_OPS if "width" in load(name).sizes])
 def test_large_rows_and_many_heads(program, name):
     """More columns and more heads than threads hold at a time."""
     op = load(name)
@@ -156,7 +164,7 @@ def test_large_rows_and_many_heads(program, name):
 
 
 @pytest.mark.parametrize("layout", ["transposed", "sliced", "stepped", "expanded"])
-@pytest.mark.parametrize("name", ["erase_add", "ntm_step", "lrua_step"])
+@pytest.mark.parametrize("name", ["erase_add", "ntm_step", "lrua_step", "temporal_link"])
 def test_layouts(program, name, layout):
     """Strides of the memory and of its gradient."""
     op = load(name)
@@ -187,10 +195,7 @@ def _run(program: HostProgram, inputs: Inputs, tile: int) -> Results:
     """Outputs and gradients, as the harness names them."""
     a, grads, name = inputs.arguments, inputs.grads, inputs.op.name
     items, heads = _ITEMS[name](a, grads or _zeros(inputs))
-    shape = a["content"] if name == "location_addressing" else a["memory"]
-    sizes = [*shape.shape, heads]
-    if name == "location_addressing":
-        sizes = [shape.shape[0], shape.shape[2], 0, heads]
+    sizes = [*a["memory"].shape, heads] if "memory" in a else _sizes(a, heads)
     results = program.run(str(inputs.dtype).removeprefix("torch."), sizes, tile, *items)
     outputs = _outputs(inputs)
     shapes = [*outputs.values(), *(a[leaf] for leaf in _LEAVES[name])]
@@ -200,6 +205,12 @@ def _run(program: HostProgram, inputs: Inputs, tile: int) -> Results:
     ]
     wanted = {*outputs, *(f"grad {leaf}" for leaf in inputs.leaves)}
     return {key: x for key, x in zip(names, tensors, strict=True) if key in wanted}
+
+
+def _sizes(a: dict[str, Any], heads: int) -> list[int]:
+    """B, N, M, heads of an op that sees no memory: its first argument ends in N."""
+    first = next(iter(a.values()))
+    return [first.shape[0], first.shape[-1], 0, heads]
 
 
 def _outputs(inputs: Inputs) -> Results:
@@ -226,6 +237,8 @@ _LEAVES = {  # in the order of the programs' results
         *("memory", "previous", "key", "strength", "gate", "shift", "sharpen", "erase", "add"),
     ),
     "lrua_step": ("memory", "previous", "key", "strength", "gate", "add"),
+    "allocation": ("usage",),
+    "temporal_link": ("link", "precedence", "write_weight"),
 }
 Items = tuple[list[Any], int]  # what the program reads after the tile; number of heads
 
@@ -263,6 +276,15 @@ def _lrua_step(a: dict[str, Any], g: Results) -> Items:
     return [*items, float(a.get("decay", 0.99)), options, _eps(a), *grads], a["key"].shape[1]
 
 
+def _allocation(a: dict[str, Any], g: Results) -> Items:
+    return [a["usage"], g["allocation"]], 1
+
+
+def _temporal_link(a: dict[str, Any], g: Results) -> Items:
+    items = [*_matrix(a["link"]), a["precedence"], a["write_weight"]]
+    return [*items, *_matrix(g["link"]), g["precedence"]], a["precedence"].shape[1]
+
+
 _ITEMS = {
     "memory_read": _memory_read,
     "content_addressing": _content_addressing,
@@ -270,4 +292,6 @@ _ITEMS = {
     "erase_add": _erase_add,
     "ntm_step": _ntm_step,
     "lrua_step": _lrua_step,
+    "allocation": _allocation,
+    "temporal_link": _temporal_link,
 }

@@ -70,10 +70,28 @@ def test_lrua_step(sizes, read_first, target, dtype):
     assert found == ((1, 1, 0) if sizes == SIZES[0] else (4, 3, 3))
 
 
+@targets
+@shapes
+def test_allocation(sizes, target, dtype):
+    assert launches(lambda: allocate(*sizes, dtype), target) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("rows", [2048, 3000])
+def test_allocation_of_many_rows(rows):
+    """The most that a program sorts, and more."""
+    assert launches(lambda: allocate(1, rows, 1, 1, torch.float32), 80) == (1, 1, 0)
+
+
+@targets
+@shapes
+def test_temporal_link(sizes, target, dtype):
+    assert launches(lambda: link(*sizes, dtype), target) == (1, 1, 1)
+
+
 def test_compiles_where_sizes_are_one():
     """Triton makes a constant of each integer that is one, on which methods of tensors fail."""
     one = (1, 1, 1, 1, torch.float32)
-    for call in (content, location, read, write):
+    for call in (content, location, read, write, allocate, link):
         launches(lambda call=call: call(*one), 90)
     launches(lambda: ntm(*one, True), 90)
     launches(lambda: lrua(*one, True), 90)
@@ -155,3 +173,16 @@ def lrua(
     module.lrua_step(t.memory, t.usage, *inputs[1:], 0.99, read_first, False, 1e-8)
     grads = (t.memory, t.weight, t.vector)
     module.lrua_step_backward(*grads, *inputs, t.weight, t.rows, read_first, False, 1e-8)
+
+
+def allocate(batch: int, rows: int, width: int, heads: int, dtype: torch.dtype) -> None:
+    module, t = launcher("allocation"), Tensors(batch, rows, width, heads, dtype)
+    _, order = module.allocation(t.usage)
+    module.allocation_backward(t.usage, t.usage, order)
+
+
+def link(batch: int, rows: int, width: int, heads: int, dtype: torch.dtype) -> None:
+    module, t = launcher("temporal_link"), Tensors(batch, rows, width, heads, dtype)
+    links = t.weight[..., None].expand(-1, -1, -1, rows)
+    module.temporal_link(links, t.weight, t.weight)
+    module.temporal_link_backward(links.contiguous(), t.weight, links, t.weight, t.weight)

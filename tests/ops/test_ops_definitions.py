@@ -122,6 +122,35 @@ def test_ntm_step(case):
     _compare("ntm_step", a, memory, weight, _read(source, weight[:, : a["reads"]]))
 
 
+@pytest.mark.parametrize("case", ["odd", "ties", "free_or_used", "extreme"])
+def test_allocation(case):
+    """Row after row, the least used first; of rows used alike the lower one."""
+    a = _exact("allocation", case)
+    out = torch.zeros_like(a["usage"])
+    for b, usage in enumerate(a["usage"].tolist()):
+        taken = 1.0
+        for n in sorted(range(len(usage)), key=lambda n, u=usage: (u[n], n)):
+            out[b, n] = (1 - usage[n]) * taken
+            taken *= usage[n]
+    _compare("allocation", a, out)
+
+
+@pytest.mark.parametrize("case", ["odd", "idle", "diagonal"])
+def test_temporal_link(case):
+    a = _exact("temporal_link", case)
+    before, write = a["precedence"], a["write_weight"]
+    link = torch.zeros_like(a["link"])
+    for b, h, i, j in _places(link.shape):
+        if i != j:
+            w_i, w_j = write[b, h, i], write[b, h, j]
+            link[b, h, i, j] = (1 - w_i - w_j) * a["link"][b, h, i, j] + w_i * before[b, h, j]
+    precedence = before.clone()
+    for b, h, n in _places(before.shape):
+        precedence[b, h, n] -= sum(write[b, h].tolist()) * before[b, h, n]
+        precedence[b, h, n] += write[b, h, n]
+    _compare("temporal_link", a, link, precedence)
+
+
 @pytest.mark.parametrize("case", ["odd", "shared", "shared_read_last", "ties"])
 def test_lrua_step(case):
     a = _exact("lrua_step", case)

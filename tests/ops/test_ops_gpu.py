@@ -116,6 +116,7 @@ LARGEST = {  # op -> the argument whose row is as large as that of its largest t
     "erase_add": "memory",
     "ntm_step": "memory",
     "lrua_step": "memory",
+    "temporal_link": "link",
     "locality_attention": "qkv",
 }
 
