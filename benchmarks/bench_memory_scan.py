@@ -22,7 +22,7 @@ CASES = {"B16 T50, memory 128 x 40": (16, 50, 128, 40)}
 FULL = {"B64 T100, memory 512 x 64": (64, 100, 512, 64)}
 OPTIONS = (0.99, True, False, True, False, 1e-8)
 STATE = ("memory", "usage", "previous", "reads", "h", "c")
-ORDER = ("gates", "key", "add", "recurrent", "interface", "bias", *STATE)
+ORDER = ("gates", "key", "add", "recurrent", "interface", "bias", *STATE, "lengths")
 
 
 def _arguments(device: str, B: int, T: int, N: int, M: int) -> dict[str, torch.Tensor]:

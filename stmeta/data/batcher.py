@@ -16,10 +16,12 @@ from stmeta.data import augment
 from stmeta.data.batch import ClipBatch
 from stmeta.data.decode import Choice
 from stmeta.data.decode.dali import DaliGraph
+from stmeta.data.decode.process import ProcessDecoder
 from stmeta.data.engine import DaliEngine, Engine, HostEngine, Item
 from stmeta.data.plan import ClipPlan, ClipRequest
-from stmeta.data.reader import ClipReader, Times
+from stmeta.data.reader import ClipReader
 from stmeta.data.shards import ShardIndex
+from stmeta.data.times import Times
 
 _log = logging.getLogger("stmeta.data")
 
@@ -33,6 +35,9 @@ class LoaderConfig:
     """Frames of a clip."""
     stride: int = 1
     """Source frames from one clip frame to the next."""
+    align: Literal["auto"] | int = "auto"
+    """Clips start at multiples of this. "auto": where shards were made for this stride (`stmeta
+    shard --stride`), so that a clip is decoded without the frames between; else 1."""
     size: int = 64
     """Height and width of a clip in pixels."""
     train: bool = True
@@ -48,6 +53,9 @@ class LoaderConfig:
     hflip: float = 0.5
     """Chance of a left-right flip in training."""
     decoder: Literal["auto", "dali", "pyav"] = "auto"
+    processes: Literal["auto"] | int = "auto"
+    """Processes that PyAV decodes in; 0 = the threads below. "auto": one for each thread, but none
+    where one thread is asked for, or the cache holds all videos."""
     device: str = "auto"
     """Where batches are delivered: auto, cpu, cuda or cuda:N."""
     threads: int = 2
@@ -62,6 +70,10 @@ class LoaderConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "frames", "stride", "size", "views", "threads"):
             self._require(name, getattr(self, name) >= 1, "1 or more")
+        if self.processes != "auto":
+            self._require("processes", self.processes >= 0, "0 or more, or auto")
+        if self.align != "auto":
+            self._require("align", self.align >= 1, "1 or more, or auto")
         for name in ("prefetch", "cache_mib"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("hflip", "max_error_rate"):
@@ -109,9 +121,18 @@ class Batcher:
     """
 
     def __init__(
-        self, index: ShardIndex, plan: ClipPlan, config: LoaderConfig, choice: Choice, times: Times
+        self,
+        index: ShardIndex,
+        plan: ClipPlan,
+        config: LoaderConfig,
+        choice: Choice,
+        times: Times,
+        *,
+        fits: bool,
     ) -> None:
-        """Make a batcher; threads start with the first request.
+        """Make a batcher; threads and processes start with the first request.
+
+        `fits` says whether the cache holds all videos.
 
         Raises:
             DataError: too many samples of the index are bad.
@@ -122,7 +143,17 @@ class Batcher:
         self._total = len(index) + len(self.skipped)
         self._damaged: set[int] = set()
         self._check_rate()
-        self.reader = ClipReader(index, cache_mib=config.cache_mib, whole=config.train, times=times)
+        count = config.processes
+        if count == "auto":
+            count = 0 if fits or config.threads == 1 or choice.decoder == "dali" else config.threads
+        self._source = ProcessDecoder(index.root, count) if count else None
+        self.reader = ClipReader(
+            index,
+            cache_mib=config.cache_mib,
+            whole=config.train,
+            times=times,
+            source=self._source,
+        )
         self._engine = self._make_engine(choice, times)
         self._readers: ThreadPoolExecutor | None = None
         self._joiner: ThreadPoolExecutor | None = None
@@ -162,6 +193,8 @@ class Batcher:
         for pool in pools:
             pool.shutdown(wait=True)
         self._engine.close()
+        if self._source is not None:
+            self._source.close()
 
     def _make_engine(self, choice: Choice, times: Times) -> Engine:
         config, window = self.config, self.config.window

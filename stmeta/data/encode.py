@@ -61,8 +61,18 @@ class EncodeOptions:
     """Frames from one key frame to the next."""
     crf: int | None = None
     """Quality on the codec's own scale, lower is better; None = the codec's usual value."""
+    stride: int = 1
+    """H.264: every so many frames one that others refer to, and none between. A clip of this stride
+    that starts on one then needs no other frame, and the rest does not reach the decoder."""
 
     def __post_init__(self) -> None:
+        if self.stride < 1 or (
+            self.stride > 1 and (self.codec != "h264" or self.gop % self.stride)
+        ):
+            raise ValueError(
+                "encode: stride must be 1, or with h264 a divisor of gop, got stride "
+                f"{self.stride} with {self.codec} and gop {self.gop}"
+            )
         if self.codec not in CODECS:
             raise ValueError(
                 f"encode: codec must be one of {', '.join(CODECS)}, got {self.codec!r}"
@@ -81,6 +91,7 @@ def encode_frames(
     gop: int = 16,
     crf: int | None = None,
     rotation: int = 0,
+    stride: int = 1,
 ) -> bytes:
     """Encode RGB frames as a video file.
 
@@ -91,6 +102,7 @@ def encode_frames(
         gop: frames from one key frame to the next.
         crf: quality on the codec's own scale; None = the codec's usual value.
         rotation: clockwise degrees that a viewer shall turn the frames by (MP4 only).
+        stride: see `EncodeOptions`.
 
     Returns:
         The file's content; MP4s have their index in front.
@@ -98,7 +110,7 @@ def encode_frames(
     Raises:
         ValueError: no frames, or a frame of another shape, type or odd size.
     """
-    options = EncodeOptions(codec=codec, gop=gop, crf=crf)
+    options = EncodeOptions(codec=codec, gop=gop, crf=crf, stride=stride)
     encoder: Encoder | None = None
     # A real file: an MP4's index goes to the front in a second pass.
     with tempfile.NamedTemporaryFile(prefix="stmeta-") as file:
@@ -137,6 +149,11 @@ class Encoder:
         self.pixels, self.scaler, self.count = codec.pixels, VideoReformatter(), 0
         rate = fps.limit_denominator(1001)
         settings = codec.options | {"g": str(options.gop)}
+        if options.stride > 1:
+            # Open groups: a closed one ends on a reference that breaks the rhythm before it.
+            settings["x264-params"] += (
+                f":bframes={options.stride - 1}:b-adapt=0:b-pyramid=none:open-gop=1"
+            )
         crf = codec.default if options.crf is None else options.crf
         if codec.quality == "crf":
             settings["crf"] = str(crf)

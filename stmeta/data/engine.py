@@ -18,7 +18,8 @@ from stmeta._errors import DataError
 from stmeta.data.augment import Window, crop_resize
 from stmeta.data.decode import dali, pyav
 from stmeta.data.plan import ClipRequest
-from stmeta.data.reader import Clip, ClipReader, Missing, Times
+from stmeta.data.reader import Clip, ClipReader, Missing
+from stmeta.data.times import Times
 
 Draw = Callable[[int, int, int], Window]  # (seed, height, width) -> window
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -16,9 +17,10 @@ from stmeta._errors import DataError
 from stmeta.data.batch import ClipBatch
 from stmeta.data.batcher import Batcher, LoaderConfig, Skip
 from stmeta.data.decode import choose
+from stmeta.data.manifest import MANIFEST
 from stmeta.data.plan import ClipPlan, ClipRequest
-from stmeta.data.reader import Times
 from stmeta.data.shards import ShardIndex
+from stmeta.data.times import Times
 
 __all__ = ["ClipLoader", "LoaderConfig", "Skip"]
 
@@ -67,13 +69,16 @@ class ClipLoader:
             batch_size=config.batch_size,
             train=config.train,
             views=config.views,
+            align=_alignment(index, config),
             seed=config.seed,
             rank=rank,
             world_size=world_size,
         )
         self._times = Times()
         self.choice = choose(config.decoder, config.device, fits=self._fits())
-        self._batcher = Batcher(index, self.plan, config, self.choice, self._times)
+        self._batcher = Batcher(
+            index, self.plan, config, self.choice, self._times, fits=self._fits()
+        )
         self._epoch = self._position = 0
         self._ahead: deque[tuple[tuple[int, int], Future[ClipBatch]]] = deque()
         _log.info("%s", self._summary())
@@ -255,3 +260,13 @@ class ClipLoader:
             f"{names[choice.decoder]} ({choice.reason}), {config.threads} threads, "
             f"cache {config.cache_mib:g} MiB ({'holds all' if self._fits() else 'holds a part'})"
         )
+
+
+def _alignment(index: ShardIndex, config: LoaderConfig) -> int:
+    if config.align != "auto":
+        return config.align
+    made = index.root.parent / MANIFEST
+    if not made.is_file():
+        return 1
+    stride = json.loads(made.read_text()).get("options", {}).get("stride", 1)
+    return stride if config.stride % stride == 0 else 1

@@ -85,6 +85,7 @@ class ClipPlan:
         labels: np.ndarray | None = None,
         train: bool = True,
         views: int = 1,
+        align: int = 1,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -99,6 +100,7 @@ class ClipPlan:
             labels: int [n]; a bad sample is then replaced by one with the same label.
             train: shuffle and start anywhere, or read in order.
             views: clips of one video in an evaluation.
+            align: clips start at multiples of this.
             seed: other seeds give other orders, starts and augmentations.
             rank: this process, 0 ... world_size - 1.
             world_size: number of processes that share the epoch.
@@ -111,6 +113,7 @@ class ClipPlan:
             "batch_size": batch_size,
             "stride": stride,
             "views": views,
+            "align": align,
             "world_size": world_size,
         }.items():
             if value < 1:
@@ -125,6 +128,7 @@ class ClipPlan:
         self.frames, self.labels = frames, labels
         self.clip_frames, self.stride, self.batch_size = clip_frames, stride, batch_size
         self.train, self.views, self.seed = train, 1 if train else views, seed
+        self.align = align
         self.rank, self.world_size = rank, world_size
         self.span = (clip_frames - 1) * stride + 1
         self._members: dict[int, np.ndarray] = {}
@@ -192,9 +196,11 @@ class ClipPlan:
         return np.minimum(request.start + steps, last)
 
     def _start(self, sample: int, seed: int, view: int) -> int:
-        room = max(0, int(self.frames[sample]) - self.span)
+        room = max(0, int(self.frames[sample]) - self.span) // self.align
         if self.train:
-            return int(uniform(seed, 0) * (room + 1))
-        if self.views == 1:
-            return room // 2
-        return round(room * view / (self.views - 1))
+            place = int(uniform(seed, 0) * (room + 1))
+        elif self.views == 1:
+            place = room // 2
+        else:
+            place = round(room * view / (self.views - 1))
+        return place * self.align

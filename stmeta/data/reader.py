@@ -1,26 +1,19 @@
-"""Frames of samples: reads shards, decodes, and keeps what fits in memory.
-
-Both caches admit until they are full and never evict: a set that does not fit keeps a stable part
-in memory, where eviction would drop every video just before its next use.
-"""
+"""Frames of samples: from memory, or from their shards."""
 
 from __future__ import annotations
 
 import functools
-import os
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from stmeta._errors import DataError
 from stmeta.data.decode import pyav
-from stmeta.data.shards import SampleInfo, ShardIndex
+from stmeta.data.decode.sample import FrameSource, SampleDecoder, VideoPlace
+from stmeta.data.shards import ShardIndex
+from stmeta.data.stable_cache import StableCache
+from stmeta.data.times import Times
 
-_PACKETS_MIB = 64  # for lists of packets: about 25 bytes a frame
 _WHOLE = 32  # a video is decoded whole, for the cache, up to so many clips long
 
 
@@ -34,63 +27,6 @@ class Clip(NamedTuple):
 
     video: np.ndarray
     pts_seconds: np.ndarray
-
-
-class Times:
-    """Seconds and counts, added up over threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._sums: dict[str, float] = {}
-
-    @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Add the time that the block takes."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(name, time.perf_counter() - began)
-
-    def add(self, name: str, amount: float) -> None:
-        """Add to a sum."""
-        with self._lock:
-            self._sums[name] = self._sums.get(name, 0.0) + amount
-
-    def __getitem__(self, name: str) -> float:
-        return self._sums.get(name, 0.0)
-
-
-class StableCache:
-    """Keeps values until a limit in bytes is reached, then admits no more."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.used = limit, 0
-        self._lock = threading.Lock()
-        self._values: dict[Any, Any] = {}
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def get(self, key: Any) -> Any:
-        """The value, or None."""
-        return self._values.get(key)
-
-    def reserve(self, nbytes: int) -> bool:
-        """Take room for a value that is about to be made; False = it does not fit."""
-        with self._lock:
-            if self.used + nbytes > self.limit:
-                return False
-            self.used += nbytes
-            return True
-
-    def fill(self, key: Any, value: Any, nbytes: int) -> None:
-        """Store a value in the room that was reserved; None gives the room back."""
-        with self._lock:
-            if value is None or key in self._values:
-                self.used -= nbytes
-            else:
-                self._values[key] = value
 
 
 class Missing(NamedTuple):
@@ -114,7 +50,15 @@ class Missing(NamedTuple):
 class ClipReader:
     """Reads and decodes clips of an index with PyAV; may be called from many threads."""
 
-    def __init__(self, index: ShardIndex, *, cache_mib: float, whole: bool, times: Times) -> None:
+    def __init__(
+        self,
+        index: ShardIndex,
+        *,
+        cache_mib: float,
+        whole: bool,
+        times: Times,
+        source: FrameSource | None = None,
+    ) -> None:
         """Serve the samples of an index.
 
         Args:
@@ -122,10 +66,12 @@ class ClipReader:
             cache_mib: memory for decoded frames.
             whole: keep whole videos, for clips that start anywhere; False keeps clips.
             times: receives seconds of "read" and "decode", and counts of "hit" and "miss".
+            source: decodes; None = the calling thread.
         """
         self.index, self.whole, self.times = index, whole, times
         self.decoded = StableCache(int(cache_mib * 2**20))
-        self._packets = StableCache(_PACKETS_MIB * 2**20)
+        self.files = SampleDecoder(index.root)
+        self.source = source or self.files
         self._unfit: set[int | tuple[int, int]] = set()
         self.row = functools.lru_cache(maxsize=1 << 16)(index.row)
 
@@ -194,55 +140,18 @@ class ClipReader:
         Raises:
             DataError: the file is damaged; the message is the reason alone.
         """
-        info = self.row(missing.sample)
-        with self.times.measure("read"):
-            video = self._read(info, 0, info.size)
-        with self.times.measure("decode"):
-            packets = self._packets.get(missing.sample)
-            packets = packets or self._list(missing.sample, info, video)
-        if packets is None:
-            return video, missing.frames / info.fps
-        return video, packets.seconds(missing.frames)
+        return self.files.encoded(
+            missing.sample, self._place(missing.sample), missing.frames, self.times
+        )
 
     def _decode(self, sample: int, indices: np.ndarray) -> pyav.Frames:
+        return self.source.decode(sample, self._place(sample), indices, self.times)
+
+    def _place(self, sample: int) -> VideoPlace:
         info = self.row(sample)
-        packets = self._packets.get(sample)
-        begin, end = packets.byte_range(indices) if packets else (0, info.size)
-        with self.times.measure("read"):
-            video = self._read(info, begin, end)
-        with self.times.measure("decode"):
-            packets = packets or self._list(sample, info, video)
-            return pyav.decode(
-                video,
-                indices,
-                packets=packets,
-                first_byte=begin,
-                rotation=info.rotation,
-                fps=info.fps,
-            )
-
-    def _list(self, sample: int, info: SampleInfo, video: bytes) -> pyav.PacketList | None:
-        packets = pyav.read_packets(video)
-        if packets is None:
-            return None
-        if packets.frames != info.frames:
-            raise DataError(f"the index says {info.frames} frames, the file has {packets.frames}")
-        if self._packets.get(sample) is None and self._packets.reserve(packets.nbytes):
-            self._packets.fill(sample, packets, packets.nbytes)
-        return packets
-
-    def _read(self, info: SampleInfo, begin: int, end: int) -> bytes:
-        try:
-            file = os.open(self.index.root / info.shard, os.O_RDONLY)
-            try:
-                video = os.pread(file, end - begin, info.offset + begin)
-            finally:
-                os.close(file)
-        except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}") from error
-        if len(video) < end - begin:
-            raise DataError("the shard ends inside this sample")
-        return video
+        return VideoPlace(
+            info.shard, info.offset, info.size, info.frames, info.rotation, float(info.fps)
+        )
 
 
 def _places(indices: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ One thread each: the parallelism of sharding is over videos, one process per cor
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import tempfile
@@ -28,7 +29,10 @@ def transcode(
     codec: str = "h264",
     gop: int = 16,
     crf: int | None = None,
+    stride: int = 1,
     info: VideoInfo | None = None,
+    start_seconds: float = 0.0,
+    frames: int | None = None,
 ) -> bytes:
     """Decode a whole video and encode it small, upright and at a constant frame rate.
 
@@ -43,24 +47,37 @@ def transcode(
         codec: as in `encode_frames`.
         gop: frames from one key frame to the next.
         crf: as in `encode_frames`.
+        stride: see `EncodeOptions`.
         info: what `probe` says about the video; None = it is probed.
+        start_seconds: what comes before is left out.
+        frames: most frames of the result; None = all.
 
     Returns:
         The new file's content; `CODECS[codec].extension` is its container.
 
     Raises:
-        DataError: the video is broken, at its start or later on; the message is the reason.
+        DataError: the video is broken, at its start or later on, or it ends before
+            `start_seconds`; the message is the reason.
     """
-    options = EncodeOptions(short_side=short_side, fps=fps, codec=codec, gop=gop, crf=crf)
+    options = EncodeOptions(
+        short_side=short_side, fps=fps, codec=codec, gop=gop, crf=crf, stride=stride
+    )
     info = info or probe(video)
     rate = Fraction(fps or info.fps).limit_denominator(1001)
     with tempfile.NamedTemporaryFile(prefix="stmeta-") as file:
         encoder: Encoder | None = None
-        for frame in _at_rate(_timed_frames(video, info), rate, keep=_keeps(info, fps)):
+        if start_seconds:
+            chosen = _at_rate(_frames_from(video, info, start_seconds), rate, keep=False)
+        else:
+            chosen = _at_rate(_timed_frames(video, info), rate, keep=_keeps(info, fps))
+        for frame in itertools.islice(chosen, frames):
             if encoder is None:
                 size = _target_size(frame, info.rotation, options)
                 encoder = Encoder(file.name, *size, rate, options, 0)
             encoder.add(_upright(frame, info.rotation))
+        if not start_seconds:
+            for _ in chosen:  # to the end: whether a file is damaged is known only there
+                pass
         assert encoder is not None, "probe found frames"
         encoder.close()
         return file.read()
@@ -105,6 +122,39 @@ def _timed_frames(
         raise DataError(f"truncated: {count} of {info.frames} frames can be decoded")
     if damaged > 0.05 * count:
         raise DataError(f"{damaged} of {count} frames are damaged")
+
+
+def _frames_from(
+    video: bytes | str | os.PathLike[str], info: VideoInfo, start_seconds: float
+) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """Frames from the last key frame before a moment on, with their times counted from it."""
+    if start_seconds >= info.duration_seconds:
+        raise DataError(
+            f"the video ends after {info.duration_seconds:.1f} s, before the clip begins "
+            f"({start_seconds:g} s)"
+        )
+    try:
+        with open_video(video) as container:
+            stream = video_stream(container)
+            tick, zero = stream.time_base or Fraction(1, 1000), stream.start_time or 0
+            container.seek(zero + int(Fraction(start_seconds) / tick), stream=stream)
+            damaged = 0
+            for number, frame in enumerate(container.decode(stream)):
+                damaged += frame.is_corrupt
+                if damaged > 1 + 0.05 * number:
+                    raise DataError(f"{damaged} of {number + 1} frames are damaged")
+                if frame.pts is None:
+                    raise DataError("a clip cannot be cut out of it: frames have no time stamps")
+                time = (frame.pts - zero) * tick - Fraction(start_seconds)
+                if number == 0 and time > 1:
+                    raise DataError(
+                        "a clip cannot be cut out of it: the first frame that can be decoded comes "
+                        f"{float(time):.1f} s after the clip's start"
+                    )
+                yield time, frame
+    except (FFmpegError, OSError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"decoding from {start_seconds:g} s on stopped: {reason}") from error
 
 
 def _keeps(info: VideoInfo, fps: float | None) -> bool:
@@ -161,7 +211,8 @@ def fits(info: VideoInfo, extension: str, options: EncodeOptions) -> bool:
     short = min(info.width, info.height)
     codec = CODECS[options.codec]
     return (
-        info.codec == options.codec
+        options.stride == 1  # which frames refer to which is not probed
+        and info.codec == options.codec
         and extension == codec.extension
         and not info.variable_rate
         and info.rotation == 0

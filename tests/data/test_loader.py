@@ -578,3 +578,14 @@ def test_gpu(mixed, decoder):
 def test_the_shards_are_plain_tars(split):
     with tarfile.open(min(split.glob("*.tar"))) as tar:
         assert tar.getnames()[0] == "clip0.mp4"
+
+
+@pytest.mark.parametrize(("stride", "aligned"), [(4, True), (8, True), (2, False)])
+def test_clips_start_where_shards_made_for_their_stride_allow(tmp_path, stride, aligned):
+    samples = (sample(i, frames=60) for i in range(6))
+    write_shards(samples, tmp_path / "train", classes=["a", "b", "c"])
+    (tmp_path / "ingest.json").write_text('{"options": {"stride": 4}}')
+    config = LoaderConfig(batch_size=3, frames=4, stride=stride, size=24, device="cpu")
+    with ClipLoader(tmp_path / "train", config) as loader:
+        starts = [int(i) for _ in range(4) for batch in loader for i in batch.frame_index[:, 0]]
+    assert all(start % 4 == 0 for start in starts) == aligned

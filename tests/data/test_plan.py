@@ -152,3 +152,14 @@ def test_substitutes_have_the_same_label_and_run_out():
 def test_errors(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_aligned_clips_start_at_multiples(train):
+    frames = np.array([70, 61, 10, 200])
+    plan = ClipPlan(frames, clip_frames=16, stride=4, batch_size=2, train=train, views=3, align=4)
+    requests = [plan.request(epoch, i) for epoch in range(9) for i in range(4 * plan.views)]
+    assert all(request.start % 4 == 0 for request in requests)
+    assert all(request.start + 61 <= max(61, frames[request.sample]) for request in requests)
+    starts = {request.start for request in requests if request.sample == 3}
+    assert len(starts) > 2

@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import Literal, NamedTuple
 
-import torch
-
 from stmeta._errors import BackendUnavailableError
 
 Decoder = Literal["dali", "pyav"]
@@ -43,6 +41,8 @@ def choose(decoder: str, device: str, *, fits: bool) -> Choice:
     Raises:
         BackendUnavailableError: what was named is not there.
     """
+    import torch  # here, as a decoder's process does without it
+
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     on_gpu = torch.device(device).type == "cuda"

@@ -23,6 +23,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import VideoReformatter
 
 from stmeta._errors import DataError
+from stmeta.data.decode.spare import spare_test
 
 # Their packets need nothing from the container but its "extradata". Others (MPEG-4 in AVI with its
 # per-encoder work-arounds, ...) are decoded through the container, from the start.
@@ -58,6 +59,8 @@ class PacketList:
     """int32 [P], bytes."""
     key: np.ndarray
     """bool [P], whether decoding can start here."""
+    spare: np.ndarray
+    """bool [P], whether no other frame needs this one, as far as its first bytes tell."""
     shown: np.ndarray
     """int32 [frames], packet of each frame in display order; hidden packets are left out."""
 
@@ -69,7 +72,7 @@ class PacketList:
     @property
     def nbytes(self) -> int:
         """Memory that the list takes."""
-        arrays = (self.pts, self.offset, self.size, self.key, self.shown)
+        arrays = (self.pts, self.offset, self.size, self.key, self.spare, self.shown)
         return sum(array.nbytes for array in arrays) + len(self.extradata or b"") + 256
 
     def seconds(self, indices: np.ndarray) -> np.ndarray:
@@ -119,6 +122,7 @@ def read_packets(video: bytes) -> PacketList | None:
         if codec.name not in _PLAIN_CODECS or stream.time_base is None:
             return None
         rows = []
+        spares = spare_test(codec.name, codec.extradata)
         for packet in container.demux(stream):
             if packet.size == 0:
                 continue
@@ -130,10 +134,10 @@ def read_packets(video: bytes) -> PacketList | None:
             if offset < 0:
                 return None
             key, hidden = packet.is_keyframe, packet.is_discard
-            rows.append((packet.pts, offset, packet.size, key, hidden))
+            rows.append((packet.pts, offset, packet.size, key, spares(content), hidden))
         if not rows:
             raise DataError("the video stream has no frames")
-        pts, offset, size, key, hidden = (np.array(column) for column in zip(*rows, strict=True))
+        pts, offset, size, key, spare, hidden = (np.array(x) for x in zip(*rows, strict=True))
         order = np.argsort(pts, kind="stable")
         shown = order[~hidden[order]].astype(np.int32)
         if len(np.unique(pts)) < len(pts) or len(shown) == 0:
@@ -146,6 +150,7 @@ def read_packets(video: bytes) -> PacketList | None:
             offset,
             size.astype(np.int32),
             key,
+            spare,
             shown,
         )
 
@@ -210,11 +215,12 @@ def _from_packets(
         codec.extradata = packets.extradata
     skips = ""
     for first, last in packets.runs(indices):
-        part = slice(first, last + 1)
+        # Frames that are not asked for and that no other frame needs do not reach the decoder.
+        part = np.arange(first, last + 1)
+        part = part[~packets.spare[part] | np.isin(packets.pts[part], wanted)]
         offsets = (packets.offset[part] - first_byte).tolist()
         times = packets.pts[part].tolist()
         for pts, begin, size in zip(times, offsets, packets.size[part].tolist(), strict=True):
-            # Frames that are not asked for and that no other frame needs are not decoded.
             skip = "NONREF" if pts not in places and packets.codec in _SKIPPING else "DEFAULT"
             if skip != skips:
                 codec.skip_frame = skips = skip

@@ -1,0 +1,128 @@
+"""Frames of one sample of a shard: reads the bytes that it needs, and decodes them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from stmeta._errors import DataError
+from stmeta.data.decode import pyav
+from stmeta.data.stable_cache import StableCache
+from stmeta.data.times import Times
+
+_PACKETS_MIB = 64  # for lists of packets: about 25 bytes a frame
+
+
+class VideoPlace(NamedTuple):
+    """Where a video lies, and what the index says of it.
+
+    Attributes:
+        shard: file name in the split's folder.
+        offset: first byte in the shard.
+        size: bytes.
+        frames: that it should have.
+        rotation: clockwise degrees to turn each frame by.
+        fps: gives the times of frames that bear none.
+    """
+
+    shard: str
+    offset: int
+    size: int
+    frames: int
+    rotation: int
+    fps: float
+
+
+class FrameSource(Protocol):
+    """Decodes frames of samples; may be called from many threads."""
+
+    def decode(
+        self, sample: int, place: VideoPlace, indices: np.ndarray, times: Times
+    ) -> pyav.Frames:
+        """Decode frames.
+
+        Args:
+            sample: position in the index.
+            place: of the sample.
+            indices: int64 [F], ascending, without repeats.
+            times: receives seconds of "read" and "decode".
+
+        Raises:
+            DataError: a frame is missing or damaged; the message is the reason alone.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the source holds."""
+        ...
+
+
+class SampleDecoder:
+    """Decodes on the calling thread, and remembers where the packets of each video lie."""
+
+    def __init__(self, root: Path) -> None:
+        """Serve the shards of a folder."""
+        self.root = root
+        self._packets = StableCache(_PACKETS_MIB * 2**20)
+
+    def decode(
+        self, sample: int, place: VideoPlace, indices: np.ndarray, times: Times
+    ) -> pyav.Frames:
+        """See `FrameSource`."""
+        packets = self._packets.get(sample)
+        begin, end = packets.byte_range(indices) if packets else (0, place.size)
+        with times.measure("read"):
+            video = self._read(place, begin, end)
+        with times.measure("decode"):
+            packets = packets or self._list(sample, place, video)
+            return pyav.decode(
+                video,
+                indices,
+                packets=packets,
+                first_byte=begin,
+                rotation=place.rotation,
+                fps=place.fps,
+            )
+
+    def encoded(
+        self, sample: int, place: VideoPlace, indices: np.ndarray, times: Times
+    ) -> tuple[bytes, np.ndarray]:
+        """Return a whole video file, its packets counted, and the times of some frames.
+
+        Raises:
+            DataError: the file is damaged; the message is the reason alone.
+        """
+        with times.measure("read"):
+            video = self._read(place, 0, place.size)
+        with times.measure("decode"):
+            packets = self._packets.get(sample) or self._list(sample, place, video)
+        return video, indices / place.fps if packets is None else packets.seconds(indices)
+
+    def close(self) -> None:
+        """See `FrameSource`."""
+
+    def _list(self, sample: int, place: VideoPlace, video: bytes) -> pyav.PacketList | None:
+        packets = pyav.read_packets(video)
+        if packets is None:
+            return None
+        if packets.frames != place.frames:
+            raise DataError(f"the index says {place.frames} frames, the file has {packets.frames}")
+        if self._packets.get(sample) is None and self._packets.reserve(packets.nbytes):
+            self._packets.fill(sample, packets, packets.nbytes)
+        return packets
+
+    def _read(self, place: VideoPlace, begin: int, end: int) -> bytes:
+        try:
+            file = os.open(self.root / place.shard, os.O_RDONLY)
+            try:
+                video = os.pread(file, end - begin, place.offset + begin)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}") from error
+        if len(video) < end - begin:
+            raise DataError("the shard ends inside this sample")
+        return video
