@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
 import stmeta
 from stmeta import memory_report
@@ -18,7 +19,13 @@ from stmeta.data.image_episodes import ImageEpisodes
 from stmeta.memory import DNCCell, LSTMCell, MANNCell, NTMCell
 from stmeta.memory_stages import EpisodeStage, TaskStage
 from stmeta.models.mann import FewShotConfig
-from stmeta.models.sequence import Cell, EncodedFewShot, ImageEncoder, SequenceModel
+from stmeta.models.sequence import (
+    Cell,
+    EncodedFewShot,
+    EncodedSequence,
+    ImageEncoder,
+    SequenceModel,
+)
 from stmeta.runs import claim_folder, device_of, write_metrics
 from stmeta.trainer import Trainer
 
@@ -97,14 +104,14 @@ def _episodes(config: MemoryConfig, device: torch.device) -> EpisodeStage:
     )
     pixels = config.image_size**2
     if config.encoder:
-        if config.memory not in ("mann", "lstm"):
-            raise ValueError(
-                f"encoder: goes with memory = mann or lstm, got {config.memory}; pass --encoder "
-                "without a number"
-            )
-        head = FewShotConfig(memory=config.memory, mann=config.mann, augment=config.augment)
+        width = config.encoder[-1]
         encoder = ImageEncoder(config.image_size, config.filters, config.encoder)
-        model = EncodedFewShot(encoder, config.encoder[-1], config.ways, head)
+        if config.memory in ("mann", "lstm"):
+            head = FewShotConfig(memory=config.memory, mann=config.mann, augment=config.augment)
+            model: nn.Module = EncodedFewShot(encoder, width, config.ways, head)
+        else:
+            cell = make_cell(config, width + config.ways)
+            model = EncodedSequence(encoder, width, config.ways, cell)
     else:
         model = SequenceModel(make_cell(config, pixels + config.ways), config.ways)
     return EpisodeStage(model.to(device), config, *loaders)

@@ -12,7 +12,7 @@ from stmeta.config import MemoryConfig
 from stmeta.data.batch import require_finite
 from stmeta.data.image_episodes import ImageEpisodeBatch, ImageEpisodes
 from stmeta.data.tasks import TaskBatch, TaskLoader, wrong_bits
-from stmeta.models.sequence import EncodedFewShot, SequenceModel
+from stmeta.models.sequence import SequenceModel
 
 
 class EpisodeStage:
@@ -26,7 +26,7 @@ class EpisodeStage:
 
     def __init__(
         self,
-        model: SequenceModel | EncodedFewShot,
+        model: nn.Module,
         config: MemoryConfig,
         train: ImageEpisodes,
         test: ImageEpisodes,

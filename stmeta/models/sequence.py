@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from stmeta.memory import DNCCell, LSTMCell, MANNCell, NTMCell
 from stmeta.models.mann import FewShotConfig, FewShotMANN
@@ -64,6 +65,30 @@ class ImageEncoder(nn.Module):
             memory_format=torch.channels_last
         )
         return self.layers(self.convolutions(images).flatten(1)).unflatten(0, x.shape[:-1])
+
+
+class EncodedSequence(nn.Module):
+    """An encoder that turns images into features, and any memory on them, trained together.
+
+    Args:
+        encoder: images [B, L, pixels] -> features [B, L, width].
+        width: of the features.
+        ways: classes in an episode.
+        cell: takes width + ways numbers a step: features and the last label.
+    """
+
+    def __init__(self, encoder: nn.Module, width: int, ways: int, cell: Cell) -> None:
+        super().__init__()
+        self.encoder, self.ways = encoder, ways
+        self.standardise = nn.BatchNorm1d(width, affine=False)
+        self.sequence = SequenceModel(cell, ways)
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        """Logits [B, L, ways] of images [B, L, pixels]; a step sees the label before it."""
+        features = self.encoder(x)
+        features = self.standardise(features.flatten(0, 1)).view_as(features)
+        known = F.pad(F.one_hot(label[:, :-1], self.ways).to(features), (0, 0, 1, 0))
+        return self.sequence(torch.cat([features, known], 2))
 
 
 class EncodedFewShot(nn.Module):

@@ -87,6 +87,7 @@ def test_fused_and_eager_learn_the_same(tmp_path):
         ("mann_omniglot", ["8", "--filters", "4", "6"]),
         ("mann_omniglot", []),
         ("lstm_omniglot", []),
+        ("ntm_omniglot", ["8", "--ntm.hidden", "8", "--ntm.rows", "6", "--ntm.width", "5"]),
     ],
 )
 def test_omniglot(recipe, encoder, omniglot, tmp_path, capsys):
@@ -99,12 +100,6 @@ def test_omniglot(recipe, encoder, omniglot, tmp_path, capsys):
     pictures = ["instances.png"] if recipe.startswith("lstm") else ["instances.png", "weights.png"]
     for name in pictures:
         assert (out / name).read_bytes()[:4] == b"\x89PNG"
-
-
-def test_an_encoder_goes_with_keys_from_it(omniglot, tmp_path, capsys):
-    more = ["--data", str(omniglot), "--memory", "ntm"]
-    assert run(["--recipe", "mann_omniglot", *OMNIGLOT], tmp_path / "run", *more) == 1
-    assert "goes with memory = mann or lstm, got ntm" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_bad_loss_names_its_episode(omniglot, tmp_path, capsys, monkeypatch):

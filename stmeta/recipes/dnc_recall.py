@@ -1,0 +1,26 @@
+"""A DNC learns to name what followed an item in a list.
+
+python -m stmeta.train --recipe dnc_recall --fused
+"""
+
+from __future__ import annotations
+
+from stmeta.config import MemoryConfig, OptimConfig
+from stmeta.memory.dnc import DNCConfig
+
+
+def recipe() -> MemoryConfig:
+    """Associative recall (Graves et al. 2014, section 4.3): 2 to 6 items of 3 vectors of 6 bits."""
+    return MemoryConfig(
+        recipe="dnc_recall",
+        task="recall",
+        memory="dnc",
+        dnc=DNCConfig(hidden=100, rows=64, width=20, read_heads=1),
+        bits=6,
+        max_length=6,
+        test_lengths=(6, 10),
+        steps=6000,
+        optim=OptimConfig(
+            lr=1e-3, warmup=0.0, weight_decay=0.0, betas=(0.9, 0.999), clip_grad=10.0
+        ),
+    )
