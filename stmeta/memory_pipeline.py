@@ -10,7 +10,7 @@ from rich.console import Console
 from torch import nn
 
 import stmeta
-from stmeta import memory_report
+from stmeta import distributed, memory_report
 from stmeta._errors import DataError
 from stmeta.config import MemoryConfig
 from stmeta.data import tasks
@@ -38,7 +38,13 @@ def run(config: MemoryConfig, *, resume: bool, console: Console) -> dict[str, An
 
     Raises:
         DataError: the task is "omniglot" and its folder is not given or does not fit.
+        ValueError: started by torchrun on several processes.
     """
+    if distributed.world_size() > 1:
+        raise ValueError(
+            f"{config.recipe}: a memory alone is trained by one process, got "
+            f"{distributed.world_size()}; run it without torchrun"
+        )
     if config.task == "omniglot" and config.data is None:
         raise DataError(
             "data: Omniglot is not part of stmeta; pass --data FOLDER with images_background.zip "

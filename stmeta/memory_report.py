@@ -70,7 +70,7 @@ def bits(target: Tensor, output: Tensor, path: Path) -> None:
 
 
 def weights(
-    trace: WeightTrace, path: Path, *, title: str, marks: Sequence[str] = (), count: int = 48
+    trace: WeightTrace, path: Path, *, title: str, marks: Sequence[str] = (), count: int = 64
 ) -> None:
     """Where the first sequence writes and reads, [T, N]; rows in the order of their first write.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_f1_score
 
 import stmeta
-from stmeta import report
+from stmeta import distributed, report
 from stmeta._errors import DataError
 from stmeta.config import ClassifyConfig, TrainConfig
 from stmeta.data.episodes import EpisodeLoader, EpisodePlan
@@ -34,9 +34,12 @@ def run(config: TrainConfig, *, resume: bool, console: Console) -> dict[str, Any
     Returns:
         What metrics.json holds: one record per stage.
     """
-    config = claim_folder(config, resume)
+    if distributed.is_first():
+        config = claim_folder(config, resume)
+    config = dataclasses.replace(config, out=Path(distributed.share(str(config.folder))))
     device = device_of(config)
-    data = _data_root(config)
+    with distributed.first_alone():
+        data = _data_root(config)
     console.print(
         f"[bold]{config.recipe}[/] → {config.folder}   {device}, {config.precision}, "
         f"{'fused' if config.fused else 'eager'} ops, data {data.name}",
@@ -45,12 +48,17 @@ def run(config: TrainConfig, *, resume: bool, console: Console) -> dict[str, Any
     records: dict[str, Any] = {}
     with stmeta.backend("auto" if config.fused else "eager"):
         for name in config.stage:
+            if name == "fewshot" and not distributed.is_first():
+                continue  # its episodes are few and small: one process trains on them
             runner = {"pretrain": _pretrain, "fewshot": _fewshot}.get(name, _classify)
             record = runner(_Context(config, data, device, console, name, resume))
             records[name] = record
-            write_metrics(config, records)
-            report.curves(records, config.folder / "curves.png")
-    console.print(report.summary(records))
+            if distributed.is_first():
+                write_metrics(config, records)
+                report.curves(records, config.folder / "curves.png")
+            distributed.wait()
+    if distributed.is_first():
+        console.print(report.summary(records))
     console.print(f"pictures, weights and metrics are in {config.folder}", highlight=False)
     return records
 
@@ -102,6 +110,8 @@ def _pretrain(context: _Context) -> dict[str, Any]:
     ):
         stage = PretrainStage(model, settings, train, val)
         record = context.train(stage)
+        if not distributed.is_first():
+            return record
         batch = next(stage.val_batches())
         video = to_model(batch, context.device)[:1]
         model.eval()
@@ -131,6 +141,8 @@ def _classify(context: _Context) -> dict[str, Any]:
             _load_encoder(model, context.config.folder / "pretrain" / "last.safetensors")
         stage = ClassifyStage(context.stage, model, settings, train, val)
         record = context.train(stage)
+        if not distributed.is_first():
+            return record
         model.eval()
         with torch.inference_mode():
             logits, labels = stage.predict()

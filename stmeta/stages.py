@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_f1_score
 
+from stmeta import distributed
 from stmeta.config import ClassifyConfig, ClipConfig, FewShotConfig, PretrainConfig
 from stmeta.data.batch import ClipBatch, EpisodeBatch, require_finite
 from stmeta.data.episodes import EpisodeLoader
@@ -58,6 +59,8 @@ def clip_loader(
             max_error_rate=clip.max_error_rate,
             seed=seed,
         ),
+        rank=distributed.rank() if train else 0,
+        world_size=distributed.world_size() if train else 1,
     )
 
 
@@ -107,10 +110,16 @@ class PretrainStage(_ClipStage):
         super().__init__(train, val, config.epochs, config.evals)
         self.model, self.config, self.optim = model, config, config.optim
         self.device = next(model.parameters()).device
+        times, rows, columns = model.config.grid
+        units = {"random": times * rows * columns, "tube": rows * columns, "frame": times}
+        self._units = units[config.mask_mode]
 
     def loss(
         self, batch: ClipBatch, generator: torch.Generator
     ) -> tuple[Tensor, int, dict[str, float]]:
+        if self.model.training:
+            # As one process with all ranks' clips would: this rank's rows of the same noise.
+            torch.rand(distributed.rank() * len(batch) * self._units, generator=generator)
         out = self.model(
             to_model(batch, self.device),
             mask_ratio=self.config.mask_ratio,

@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 
-from stmeta import recipes
+from stmeta import distributed, recipes
 from stmeta._errors import BackendUnavailableError, DataError
 from stmeta.config import MemoryConfig, TrainConfig, from_json
 
@@ -46,13 +46,18 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig | MemoryConfig, bool]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and return the exit code: 0 done, 1 failed, 130 interrupted."""
-    console = Console(stderr=False)
+    with distributed.together():
+        return _main(sys.argv[1:] if argv is None else argv)
+
+
+def _main(argv: Sequence[str]) -> int:
+    console = Console(quiet=not distributed.is_first())
     logging.basicConfig(
-        level=logging.INFO,
+        level=logging.INFO if distributed.is_first() else logging.ERROR,
         format="%(message)s",
         handlers=[RichHandler(console=console, show_path=False, show_time=False)],
     )
-    config, resume = parse(sys.argv[1:] if argv is None else argv)
+    config, resume = parse(argv)
     from stmeta import memory_pipeline, pipeline
     from stmeta.trainer import NonFiniteLossError
 

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
+from stmeta import distributed
 from stmeta._errors import DataError
 from stmeta.config import OptimConfig, RunConfig
 
@@ -100,7 +101,7 @@ class Trainer:
             round(self.steps * (i + 1) / self.stage.evals) for i in range(self.stage.evals)
         }
         with (
-            SummaryWriter(str(self.folder), purge_step=self.step) as writer,
+            _writer(self.folder, self.step) as writer,
             progress_bar(self.console) as bar,
         ):
             task = bar.add_task(self.stage.name, total=self.steps, completed=self.step, note="")
@@ -118,15 +119,16 @@ class Trainer:
                         raise KeyboardInterrupt
         return self._record()
 
-    def _train_step(self, source: Iterator[Any], writer: SummaryWriter) -> None:
+    def _train_step(self, source: Iterator[Any], writer: SummaryWriter | None) -> None:
         began = time.perf_counter()
         before = self.stage.data_state()
         batch = next(source)
         waited = time.perf_counter() - began
         rate = self._set_learning_rate()
         # Masks, dropout and drop path: the same in an interrupted and in an uninterrupted run.
+        # `generator` is the same on all ranks; dropout differs, as their clips do.
         seed = step_seed(self.config.seed, self.stage.name, self.step)
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + (distributed.rank() << 40))
         generator = torch.Generator().manual_seed(seed)
         self.stage.model.train()
         try:
@@ -135,7 +137,7 @@ class Trainer:
         except DataError:
             self._save(before)
             raise
-        value = float(loss.detach())
+        value = distributed.mean(loss)
         if not math.isfinite(value):
             self._save(before)
             raise NonFiniteLossError(
@@ -145,17 +147,19 @@ class Trainer:
                 "--precision fp32"
             )
         loss.backward()
+        distributed.average_gradients(self.stage.model.parameters())
         if self.stage.optim.clip_grad > 0:
             nn.utils.clip_grad_norm_(self.stage.model.parameters(), self.stage.optim.clip_grad)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self.clips += clips
+        self.clips += clips * distributed.world_size()
         self.waited += waited
         self.seconds += time.perf_counter() - began
         self.history.append({"step": self.step, "loss": value, "lr": rate, **figures})
-        for name, figure in {"loss": value, "lr": rate, **figures}.items():
-            writer.add_scalar(f"train/{name}", figure, self.step)
+        if writer is not None:
+            for name, figure in {"loss": value, "lr": rate, **figures}.items():
+                writer.add_scalar(f"train/{name}", figure, self.step)
 
     def _set_learning_rate(self) -> float:
         rate = learning_rate(self.stage.optim, self.step, self.steps)
@@ -163,12 +167,16 @@ class Trainer:
             group["lr"] = rate * group["scale"]
         return rate
 
-    def _evaluate(self, writer: SummaryWriter) -> None:
+    def _evaluate(self, writer: SummaryWriter | None) -> None:
+        if not distributed.is_first():
+            distributed.wait()
+            return
         began = time.perf_counter()
         self.stage.model.eval()
         with torch.inference_mode(), precision(self.device, self.config.precision):
             figures = self.stage.evaluate()
         for name, figure in figures.items():
+            assert writer is not None
             writer.add_scalar(f"val/{name}", figure, self.step)
         self.evals.append({"step": self.step, **figures})
         self.console.print(
@@ -182,6 +190,7 @@ class Trainer:
         if score > self.best:
             self.best = score
             save_weights(self.stage.model, self.folder / "best.safetensors")
+        distributed.wait()
 
     def _note(self) -> str:
         recent = self.history[-50:]
@@ -202,6 +211,8 @@ class Trainer:
         }
 
     def _save(self, data: dict[str, int] | None = None) -> None:
+        if not distributed.is_first():
+            return
         state = {
             "model": self.stage.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -226,6 +237,16 @@ class Trainer:
         self.stage.load_data_state(state["data"])
         for name in ("step", "best", "history", "evals", "seconds", "waited", "clips"):
             setattr(self, name, state[name])
+
+
+@contextmanager
+def _writer(folder: Path, step: int) -> Iterator[SummaryWriter | None]:
+    """TensorBoard's files, written by one process."""
+    if not distributed.is_first():
+        yield None
+        return
+    with SummaryWriter(str(folder), purge_step=step) as writer:
+        yield writer
 
 
 @contextmanager

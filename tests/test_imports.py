@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
     "_errors": set(),
     "kernels": set(),
+    "distributed": set(),
     "ops": {"_errors", "kernels"},
     "nn": {"_errors", "ops"},
     "memory": {"_errors", "ops", "nn"},
@@ -23,20 +24,30 @@ ALLOWED = {
     "config": {"memory", "models"},
     "report": set(),
     "recipes": {"config", "memory", "models"},
-    "trainer": {"_errors", "config"},
-    "stages": {"_errors", "config", "data", "models", "nn"},
+    "trainer": {"_errors", "config", "distributed"},
+    "stages": {"_errors", "config", "data", "distributed", "models", "nn"},
     "memory_stages": {"_errors", "config", "data", "models"},
     "memory_report": {"memory", "memory_stages", "report"},
     "runs": {"config"},
     "pipeline": {
-        *("_errors", "config", "data", "models", "ops", "report", "runs", "stages", "trainer"),
+        *("_errors", "config", "data", "distributed", "models", "ops"),
+        *("report", "runs", "stages", "trainer"),
     },
     "memory_pipeline": {
-        *("_errors", "config", "data", "memory", "memory_report", "memory_stages"),
+        *("_errors", "config", "data", "distributed", "memory", "memory_report", "memory_stages"),
         *("models", "runs", "trainer"),
     },
-    "train": {"_errors", "config", "memory_pipeline", "pipeline", "recipes", "trainer"},
-    "cli": {"_errors", "data"},
+    "train": {
+        "_errors",
+        "config",
+        "distributed",
+        "memory_pipeline",
+        "pipeline",
+        "recipes",
+        "trainer",
+    },
+    "commands": {"_errors", "data", "report"},
+    "cli": {"_errors", "commands"},
 }
 
 
