@@ -4,6 +4,7 @@ Each video is decoded to its end and encoded again, so that what lies in a shard
 whole. `ingest.json` holds the options and a hash of the plan; each split's `shards.jsonl` gets one
 line per finished shard. The plan is a pure function of the source folder and the options, so the
 two files are enough to go on, and the result does not depend on interruptions or on `workers`.
+`ingest_plan` does the same for a plan that was made elsewhere.
 """
 
 from __future__ import annotations
@@ -12,19 +13,16 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from av.error import FFmpegError
+from typing import Any
 
 from stmeta._errors import DataError
-from stmeta.data.encode import CODECS, EncodeOptions
+from stmeta.data.encode import EncodeOptions
+from stmeta.data.ingest_job import Encoded, Job, encode_part
 from stmeta.data.manifest import claim, fingerprint, locked
-from stmeta.data.probe import VideoInfo, probe
 from stmeta.data.shards import EncodedSample, KeyMaker, ShardWriter, build_index, write_classes
-from stmeta.data.sources import Bad, Source, plan_sources
-from stmeta.data.transcode import check_decodes, fits, transcode
+from stmeta.data.sources import Bad, Part, Plan, Source, plan_sources
 from stmeta.data.workers import ordered_map
 
 JOURNAL = "shards.jsonl"
@@ -87,68 +85,89 @@ def ingest(
         ValueError: an option is not valid.
         RuntimeError: processes cannot start.
     """
-    begin = time.monotonic()
-    videos, out = Path(videos), Path(out)
-    encode = encode or EncodeOptions()
-    workers = workers or len(os.sched_getaffinity(0))
     plan = plan_sources(
-        videos,
+        Path(videos),
         annotations,
         path_column=path_column,
         label_column=label_column,
         val_fraction=val_fraction,
         seed=seed,
     )
+    return ingest_plan(
+        plan,
+        videos,
+        out,
+        encode=encode,
+        copy=copy,
+        shard_mib=shard_mib,
+        workers=workers,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def ingest_plan(
+    plan: Plan,
+    videos: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    parts: Mapping[str, Part] | None = None,
+    made_with: Mapping[str, Any] | None = None,
+    encode: EncodeOptions | None = None,
+    copy: bool = False,
+    shard_mib: float = 64,
+    workers: int | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> IngestReport:
+    """Make a data set of what a plan lists; see `ingest`.
+
+    Args:
+        plan: names in it are unique.
+        videos: folder that the paths of the plan belong to.
+        out: folder of the data set to make.
+        parts: what to take of which file, by the path in the plan; the others are whole files.
+        made_with: options that the plan was made with; a resumed run must have the same.
+        encode: as in `ingest`, like the arguments after it.
+        copy: has no effect on `parts`.
+        shard_mib: size of a shard.
+        workers: processes.
+        resume: go on.
+        progress: called after each video.
+
+    Raises:
+        DataError: `out` has data already, or a resumed run differs.
+        RuntimeError: processes cannot start.
+    """
+    begin = time.monotonic()
+    videos, out = Path(videos), Path(out)
+    encode = encode or EncodeOptions()
+    workers = workers or len(os.sched_getaffinity(0))
     options = dataclasses.asdict(encode) | {"copy": copy, "shard_mib": shard_mib}
+    options |= made_with or {}
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        claim(out, {"version": 1, "options": options, "plan": fingerprint(plan)}, resume)
+        claim(out, {"version": 1, "options": options, "plan": fingerprint(plan, parts)}, resume)
         write_classes(out, plan.classes)
         bad, splits, keys = list(plan.bad), {}, KeyMaker()
         for split, sources in plan.splits.items():
             named = [(keys(os.path.splitext(source.path)[0]), source) for source in sources]
-            job = _Split(split, out / split, videos, named, plan.classes, encode, copy, shard_mib)
+            wanted = [
+                (key, source, (parts or {}).get(source.path) or Part(str(videos / source.path)))
+                for key, source in named
+            ]
+            job = _Split(split, out / split, wanted, plan.classes, encode, copy, shard_mib)
             bad += job.run(workers, progress)
             splits[split], more = _finish(out / split, workers)
             bad += more
     return IngestReport(str(out), plan.classes, splits, bad, time.monotonic() - begin)
 
 
-class _Job(NamedTuple):
-    path: str
-    encode: EncodeOptions
-    copy: bool
-
-
-class _Encoded(NamedTuple):
-    video: bytes
-    extension: str
-    info: VideoInfo
-    source: VideoInfo
-
-
-def _encode(job: _Job) -> _Encoded:
-    """Work of one process on one video."""
-    options = job.encode
-    try:
-        info = probe(job.path)
-        extension = os.path.splitext(job.path)[1][1:].lower()
-        if job.copy and fits(info, extension, options):
-            check_decodes(job.path, info)
-            return _Encoded(Path(job.path).read_bytes(), extension, info, info)
-        settings = dataclasses.asdict(options)
-        video = transcode(job.path, info=info, **settings)
-        return _Encoded(video, CODECS[options.codec].extension, probe(video), info)
-    except (FFmpegError, OSError, ValueError, MemoryError) as error:
-        raise DataError(f"{type(error).__name__}: {error}") from error
-
-
 @dataclasses.dataclass
 class _Split:
     name: str
     folder: Path
-    videos: Path
-    sources: list[tuple[str, Source]]
+    sources: list[tuple[str, Source, Part]]
     classes: list[str]
     encode: EncodeOptions
     copy: bool
@@ -159,20 +178,20 @@ class _Split:
         self.folder.mkdir(exist_ok=True)
         shards, done, bad = self._finished()
         todo = self.sources[done:]
-        jobs = [_Job(str(self.videos / s.path), self.encode, self.copy) for _, s in todo]
-        results = ordered_map(_encode, jobs, min(workers, len(jobs)))
+        jobs = [Job(part, self.encode, self.copy) for _, _, part in todo]
+        results = ordered_map(encode_part, jobs, min(workers, len(jobs)))
         for part in self._parts(zip(todo, results, strict=True)):
             fresh: list[Bad] = []
             writer: ShardWriter | None = None
             count = 0
             try:
-                for (key, source), (_, result) in part:
+                for (key, source, origin), (_, result) in part:
                     count += 1
                     if isinstance(result, DataError):
                         fresh.append(Bad(self.name, source.path, str(result)))
                     else:
                         writer = writer or ShardWriter(self.folder / f"{shards:06d}.tar")
-                        writer.add(self._sample(key, source, result))
+                        writer.add(self._sample(key, source, origin, result))
                     if progress:
                         progress(self.name, done + count, len(self.sources), len(bad) + len(fresh))
             except BaseException:
@@ -198,7 +217,7 @@ class _Split:
         while (first := next(results, None)) is not None:
             yield part(first)
 
-    def _sample(self, key: str, source: Source, result: _Encoded) -> EncodedSample:
+    def _sample(self, key: str, source: Source, part: Part, result: Encoded) -> EncodedSample:
         return EncodedSample(
             key=key,
             video=result.video,
@@ -207,7 +226,7 @@ class _Split:
             label_text=source.label,
             source=source.path,
             info=result.info,
-            meta={"source_video": result.source._replace(keyframes=())._asdict()},
+            meta={"source_video": result.source._replace(keyframes=())._asdict(), **part.meta},
         )
 
     def _finished(self) -> tuple[int, int, list[Bad]]:

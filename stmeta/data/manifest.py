@@ -7,19 +7,22 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from stmeta._errors import DataError
-from stmeta.data.sources import Plan
+from stmeta.data.sources import Part, Plan
 
 MANIFEST = "ingest.json"
 
 
-def fingerprint(plan: Plan) -> str:
-    """Hash of what goes where."""
-    text = json.dumps([plan.splits, plan.classes])
+def fingerprint(plan: Plan, parts: Mapping[str, Part] | None = None) -> str:
+    """Hash of what goes where; where the files lie does not matter."""
+    what: list[Any] = [plan.splits, plan.classes]
+    if parts:
+        what.append({path: part._replace(file="") for path, part in parts.items()})
+    text = json.dumps(what)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from stmeta._errors import DataError
 from stmeta.data.annotations import Finder, read_rows, split_of
@@ -49,6 +49,25 @@ class Bad(NamedTuple):
     split: str
     source: str
     reason: str
+
+
+class Part(NamedTuple):
+    """Which stretch of which file a source stands for, where it is not all of one.
+
+    Attributes:
+        file: path of the video.
+        seconds: start and end; None = from the start of the file. A file that is at most a second
+            longer than this is taken for one that was cut to it before.
+        frames: most frames to store; None = all.
+        min_frames: a video with fewer is refused.
+        meta: more entries for the JSON of the sample.
+    """
+
+    file: str
+    seconds: tuple[float, float] | None = None
+    frames: int | None = None
+    min_frames: int = 1
+    meta: Mapping[str, Any] = {}
 
 
 class Plan(NamedTuple):
@@ -105,10 +124,10 @@ def plan_sources(
     if val_fraction:
         if splits.get("val"):
             raise ValueError("shard: val_fraction needs a data set without a val split; it has one")
-        splits["train"], splits["val"] = _part(splits.get("train", []), val_fraction, seed)
+        splits["train"], splits["val"] = split_off(splits.get("train", []), val_fraction, seed)
     # Mixed order: whoever reads shards from front to back then sees the classes mixed.
     ordered = {
-        name: sorted(sources, key=lambda source: _hash(seed, source.path))
+        name: sorted(sources, key=lambda source: stable_hash(seed, source.path))
         for name, sources in splits.items()
     }
     names = {source.label for sources in ordered.values() for source in sources} - {""}
@@ -152,20 +171,32 @@ def _by_folder(files: list[str]) -> dict[str, list[Source]]:
     return splits
 
 
-def _part(sources: list[Source], fraction: float, seed: int) -> tuple[list[Source], list[Source]]:
-    """Split off a fraction of each class; a class of two or more gives and keeps at least one."""
+def split_off(
+    sources: list[Source], fraction: float, seed: int
+) -> tuple[list[Source], list[Source]]:
+    """Take a fraction out of each class; a class of two or more gives and keeps at least one.
+
+    Args:
+        sources: to be divided.
+        fraction: of each class, in [0, 1).
+        seed: of the choice.
+
+    Returns:
+        What is left, and what was taken out.
+    """
     by_class: dict[str, list[Source]] = defaultdict(list)
     for source in sources:
         by_class[source.label].append(source)
     chosen: set[Source] = set()
     for members in by_class.values():
-        members.sort(key=lambda source: _hash(seed, "val", source.path))
+        members.sort(key=lambda source: stable_hash(seed, "val", source.path))
         count = round(fraction * len(members))
         chosen.update(members[: min(max(count, 1), len(members) - 1)])
     return [s for s in sources if s not in chosen], [s for s in sources if s in chosen]
 
 
-def _hash(*parts: object) -> bytes:
+def stable_hash(*parts: object) -> bytes:
+    """Hash what the parts look like as text; the same on every machine."""
     return hashlib.blake2b("\0".join(map(str, parts)).encode("utf-8", "surrogateescape")).digest()
 
 

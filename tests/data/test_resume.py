@@ -64,7 +64,7 @@ rank, world = dist.get_rank(), dist.get_world_size()
 config = LoaderConfig(batch_size=4, **json.loads(sys.argv[2]))
 with ClipLoader(sys.argv[1], config, rank=rank, world_size=world) as loader:
     stream = iter(loader)
-    seen = [[*zip(batch.key, batch.frame_index[:, 0].tolist())] for batch, _ in zip(stream, (1, 2))]
+    seen = [[*zip(batch.key, batch.frame_index[:, 0].tolist())] for _, batch in zip((1, 2), stream)]
     everyone = [None] * world
     dist.all_gather_object(everyone, seen)
     if rank == 0:

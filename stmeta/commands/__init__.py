@@ -1,0 +1,1 @@
+"""The commands of `stmeta`, one file each; `stmeta.cli` puts them together."""

@@ -1,0 +1,35 @@
+"""What several commands print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+
+def plain(text: str) -> str:
+    """Text from a file or its name, without what would move a terminal's cursor or not encode."""
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return shown.encode("utf-8", "replace").decode()
+
+
+def print_bad(heading: str, bad: Iterable[tuple[str, str]]) -> None:
+    """Print a list of (what, reason), or nothing where there is none."""
+    rows = list(bad)
+    if rows:
+        print(f"{len(rows)} {heading}:")
+        for what, reason in rows:
+            print(f"  {plain(what)}: {plain(reason)}")
+
+
+def print_table(title: str, columns: str, rows: Iterable[Iterable[object]]) -> None:
+    """Print a table; columns are named in one string, and right-aligned where they start with >."""
+    table = Table(title=title or None, title_justify="left")
+    for column in columns.split():
+        justify = "right" if column.startswith(">") else "left"
+        heading = column.removeprefix(">").replace("_", " ")
+        table.add_column(heading, justify=justify, overflow="fold")
+    for row in rows:
+        table.add_row(*(plain(str(cell)) for cell in row))
+    Console(markup=False, highlight=False).print(table)

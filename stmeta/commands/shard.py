@@ -1,0 +1,118 @@
+"""`stmeta shard`: a folder of videos to a data set of shards."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from stmeta.commands._show import print_bad, print_table
+from stmeta.data.progress import ProgressBar
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Turn a folder of videos into a data set of shards.
+
+    Labels come from the folders (VIDEOS/CLASS/*.mp4 or VIDEOS/SPLIT/CLASS/*.mp4) or from CSV files.
+    Videos that cannot be read are listed with the reason; the others are kept, and the exit code
+    is 1. A run that was stopped goes on with --resume.
+    """
+
+    videos: Positional[Path]
+    """Folder of videos."""
+    out: Path
+    """Folder of the data set to make."""
+    annotations: tuple[str, ...] = ()
+    """CSV files with a path and a label per video: file.csv, or SPLIT=file.csv."""
+    path_column: str | None = None
+    """Column with a video's path, name or stem; found by its name if left out."""
+    label_column: str | None = None
+    """Column with the label; found by its name if left out."""
+    val_fraction: float = 0.0
+    """Part of each class that becomes the val split."""
+    seed: int = 0
+    """Of the order and of the val split."""
+    short_side: int | Literal["source"] = 128
+    """Larger videos are scaled down to this short side, in pixels."""
+    fps: float | Literal["source"] = 12.5
+    """Frames per second."""
+    codec: Literal["h264", "hevc", "vp8", "vp9", "av1", "mjpeg"] = "h264"
+    """Codec; DALI decodes vp8, vp9 and mjpeg on a CPU, and the others on an NVIDIA GPU."""
+    stride: int = 1
+    """H.264: make every so many frames decodable without those between. Loading clips of this
+    stride then takes about half the time; files are a little larger."""
+    gop: int = 16
+    """Frames from one key frame to the next; short groups make random clips cheap."""
+    crf: int | None = None
+    """Quality on the codec's own scale, lower is better."""
+    copy: bool = False
+    """Copy videos that are stored so already, instead of encoding them again."""
+    shard_mib: float = 64
+    """Size of a shard."""
+    workers: int | None = None
+    """Processes; one per core if left out."""
+    resume: bool = False
+    """Go on with a run that was stopped."""
+    json: bool = False
+    """Print the result as JSON, without a progress bar."""
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a stopped run can go on."""
+        return True
+
+    def run(self) -> int:
+        """Run the command; return the exit code."""
+        from stmeta.data.encode import EncodeOptions
+        from stmeta.data.ingest import ingest
+
+        encode = EncodeOptions(
+            short_side=None if self.short_side == "source" else self.short_side,
+            fps=None if self.fps == "source" else self.fps,
+            codec=self.codec,
+            gop=self.gop,
+            stride=self.stride,
+            crf=self.crf,
+        )
+        with ProgressBar(hidden=self.json) as bar:
+            report = ingest(
+                self.videos,
+                self.out,
+                annotations=self.annotations,
+                path_column=self.path_column,
+                label_column=self.label_column,
+                val_fraction=self.val_fraction,
+                seed=self.seed,
+                encode=encode,
+                copy=self.copy,
+                shard_mib=self.shard_mib,
+                workers=self.workers,
+                resume=self.resume,
+                progress=bar,
+            )
+        if self.json:
+            bad = [entry._asdict() for entry in report.bad]
+            print(json.dumps(dataclasses.asdict(report) | {"bad": bad}, indent=1))
+        else:
+            _print_splits(report.splits, len(report.classes), report.seconds)
+            print_bad("could not be taken in", [(bad.source, bad.reason) for bad in report.bad])
+        return 1 if report.bad else 0
+
+
+def _print_splits(splits: dict[str, dict[str, int]], classes: int, seconds: float) -> None:
+    rows = [
+        (
+            name,
+            counts["samples"],
+            counts["frames"],
+            counts["shards"],
+            f"{counts['bytes'] / 2**20:.1f}",
+        )
+        for name, counts in splits.items()
+    ]
+    print_table("", "split >samples >frames >shards >MiB", rows)
+    print(f"{classes} classes, {seconds:.1f} s")

@@ -1,0 +1,254 @@
+"""What is in a split, in a shard, or in one sample: counts, ranges, reasons, pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from av.error import FFmpegError
+
+from stmeta._errors import DataError
+from stmeta.data.classes import read_classes
+from stmeta.data.probe import open_video, video_stream
+from stmeta.data.shards import SampleInfo, ShardIndex
+from stmeta.data.tarcheck import check_tar
+from stmeta.data.tarscan import scan_shard
+
+_COLUMNS = (
+    *("key", "shard", "size", "label", "codec", "width", "height"),
+    *("fps", "frames", "duration_seconds", "variable_rate", "rotation"),
+)
+
+
+class Range(NamedTuple):
+    """Spread of a number over the samples."""
+
+    min: float
+    median: float
+    max: float
+
+
+@dataclasses.dataclass
+class Summary:
+    """A split or a shard."""
+
+    path: str
+    shards: int
+    samples: int
+    """Good samples."""
+    frames: int
+    bytes: int
+    """Of the videos."""
+    seconds: float
+    """Length of all videos."""
+    classes: dict[str, int]
+    """Samples of each class, in the order of the labels; "unlabelled" last, where there are any."""
+    codecs: dict[str, int]
+    """Samples by codec, the most frequent first; likewise `sizes`."""
+    sizes: dict[str, int]
+    """Samples by "width×height"."""
+    ranges: dict[str, Range]
+    """Of frames, seconds, frames_per_second and kib, over the samples."""
+    variable_rate: int
+    """Samples whose frame rate varies."""
+    rotated: int
+    """Samples that a viewer must turn."""
+    bad: list[dict[str, str]]
+    """shard, key and reason of each sample that cannot be used."""
+
+
+@dataclasses.dataclass
+class Sample:
+    """One sample of a split or a shard."""
+
+    info: SampleInfo
+    """As the index has it, its sha256 included."""
+    class_name: str
+    """"" = unlabelled, or there are no names."""
+    members: dict[str, tuple[int, int]]
+    """Extension to (offset, size) in the shard, in bytes."""
+    meta: dict[str, Any]
+    """What its JSON member says."""
+    faults: list[str]
+    """What is wrong with it."""
+    video: bytes
+    """The encoded video; b"" = it cannot be found."""
+
+
+class Picture(NamedTuple):
+    """One frame, upright.
+
+    Attributes:
+        index: position in the video.
+        seconds: time after the first frame.
+        image: uint8 [H, W, 3], RGB.
+    """
+
+    index: int
+    seconds: float
+    image: np.ndarray
+
+
+def summarise(path: str | os.PathLike[str]) -> Summary:
+    """Describe the samples of a split's folder (from its index), or of one shard (by reading it).
+
+    Raises:
+        DataError: there are no shards.
+    """
+    columns, bad, names = _columns(Path(path))
+    shown = [
+        f"{width}×{height}"
+        for width, height in zip(columns["width"], columns["height"], strict=True)
+    ]
+    spread = {
+        "frames": columns["frames"],
+        "seconds": columns["duration_seconds"],
+        "frames_per_second": columns["fps"],
+        "kib": np.array(columns["size"]) / 1024,
+    }
+    return Summary(
+        path=os.fspath(path),
+        shards=len({*columns["shard"], *(row.shard for row in bad)}),
+        samples=len(shown),
+        frames=sum(columns["frames"]),
+        bytes=sum(columns["size"]),
+        seconds=float(sum(columns["duration_seconds"])),
+        classes=_class_counts(columns["label"], names),
+        codecs=dict(Counter(columns["codec"]).most_common()),
+        sizes=dict(Counter(shown).most_common()),
+        ranges={name: _range(values) for name, values in spread.items()} if shown else {},
+        variable_rate=sum(columns["variable_rate"]),
+        rotated=sum(angle != 0 for angle in columns["rotation"]),
+        bad=[{"shard": row.shard, "key": row.key, "reason": row.error} for row in bad],
+    )
+
+
+def find_sample(path: str | os.PathLike[str], key: str) -> Sample:
+    """Read one sample of a split's folder or of a shard, good or bad.
+
+    Raises:
+        DataError: there is no such sample; the message names those with similar keys.
+    """
+    path = Path(path)
+    info, names = _find(path, key)
+    shard = path / info.shard if path.is_dir() else path
+    entry = next((entry for entry in check_tar(shard, names)[0] if entry.key == key), None)
+    members = entry.members if entry else {}
+    faults = [*(entry.faults if entry else ()), *([info.error] if info.error else ())]
+    extension = entry.extension if entry else ""
+    content = {
+        name: _read(shard, *members[name]) for name in ("json", extension) if name in members
+    }
+    video = content.get(extension, b"")
+    if video:
+        info = info._replace(sha256=hashlib.sha256(video).hexdigest(), extension=extension)
+    try:
+        meta = json.loads(content.get("json", b"{}"))
+    except (ValueError, RecursionError):
+        meta = {}
+    known = names is not None and 0 <= info.label < len(names)
+    return Sample(
+        info=info,
+        class_name=(names or [])[info.label] if known else "",
+        members=members,
+        meta=meta if isinstance(meta, dict) else {},
+        faults=list(dict.fromkeys(faults)),
+        video=video,
+    )
+
+
+def pictures(sample: Sample, count: int) -> tuple[list[Picture], str]:
+    """Decode evenly spaced frames of a sample, the first and the last among them.
+
+    Args:
+        sample: what `find_sample` returned.
+        count: how many; a short video gives fewer.
+
+    Returns:
+        The frames, and why some are missing ("" = none is).
+
+    Raises:
+        ValueError: `count` is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"pictures: count must be 1 or more, got {count}")
+    info, found, number, start = sample.info, [], 0, None
+    last = max(info.frames, 1) - 1
+    wanted = set(np.linspace(0, last, min(count, last + 1)).round().astype(int).tolist())
+    reason = ""
+    try:
+        with open_video(sample.video) as container:
+            for frame in container.decode(video_stream(container)):
+                if number in wanted:
+                    start = frame.time if start is None else start
+                    timed = frame.time is not None and start is not None and info.variable_rate
+                    seconds = frame.time - start if timed else number / (info.fps or 25.0)
+                    image = np.rot90(frame.to_ndarray(format="rgb24"), k=-info.rotation // 90)
+                    found.append(Picture(number, seconds, image))
+                number += 1
+    except (FFmpegError, DataError, OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+    if len(found) < len(wanted):
+        reason = f"decoding stops after {number} frames: {reason or 'the video ends there'}"
+    return found, reason
+
+
+def _columns(path: Path) -> tuple[dict[str, list], list[SampleInfo], list[str] | None]:
+    """Columns of the good samples, rows of the bad ones, and the names of the classes."""
+    names = read_classes(path if path.is_dir() else path.parent)
+    if path.is_dir():
+        index = ShardIndex.open(path)
+        return index._table.select(_COLUMNS).to_pydict(), index.bad, names
+    rows = _scan(path, names)
+    good = [row for row in rows if not row.error]
+    columns = {name: [getattr(row, name) for row in good] for name in _COLUMNS}
+    return columns, [row for row in rows if row.error], names
+
+
+def _scan(path: Path, names: list[str] | None) -> list[SampleInfo]:
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such folder or shard")
+    return scan_shard(path, names)
+
+
+def _find(path: Path, key: str) -> tuple[SampleInfo, list[str] | None]:
+    names = read_classes(path if path.is_dir() else path.parent)
+    if path.is_dir():
+        index = ShardIndex.open(path)
+        keys = index.keys
+        if key in keys:
+            return index.row(keys.index(key)), names
+        rows = index.bad
+    else:
+        rows = _scan(path, names)
+        keys = [row.key for row in rows if not row.error]
+    for row in rows:
+        if row.key == key and key:
+            return row, names
+    near = difflib.get_close_matches(key, keys, 5, 0.5) or keys[:5]
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    raise DataError(f"{path}: there is no sample {key!r}{hint}")
+
+
+def _read(shard: Path, offset: int, size: int) -> bytes:
+    with open(shard, "rb") as file:
+        return os.pread(file.fileno(), size, offset)
+
+
+def _class_counts(labels: list[int], names: list[str] | None) -> dict[str, int]:
+    counts = Counter(labels)
+    top = max(counts, default=-1) + 1
+    listed = names if names is not None else [str(label) for label in range(top)]
+    found = {name: counts[label] for label, name in enumerate(listed)}
+    return found | ({"unlabelled": counts[-1]} if counts[-1] else {})
+
+
+def _range(values: Any) -> Range:
+    return Range(float(np.min(values)), float(np.median(values)), float(np.max(values)))
