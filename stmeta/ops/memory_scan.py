@@ -1,8 +1,10 @@
 """A whole episode in one call: T steps of an LSTM controller with an LRUA memory (MANN).
 
-Implementation: csrc/cpu/memory_scan.cpp. The memory, its usage and the state stay in a thread's
-cache from the first step to the last; the backward repeats what was written, from a copy of the
-memory every sqrt(T) steps, instead of keeping T memories.
+Implementations: csrc/cpu/memory_scan.cpp, csrc/cuda/memory_scan.cu, kernels/triton/memory_scan.py.
+
+The memory, its usage and the state stay on chip from the first step to the last (in a thread's
+cache, in a block's shared memory, in a program's registers); the backward repeats what was written,
+from a copy of the memory every sqrt(T) steps, instead of keeping T memories.
 """
 
 from __future__ import annotations
@@ -84,14 +86,15 @@ def memory_scan(
         key: [B, T, R, M], added to the keys.
         add: [B, T, R, M], added to the vectors to write.
         lengths: int64 [B], steps of each episode, 0 ... T; None = T. The state stays as it was
-            after an episode's last step; inputs behind it must be finite.
+            after an episode's last step; inputs behind it must be finite. On a GPU, where a check
+            would wait for the device, lengths out of range count as the nearest in it.
         decay: how slowly usage fades, gamma in eq. 4.
         read_first: read the memory as it was before the step's write.
         shared: every head writes to all R least used rows, not head r to the r-th of them.
         strength: sharpen the read weights by 1 + 10 softplus of the head's number.
         write_key: write the key (eq. 8).
         eps: added to the norms of the cosine.
-        backend: "auto", "eager" or "cpu".
+        backend: "auto", "eager", "cpu", "triton" or "cuda".
 
     Raises:
         ValueError: shapes, dtypes or devices disagree, R > N, or a length is not in 0 ... T.

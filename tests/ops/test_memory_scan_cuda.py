@@ -1,0 +1,243 @@
+"""memory_scan in CUDA C++ without a GPU: compiled by nvcc, and run on the CPU by tests/cuda_host.
+
+On a GPU: the last test, which compares Triton as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from stmeta.ops import availability, memory_scan
+from stmeta.ops.content_addressing import EPS
+from stmeta.ops.memory_scan import _autograd, _backward_fake, _fake
+from tests.ops._cuda_host import HostProgram, HostProgramError, as_tensor
+from tests.ops._nvcc import CSRC, TORCH_FLAGS, compile_cuda
+from tests.ops.test_memory_scan import OPTIONS, make
+
+ADDRESS, THREAD = "address,undefined", "thread"
+KERNELS = ("forward_kernel<true>", "forward_kernel<false>", "pack_kernel")
+KERNELS += ("backward_kernel<true>", "backward_kernel<false>")
+SIZES = {  # B, T, H, R, N, M
+    "small": (2, 5, 6, 2, 6, 5),
+    "one": (1, 1, 1, 1, 1, 1),
+    "step": (3, 1, 9, 3, 3, 7),
+    "wide": (1, 3, 8, 2, 4, 140),  # more columns than a warp holds at a time
+    "many_heads": (2, 2, 10, 6, 9, 4),  # more heads than a thread holds
+    "several_warps": (1, 3, 20, 4, 20, 12),
+}
+NAMES = ("y", "memory", "usage", "weight", "c")
+Program = Callable[[str], HostProgram]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [80, 90])
+def test_kernels_do_not_spill(target, tmp_path):
+    lines = [
+        '#include "cuda/memory_scan.cuh"',
+        '#include "cuda/memory_scan_backward.cuh"',
+        *("using namespace stmeta::memory_scan;", "void* kernels[] = {"),
+        *(f"    reinterpret_cast<void*>({kernel})," for kernel in KERNELS),
+        "};",
+    ]
+    source = tmp_path / "kernels.cu"
+    source.write_text("\n".join(lines))
+    compiled = compile_cuda(source, tmp_path, target, "-cubin", f"-I{CSRC}")
+    assert len([kernel for kernel in compiled if "column_sum" not in kernel.name]) == len(KERNELS)
+    assert [kernel for kernel in compiled if kernel.spilled_bytes] == []
+    assert max(kernel.registers for kernel in compiled) <= 128  # 512 threads share 65,536
+
+
+@pytest.mark.slow
+def test_launcher_compiles(tmp_path):
+    kernels = compile_cuda(CSRC / "cuda" / "memory_scan.cu", tmp_path, 90, "-c", *TORCH_FLAGS)
+    assert [kernel for kernel in kernels if kernel.spilled_bytes] == []
+    assert len(kernels) >= len(KERNELS)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory) -> Program:
+    """By sanitizer; both built at the same time."""
+    folder = tmp_path_factory.mktemp("cuda_host")
+    kinds = (ADDRESS, THREAD)
+    with ThreadPoolExecutor() as pool:
+        built = pool.map(lambda kind: HostProgram("memory_scan", kind, folder), kinds)
+        by_kind = dict(zip(kinds, built, strict=True))
+    return by_kind.__getitem__
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["shared_memory", "main_memory"])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_matches_reference(program, options, whole):
+    compare(host(program(ADDRESS), whole), SIZES["small"], options)
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_sizes(program, sizes):
+    compare(host(program(ADDRESS)), sizes)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["shared_memory", "main_memory"])
+def test_lengths(program, whole):
+    sizes = (5, 7, 4, 2, 5, 3)
+    compare(host(program(ADDRESS), whole), sizes, lengths=[0, 7, 3, 1, 6])
+
+
+@pytest.mark.parametrize(("name", "whole"), [("usual", True), ("read_last", False)])
+def test_has_no_races(program, name, whole):
+    sizes = (2, 3, 9, 2, 11, 5)
+    compare(host(program(THREAD), whole), sizes, OPTIONS[name], lengths=[3, 2])
+
+
+def test_paper_has_no_races(program):
+    compare(host(program(THREAD)), (2, 2, 5, 3, 4, 6), OPTIONS["paper"])
+
+
+def test_several_warps_have_no_races(program):
+    compare(host(program(THREAD)), (1, 2, 20, 4, 20, 12))
+
+
+@pytest.mark.slow
+def test_usual_size(program):
+    """Sixteen warps."""
+    compare(host(program(ADDRESS)), (1, 3, 200, 4, 128, 40))
+
+
+def test_empty_batch(program):
+    assert host(program(ADDRESS))(*arguments((0, 3, 4, 2, 4, 3)))[0].shape == (0, 3, 10)
+
+
+def test_too_many_heads(program):
+    """The error names what to use instead."""
+    with pytest.raises(HostProgramError, match=r"memory_scan: .* got 17 heads .* 'eager'"):
+        host(program(ADDRESS))(*arguments((1, 1, 2, 17, 20, 2)))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("lengths", [None, [50, 0, 7, 49] * 4], ids=["full", "lengths"])
+@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_on_a_gpu(backend, name, lengths):
+    reason = availability("memory_scan")[backend]
+    if reason:
+        pytest.skip(reason)
+
+    def function(leaves: dict[str, Tensor], options: dict[str, Any]) -> tuple[Tensor, ...]:
+        return memory_scan(**leaves, backend=backend, **options)
+
+    compare_public(function, (16, 50, 200, 4, 128, 40), OPTIONS[name], lengths, "cuda")
+
+
+# ---- the op, run by the host executor ----
+
+
+def arguments(sizes, options=None, lengths=None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments in float64, and options, of `memory_scan`."""
+    options = options or {}
+    made = {k: v for k, v in options.items() if k in ("fed", "write_key")}
+    tensors = make(sizes, **made, extra=bool(options) and options is not OPTIONS["paper"])
+    if lengths is not None:
+        tensors["lengths"] = torch.tensor(lengths)
+    return tensors, {k: v for k, v in options.items() if k != "fed"}
+
+
+def compare(function, sizes, options=None, *, lengths=None) -> None:
+    compare_public(function, sizes, options, lengths, "cpu")
+
+
+def compare_public(function, sizes, options, lengths, device: str, factor: float = 8.0) -> None:
+    """Within `factor` errors of eager in fp32; a chain of steps multiplies errors, so not two.
+
+    Eager's error in a few numbers is small by luck at times.
+    """
+    tensors, passed = arguments(sizes, options, lengths)
+    tensors = {name: x.to(device) for name, x in tensors.items()}
+
+    def eager(leaves: dict[str, Tensor], options: dict[str, Any]) -> tuple[Tensor, ...]:
+        return memory_scan(**leaves, backend="eager", **options)
+
+    exact = results(eager, tensors, passed, torch.float64)
+    plain = results(eager, tensors, passed, torch.float32)
+    fused = results(function, tensors, passed, torch.float32)
+    for name, truth in exact.items():
+        ours = fused[name]
+        assert ours.shape == truth.shape and ours.dtype == torch.float32, name
+        scale = float(truth.abs().max())
+        error, allowed = (float((x.double() - truth).abs().max()) for x in (ours, plain[name]))
+        assert error <= factor * (allowed + 6e-8 * scale), f"{name}: {error} against {allowed}"
+
+
+def results(function, tensors, options, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Outputs, and gradients of all inputs but usage."""
+    leaves = {
+        name: x.to(dtype).requires_grad_(name != "usage") if x.is_floating_point() else x
+        for name, x in tensors.items()
+    }
+    out = dict(zip(NAMES, function(leaves, options), strict=True))
+    g = torch.Generator().manual_seed(1)
+    loss = sum(
+        (x * torch.randn(x.shape, generator=g, dtype=torch.float64).to(x)).sum()
+        for name, x in out.items()
+        if name != "usage"
+    )
+    wanted = {name: x for name, x in leaves.items() if x.requires_grad}
+    grads = torch.autograd.grad(loss, list(wanted.values()), materialize_grads=True)
+    named = dict(zip((f"grad {name}" for name in wanted), grads, strict=True))
+    return {name: x.detach() for name, x in (out | named).items()}
+
+
+def host(program: HostProgram, whole: bool = True):
+    """`memory_scan` with a derivative: the program's kernels between the op's own formulas.
+
+    `whole`: the memory may lie in shared memory.
+    """
+
+    def call(mode: int, like, steps, recurrent, interface, memory, previous, c, lengths, options,
+             *items: Tensor | None) -> tuple[Tensor, ...]:  # fmt: skip
+        decay, *flags, eps = options
+        (batch, heads, rows), hidden = previous.shape, c.shape[1]
+        sizes = [batch, steps, hidden, heads, rows, memory.shape[2], recurrent.shape[1]]
+        flags = [*(int(flag) for flag in flags), int(whole)]
+        first = (mode, sizes, flags, recurrent, interface, lengths, float(decay), float(eps))
+        raw = program.run(*first, *items)
+        return tuple(as_tensor(r, x.dtype, x.shape) for r, x in zip(raw, like, strict=True))
+
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        gates, key, add, recurrent, interface, bias, memory, usage, previous, *rest = inputs[:13]
+        reads, h, c, lengths = rest
+        items = (gates, key, add, bias, memory, usage, previous, reads, h, c)
+        return call(0, _fake(*inputs), gates.shape[1], recurrent, interface, memory, previous, c,
+                    lengths, inputs[13:], *items)  # fmt: skip
+
+    def backward(*inputs: Any) -> tuple[Tensor, ...]:
+        *grads, add, recurrent, interface, memory, previous, c, lengths = inputs[:11]
+        opened, cells, heads, weights, rows, marks = inputs[11:17]
+        items = (*grads, add, previous, c, opened, cells, heads, weights, marks, rows)
+        return call(1, _backward_fake(*inputs), opened.shape[1], recurrent, interface, memory,
+                    previous, c, lengths, inputs[17:], *items)  # fmt: skip
+
+    setup, formula = _autograd(SimpleNamespace(memory_scan_backward=backward))
+
+    class Scan(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+            output = forward(*(x.detach() if isinstance(x, Tensor) else x for x in inputs))
+            setup(ctx, inputs, output)
+            return output
+
+        backward = staticmethod(formula)
+
+    def function(leaves: dict[str, Tensor], options: dict[str, Any]) -> tuple[Tensor, ...]:
+        order = ("gates", "key", "add", "recurrent", "interface", "bias", "memory", "usage")
+        order += ("previous", "reads", "h", "c", "lengths")
+        usual = {"decay": 0.99, "read_first": True, "shared": False, "strength": True}
+        usual |= {"write_key": False, "eps": EPS} | options
+        return Scan.apply(*(leaves.get(name) for name in order), *usual.values())[:5]
+
+    return function
