@@ -42,7 +42,7 @@ from .memory_read import read
 
 
 @triton.jit
-def _find_least(
+def find_least(
     usage_ptr, rows_ptr,  # in:  [N]; out: int64 [R], the least used first, the lower one on a tie
     rows,
     R: tl.constexpr, BLOCK_R: tl.constexpr,
@@ -91,7 +91,7 @@ def _write_weight(
 
 
 @triton.jit
-def _write(
+def write_rows(
     tile, previous_ptr, gate_ptr, add_ptr, rows_ptr, first, rows, width,
     R: tl.constexpr, SHARED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
@@ -107,7 +107,7 @@ def _write(
 
 
 @triton.jit
-def _store_usage(
+def store_usage(
     usage_ptr, weight_ptr, previous_ptr, gate_ptr, rows_ptr, out_ptr, first, rows, decay,
     R: tl.constexpr, SHARED: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
@@ -137,7 +137,7 @@ def _forward_kernel(
     width, stride_b, stride_n = divided(width, stride_b, stride_n, VECTOR)
     program = tl.program_id(0).to(tl.int64)
     if STAGE == WHOLE or STAGE == USAGE:
-        _find_least(usage_ptr + program * rows, rows_ptr + program * R, rows, R, BLOCK_R)
+        find_least(usage_ptr + program * rows, rows_ptr + program * R, rows, R, BLOCK_R)
     if STAGE == WHOLE:
         tl.debug_barrier()
     batch, first = tile_of(rows, BLOCK_N)
@@ -148,7 +148,7 @@ def _forward_kernel(
         tile = load_tile(
             memory_ptr, first, rows, width, stride_n, stride_m, BLOCK_N, BLOCK_M
         )  # fmt: skip
-        written = _write(
+        written = write_rows(
             tile, previous_ptr + own, gate_ptr + batch * R, add_ptr + vectors,
             rows_ptr + batch * R, first, rows, width, R, SHARED, BLOCK_N, BLOCK_M,
         )  # fmt: skip
@@ -179,7 +179,7 @@ def _forward_kernel(
                 tile = load_tile(out_ptr, first, rows, width, width, 1, BLOCK_N, BLOCK_M)
         reads = read_ptr + program * R * width
         read(tile, weight_ptr + own, reads, first, rows, width, R, BLOCK_N, BLOCK_M)
-        _store_usage(
+        store_usage(
             usage_ptr + batch * rows, weight_ptr + own, previous_ptr + own, gate_ptr + batch * R,
             rows_ptr + batch * R, usage_out_ptr + batch * rows,
             first, rows, decay, R, SHARED, BLOCK_N,
@@ -187,7 +187,7 @@ def _forward_kernel(
 
 
 @triton.jit
-def _write_backward(
+def write_rows_backward(
     grad, previous_ptr, gate_ptr, add_ptr, rows_ptr,  # in: of this element
     d_previous_ptr, d_gate_ptr, d_add_ptr,  # out: the last two may be parts
     first, rows, width,
@@ -231,7 +231,7 @@ def _backward_kernel(
             memory_ptr + batch * stride_b, first, rows, width, stride_n, stride_m, BLOCK_N, BLOCK_M
         )
         if not READ_FIRST:
-            tile = _write(
+            tile = write_rows(
                 tile, previous_ptr + own, gate_ptr + numbers, add_ptr + vectors,
                 rows_ptr + numbers, first, rows, width, R, SHARED, BLOCK_N, BLOCK_M,
             )  # fmt: skip
@@ -259,7 +259,7 @@ def _backward_kernel(
         )
         sums, singles = program * R * width, program * R
         if READ_FIRST:
-            grad = _write_backward(
+            grad = write_rows_backward(
                 grad, previous_ptr + own, gate_ptr + numbers, add_ptr + vectors,
                 rows_ptr + numbers, d_previous_ptr + own, d_gate_ptr + singles, d_add_ptr + sums,
                 first, rows, width, R, SHARED, BLOCK_N, BLOCK_M,
@@ -274,7 +274,7 @@ def _backward_kernel(
             first, rows, width, eps, STAGE == WHOLE, R, BLOCK_N, BLOCK_M,
         )  # fmt: skip
         if not READ_FIRST:
-            grad = _write_backward(
+            grad = write_rows_backward(
                 grad, previous_ptr + own, gate_ptr + numbers, add_ptr + vectors,
                 rows_ptr + numbers, d_previous_ptr + own, d_gate_ptr + singles, d_add_ptr + sums,
                 first, rows, width, R, SHARED, BLOCK_N, BLOCK_M,

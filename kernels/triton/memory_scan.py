@@ -26,7 +26,7 @@ from ._memory import (
 )
 from ._memory_scan import constants_of, dense, every_of, known_divisor, spread, steps_of, tanh
 from .content_addressing import score, softmax
-from .lrua_step import _find_least, _store_usage, _write
+from .lrua_step import find_least, store_usage, write_rows
 from .memory_read import read
 from .memory_scan_backward import memory_scan_backward
 
@@ -202,9 +202,9 @@ def _forward_kernel(
             heads_ptr + at * R * PER_HEAD, keys, adds, strengths, gates, hidden, width,
             R, PER_HEAD, STRENGTH, WRITE_KEY, BLOCK_C, BLOCK_K,
         )  # fmt: skip
-        _find_least(usage_in, least, rows, R, BLOCK_N)
+        find_least(usage_in, least, rows, R, BLOCK_N)
         tl.debug_barrier()
-        written = _write(
+        written = write_rows(
             tile, previous, gates, adds, least, zero, rows, width, R, SHARED, BLOCK_N, BLOCK_M
         )
         source = tile if READ_FIRST else written
@@ -218,7 +218,7 @@ def _forward_kernel(
         store_heads(weight, found, rows, R, BLOCK_H, BLOCK_N)
         tl.debug_barrier()
         read(source, weight, h + hidden, zero, rows, width, R, BLOCK_N, BLOCK_M)
-        _store_usage(
+        store_usage(
             usage_in, weight, previous, gates, least, usage_out, zero, rows, decay,
             R, SHARED, BLOCK_N,
         )  # fmt: skip

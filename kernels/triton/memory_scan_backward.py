@@ -37,7 +37,7 @@ from ._memory_scan import (
     tanh,
 )
 from .content_addressing import score_backward, softmax_backward
-from .lrua_step import _write, _write_backward
+from .lrua_step import write_rows, write_rows_backward
 
 CHUNK = 16  # rows of the memory and of its gradient in registers at a time
 
@@ -223,7 +223,7 @@ def _backward_kernel(
             for chunk in tl.range(CHUNKS, disable_licm=True):
                 first = zero + chunk * CHUNK
                 memory = load_tile(before, first, rows, width, width, 1, CHUNK, BLOCK_M)
-                memory = _write(
+                memory = write_rows(
                     memory, previous, gates, adds, rows_ptr + at * R, first, rows, width,
                     R, SHARED, CHUNK, BLOCK_M,
                 )  # fmt: skip
@@ -275,7 +275,7 @@ def _backward_kernel(
                 of_gate = of_strength + R
                 grad = load_tile(d_memory, first, rows, width, width, 1, CHUNK, BLOCK_M)
                 if READ_FIRST:
-                    grad = _write_backward(
+                    grad = write_rows_backward(
                         grad, previous + none, gates + none, held + VECTORS, least + none,
                         d_previous + none, of_gate, of_add,
                         first, rows, width, R, SHARED, CHUNK, BLOCK_M,
@@ -291,7 +291,7 @@ def _backward_kernel(
                         False, 1, CHUNK, BLOCK_M,
                     )  # fmt: skip
                 if not READ_FIRST:
-                    grad = _write_backward(
+                    grad = write_rows_backward(
                         grad, previous + none, gates + none, held + VECTORS, least + none,
                         d_previous + none, of_gate, of_add,
                         first, rows, width, R, SHARED, CHUNK, BLOCK_M,
