@@ -1,18 +1,13 @@
 // One step of a memory_scan for one instruction set, without the memory's own part: what a tile of
 // the batch holds, and the heads. No guard: each instruction set includes it.
 #include "../cpu/lrua_element.h"
-#include "../cpu/lstm_element.h"
-#include "../cpu/panel_product.h"
+#include "../cpu/scan_controller.h"
 
 namespace stmeta::STMETA_ISA {
 
-// What a tile of the batch carries from step to step, and its working rows; see `take_tile`.
-struct Tile {
-  int64_t first, rows;                        // elements of the batch
-  int64_t size;                               // floats of a memory
-  float *fed, *cell;                          // [rows][K]: h, reads; [rows][H]
-  float *gates, *heads;                       // [rows][padded 4H], [rows][padded R * P]
-  float *memory, *usage, *previous, *weight;  // of each element, padded
+// A tile of a scan, with usage, and working rows of one element.
+struct Tile : ScanTile {
+  float* usage;                               // [rows][padded]
   float *key, *add, *strength, *gate, *read;  // of one element, padded
 };
 
@@ -20,18 +15,8 @@ STMETA_FN inline Tile take_tile(const MemoryScan& p, int64_t first, int64_t rows
                                 Scratch& scratch) {
   const MemorySizes& s = p.sizes;
   const int64_t line = round_line(s.heads), vectors = s.heads * s.wide;
-  Tile t = {};
-  t.first = first;
-  t.rows = rows;
-  t.size = s.rows * s.wide;
-  t.fed = scratch.take(rows * p.fed);
-  t.cell = scratch.take(rows * p.hidden);
-  t.gates = scratch.take(rows * round_up(4 * p.hidden, kPanel));
-  t.heads = scratch.take(rows * round_up(s.heads * p.per_head, kPanel));
-  t.memory = scratch.take(rows * t.size);
+  Tile t = {take_scan_tile(p, first, rows, scratch)};
   t.usage = scratch.take(rows * s.padded);
-  t.previous = scratch.take(rows * s.heads * s.padded);
-  t.weight = scratch.take(rows * s.heads * s.padded);
   t.key = scratch.take(vectors);
   t.add = scratch.take(vectors);
   t.read = scratch.take(vectors);

@@ -1,5 +1,5 @@
 // Kernels of ntm_step for one instruction set; csrc/common/each_isa.h includes this file.
-#include "../cpu/memory_access.h"
+#include "../cpu/ntm_element.h"
 
 namespace stmeta::STMETA_ISA {
 
@@ -24,9 +24,9 @@ STMETA_FN NtmElement take_element(const NtmStep& p, int64_t b, Scratch& scratch)
           take_rows<T>(scratch, p.add, b, s.writes, s.width, s.wide)};
 }
 
-STMETA_INLINE Access access_of(const NtmStep& p, const NtmElement& e, const float* weight) {
-  const MemorySizes& s = p.sizes;
-  return {weight, weight + (s.heads - s.writes) * s.padded, e.erase, e.add, nullptr, p.read_first};
+STMETA_INLINE NtmInputs inputs_of(const NtmStep& p, const NtmElement& e) {
+  return {e.memory.data, e.previous, e.key, e.strength,   e.gate, e.shift,
+          e.sharpen,     e.erase,    e.add, p.read_first, p.eps};
 }
 
 template <typename T>
@@ -39,16 +39,7 @@ STMETA_FN void forward(const NtmStep& p, int64_t begin, int64_t end, float* floa
     float* weight = scratch.take(s.heads * s.padded);
     float* read = scratch.take(s.reads * s.wide);
     float* out = place_rows<T>(p.memory_out, b, s, e.memory.own);
-    const Content c = compare(s, e.memory.data, e.key, p.eps, scratch);
-    soften(s, c, e.strength, p.eps, content);
-    for (int64_t h = 0; h < s.heads; ++h) {
-      Scratch rest = scratch;
-      const int64_t at = h * s.padded;
-      const Location l =
-          move_weights(s, content + at, e.previous + at, e.gate[h], e.shift + h * s.taps, rest);
-      sharpen_weights(s, l, e.sharpen[h], weight + at);
-    }
-    write_and_read(s, access_of(p, e, weight), e.memory.data, out, read);
+    ntm_forward(s, inputs_of(p, e), {out, weight, content, read}, scratch);
     write_rows<T>(out, s.rows, s.width, s.wide, p.memory_out, b);
     write_rows<T>(weight, s.heads, s.rows, s.padded, p.weight_out, b);
     write_rows<T>(content, s.heads, s.rows, s.padded, p.content_out, b);
@@ -69,7 +60,6 @@ STMETA_FN void backward(const NtmStep& p, int64_t begin, int64_t end, float* flo
     float* grad_read = take_rows<T>(scratch, p.grad_read, b, s.reads, s.width, s.wide);
     float* weight = take_rows<T>(scratch, p.weight, b, s.heads, s.rows, s.padded);
     float* content = take_rows<T>(scratch, p.content, b, s.heads, s.rows, s.padded);
-    float* grad_content = scratch.take(s.heads * s.padded);
     float* grad_previous = scratch.take(s.heads * s.padded);
     float* grad_key = scratch.take(s.heads * s.wide);
     float* grad_erase = scratch.take(s.writes * s.wide);
@@ -77,23 +67,11 @@ STMETA_FN void backward(const NtmStep& p, int64_t begin, int64_t end, float* flo
     float* grad_shift = scratch.take(s.heads * s.taps);
     float *grad_strength = scratch.take(line), *grad_gate = scratch.take(line),
           *grad_sharpen = scratch.take(line);
-    const Content c = compare(s, e.memory.data, e.key, p.eps, scratch);
-
-    access_backward(s, access_of(p, e, weight), e.memory.data,
-                    {grad.data, grad_memory, grad_read, grad_weight,
-                     grad_weight + (s.heads - s.writes) * s.padded, grad_erase, grad_add});
-    for (int64_t h = 0; h < s.heads; ++h) {
-      Scratch rest = scratch;
-      const int64_t at = h * s.padded;
-      const Location l =
-          move_weights(s, content + at, e.previous + at, e.gate[h], e.shift + h * s.taps, rest);
-      location_backward(s, l, content + at, e.previous + at, e.gate[h], e.shift + h * s.taps,
-                        e.sharpen[h], weight + at, grad_weight + at, grad_content + at,
-                        grad_previous + at, grad_gate[h], grad_shift + h * s.taps, grad_sharpen[h],
-                        rest);
-    }
-    content_backward(s, c, e.memory.data, e.key, e.strength, content, p.eps, grad_content,
-                     grad_memory, grad_key, grad_strength, scratch);
+    ntm_backward(
+        s, inputs_of(p, e),
+        {weight, content, grad.data, grad_weight, grad_read, grad_memory, grad_previous, grad_key,
+         grad_strength, grad_gate, grad_shift, grad_sharpen, grad_erase, grad_add},
+        scratch);
     write_rows<T>(grad_memory, s.rows, s.width, s.wide, p.d_memory, b);
     write_rows<T>(grad_previous, s.heads, s.rows, s.padded, p.d_previous, b);
     write_rows<T>(grad_key, s.heads, s.width, s.wide, p.d_key, b);

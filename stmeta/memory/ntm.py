@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stmeta.memory.mann import lstm_gates
+from stmeta.ops.ntm_scan import ntm_scan
 from stmeta.ops.ntm_step import ntm_step
 
 
@@ -174,14 +175,48 @@ class NTMCell(nn.Module):
                 f"NTMCell: state must be of the batch of x, {x.shape[0]}, got "
                 f"{state.memory.shape[0]}; use the state of the same episodes"
             )
+        # One product for the inputs of all steps.
+        projected = self.input(x)
+        return self._scan(projected, state) if self._scans(state) else self._steps(projected, state)
+
+    def _scans(self, state: NTMState) -> bool:
+        """Whether `ntm_scan` runs the sequence, in one call.
+
+        It knows an LSTM only, adds to a memory in fp32 or fp64 only, and has a kernel for CPUs; on
+        a GPU the kernels of `ntm_step` are faster, step by step, than its eager form.
+        """
+        memory = state.memory
+        known = self.config.controller == "lstm" and memory.is_cpu
+        return known and memory.dtype in (torch.float32, torch.float64)
+
+    def _scan(self, projected: Tensor, state: NTMState) -> tuple[Tensor, NTMState]:
+        config, dtype = self.config, state.memory.dtype
+        done = ntm_scan(  # in the dtype of the memory, also under autocast
+            projected.to(dtype),
+            self.recurrent.weight.to(dtype),
+            self.interface.weight.to(dtype),
+            self.interface.bias.to(dtype),
+            *state,
+            taps=config.taps,
+            read_first=config.read_first,
+            tanh_key=config.tanh_key,
+            tanh_add=config.tanh_add,
+        )
+        if projected.shape[1] == 0:
+            return done.y, state
+        h, reads = done.y[:, -1].split([config.hidden, config.read_heads * config.width], dim=1)
+        return done.y, NTMState(done.memory, done.weights, reads, h, done.c)
+
+    def _steps(self, projected: Tensor, state: NTMState) -> tuple[Tensor, NTMState]:
+        batch, steps = projected.shape[:2]
         outputs = []
-        # One product for all steps. unbind, not indexing: the backward of x[:, t] would fill a
-        # zero tensor of all steps at every step.
-        for projected in self.input(x).unbind(1):
-            state = self._step(state, projected)
+        # unbind, not indexing: the backward of x[:, t] would fill a zero tensor of all steps at
+        # every step.
+        for now in projected.unbind(1):
+            state = self._step(state, now)
             outputs += [state.h, state.reads]
-        y = torch.cat(outputs, dim=1) if outputs else x.new_zeros(x.shape[0], 0)
-        return y.view(x.shape[0], x.shape[1], self.out_dim), state
+        y = torch.cat(outputs, dim=1) if outputs else projected.new_zeros(batch, 0)
+        return y.view(batch, steps, self.out_dim), state
 
     def _step(self, state: NTMState, projected: Tensor) -> NTMState:
         config = self.config

@@ -16,6 +16,7 @@ from stmeta.ops.lrua_step import LRUAStep, lrua_step, lrua_step_ref
 from stmeta.ops.masked_patch_loss import masked_patch_loss, masked_patch_loss_ref, patch_targets
 from stmeta.ops.memory_read import memory_read, memory_read_ref
 from stmeta.ops.memory_scan import MemoryScan, memory_scan, memory_scan_ref
+from stmeta.ops.ntm_scan import NTMScan, ntm_scan, ntm_scan_ref
 from stmeta.ops.ntm_step import NTMStep, ntm_step, ntm_step_ref
 from stmeta.ops.patch_shift import patch_shift, patch_shift_ref, shift_offsets
 from stmeta.ops.random_masking import (
@@ -35,6 +36,7 @@ __all__ = [
     "MaskMode",
     "Masking",
     "MemoryScan",
+    "NTMScan",
     "NTMStep",
     "allocation",
     "allocation_ref",
@@ -60,6 +62,8 @@ __all__ = [
     "memory_read_ref",
     "memory_scan",
     "memory_scan_ref",
+    "ntm_scan",
+    "ntm_scan_ref",
     "ntm_step",
     "ntm_step_ref",
     "patch_shift",

@@ -1,6 +1,9 @@
 """A DNC learns to name what followed an item in a list.
 
-python -m stmeta.train --recipe dnc_recall --fused
+    python -m stmeta.train --recipe dnc_recall --fused
+
+Measured on one CPU core beside other jobs, fp32, 10 minutes of CPU time: 0.11 wrong bits of 18 in
+64 lists of 6 items, the longest of its training, and 0.08 in lists of 10.
 """
 
 from __future__ import annotations

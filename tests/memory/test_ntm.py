@@ -139,6 +139,48 @@ def test_one_run_equals_two_with_the_state_passed_on(choices):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("choices", [c for c in CHOICES if "controller" not in c], ids=name_of)
+def test_one_call_equals_the_steps(choices):
+    cell = make_cell(**choices)
+    x = torch.randn(3, 8, 5, dtype=torch.float64)
+
+    def steps(cell, x):
+        return cell._steps(cell.input(x), cell.initial_state(len(x)))
+
+    ours, theirs = cell(x), steps(cell, x)
+    for a, b in zip((ours[0], *ours[1]), (theirs[0], *theirs[1]), strict=True):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(gradients(cell, x, NTMCell.__call__), gradients(cell, x, steps), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("controller", "dtype", "calls"),
+    [
+        ("lstm", torch.float32, 0),
+        ("lstm", torch.float64, 0),
+        ("lstm", torch.bfloat16, 4),
+        ("feedforward", torch.float32, 4),
+    ],
+)
+def test_what_the_scan_does_not_take_goes_step_by_step(controller, dtype, calls, monkeypatch):
+    cell = make_cell(controller=controller).to(dtype)
+    seen, step = [], cell._step
+    monkeypatch.setattr(cell, "_step", lambda *args: (seen.append(args), step(*args))[1])
+    y, state = cell(torch.randn(2, 4, 5, dtype=dtype))
+    assert len(seen) == calls
+    assert y.dtype == state.memory.dtype == dtype and y.isfinite().all()
+
+
+def test_autocast_keeps_the_memory_in_fp32():
+    cell = make_cell().float()
+    x = torch.randn(2, 4, 5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, state = cell(x)
+    assert y.dtype == state.memory.dtype == torch.float32
+    torch.testing.assert_close(y, cell(x)[0], rtol=0.05, atol=0.05)
+
+
 def test_samples_of_a_batch_do_not_touch_each_other():
     cell = make_cell()
     x = torch.randn(4, 6, 5, dtype=torch.float64)
@@ -243,6 +285,6 @@ def test_errors_of_shapes_say_what_was_expected():
         cell(torch.zeros(2, 3, 4))
     with pytest.raises(ValueError, match=r"state must be of the batch of x, 3, got 1; use"):
         cell(torch.zeros(3, 2, 5, dtype=torch.float64), cell.initial_state(1))
-    with pytest.raises(ValueError, match="ntm_step: previous must be"):
+    with pytest.raises(ValueError, match=r"ntm_scan: weights must be \[B, R\+W, N\]"):
         other = make_cell(rows=5).initial_state(2)
         cell(torch.zeros(2, 3, 5).double(), cell.initial_state(2)._replace(weights=other.weights))

@@ -1,0 +1,109 @@
+// The host side of the scans: checks, packed weights, outputs, threads.
+#pragma once
+
+#include "memory_call.h"
+#include "scan_problem.h"
+
+namespace stmeta {
+
+constexpr int64_t kTileRows = 16;
+
+// Numbers of an fp32 tensor of a scan, dense. `tensor` keeps them alive.
+inline const float* scan_data(Tensor& tensor, const Ints& size, const char* name) {
+  check_memory(tensor, size, ScalarType::Float, name);
+  tensor = torch::stable::contiguous(tensor);
+  return tensor.const_data_ptr<float>();
+}
+
+// What the forward kept, which the backward only reads.
+inline float* scan_kept(Tensor& tensor, const Ints& size, const char* name) {
+  return const_cast<float*>(scan_data(tensor, size, name));
+}
+
+// A new tensor, and where its numbers lie.
+inline Tensor scan_output(const Tensor& like_this, const Ints& size, float*& numbers) {
+  Tensor out = like(like_this, size);
+  numbers = out.mutable_data_ptr<float>();
+  return out;
+}
+
+// [inner][width], or with `turned` [width][inner], as panels.
+inline Panels pack(const Tensor& matrix, bool turned, Buffer<float>& buffer) {
+  const int64_t inner = matrix.size(turned ? 1 : 0), width = matrix.size(turned ? 0 : 1);
+  const float* from = matrix.const_data_ptr<float>();
+  const int64_t row = turned ? 1 : width, column = turned ? inner : 1;
+  const Panels panels = {nullptr, inner, round_up(width, kPanel)};
+  buffer = Buffer<float>(std::max<int64_t>(1, panels.wide * inner));
+  float* to = buffer.get();
+  for (int64_t n = 0; n < panels.wide; n += kPanel) {
+    for (int64_t k = 0; k < inner; ++k) {
+      for (int64_t i = 0; i < kPanel; ++i) {
+        *to++ = n + i < width ? from[k * row + (n + i) * column] : 0.0f;
+      }
+    }
+  }
+  return {buffer.get(), inner, panels.wide};
+}
+
+// What forward and backward both need. Kept alive during a call: dense copies and packed weights.
+struct ScanInputs {
+  Tensor recurrent, interface, previous, c;
+  std::optional<Tensor> lengths;
+  Buffer<float> packed[2] = {};
+};
+
+// Fills in all but the pointers of one direction; `p.sizes` and `p.numbers` are there. `turned`:
+// weights as the forward reads them.
+inline void start_call(Scan& p, ScanInputs& t, int64_t steps, bool turned) {
+  const MemorySizes& s = p.sizes;
+  p.steps = steps;
+  p.hidden = t.c.size(1);
+  p.fed = t.recurrent.size(1);
+  p.every = 1;
+  while (p.every * p.every < steps) ++p.every;
+  STD_TORCH_CHECK(p.fed == p.hidden || p.fed == p.hidden + p.read(),
+                  "scan: recurrent has a wrong shape");
+  scan_data(t.recurrent, {4 * p.hidden, p.fed}, "scan: recurrent");
+  scan_data(t.interface, {p.numbers, p.hidden}, "scan: interface");
+  p.previous = scan_data(t.previous, {s.batch, s.heads, s.rows}, "scan: weights");
+  p.c = scan_data(t.c, {s.batch, p.hidden}, "scan: c");
+  if (t.lengths.has_value()) {
+    check_memory(*t.lengths, {s.batch}, ScalarType::Long, "scan: lengths");
+    t.lengths = torch::stable::contiguous(*t.lengths);
+    p.lengths = t.lengths->const_data_ptr<int64_t>();
+  }
+  p.recurrent = pack(t.recurrent, turned, t.packed[0]);
+  p.interface = pack(t.interface, turned, t.packed[1]);
+}
+
+// Floats of a thread's scratch, for a tile of `rows`, without the memory's own part.
+inline int64_t scan_floats(const Scan& p, int64_t rows, bool backward) {
+  const MemorySizes& s = p.sizes;
+  const int64_t size = s.rows * s.wide, looks = s.heads * s.padded;
+  const int64_t gates = 4 * p.hidden + kPanel, heads = p.numbers + kPanel;
+  int64_t floats = rows * (p.fed + p.hidden + gates + heads + size + 2 * looks);
+  if (backward) {
+    floats += rows * (p.fed + 2 * p.hidden + 2 * kPanel + gates + heads + 2 * looks +
+                      (p.every + 1) * size);
+  }
+  return floats + s.reads * s.wide + 512;
+}
+
+// f(first, rows, scratch) over tiles of the batch.
+template <typename F>
+void over_tiles(const Scan& p, int64_t own_floats, bool backward, const F& f) {
+  const int64_t batch = p.sizes.batch;
+  const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
+  const int64_t rows = std::min(kTileRows, (batch + threads - 1) / threads);
+  if (batch == 0 || p.steps == 0) return;
+  const int64_t tiles = (batch + rows - 1) / rows;
+  torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+    const Buffer<float> scratch(scan_floats(p, rows, backward) + own_floats);
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t first = tile * rows;
+      f(first, std::min(rows, batch - first), scratch.get());
+    }
+  });
+}
+
+}  // namespace stmeta

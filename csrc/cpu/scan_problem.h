@@ -1,0 +1,38 @@
+// What the scans share: an LSTM that runs over a sequence, with a memory beside it.
+#pragma once
+
+#include "memory_problem.h"
+
+namespace stmeta {
+
+constexpr int64_t kPanel = 48;  // columns of a panel: three vectors, or a multiple of that
+
+// A matrix [inner][width] as panels [wide / 48][inner][48], zero where padded.
+struct Panels {
+  const float* data;
+  int64_t inner, wide;
+};
+
+// One batch of sequences: dense fp32 tensors. A heads in all, of which R read; P numbers of all
+// heads; K = H + R * M where the controller is fed what was read, else H.
+struct Scan {
+  bool runs(int64_t b, int64_t step) const { return lengths == nullptr || step < lengths[b]; }
+  int64_t read() const { return sizes.reads * sizes.width; }
+  int64_t marks() const { return (steps + every - 1) / every; }
+
+  MemorySizes sizes;                    // B, N, M, A, R
+  int64_t steps, hidden, fed, numbers;  // T, H, K, P
+  int64_t every;                        // steps between two checkpoints
+  Panels recurrent, interface;          // forward: [K][4H], [H][P]; backward: [4H][K], [P][H]
+  const float *gates, *bias;            // [B, T, 4H], [P]
+  const float *memory, *previous, *reads, *h, *c;  // the first state
+  const int64_t* lengths;                          // [B] or null: all T
+  // Out of the forward, in of the backward: [B, T, H + R * M], [B, T, 4H], [B, T, H], [B, T, P],
+  // [B, T, A, N], [B, S, N, M]
+  float *y, *gates_out, *cells, *heads, *weights, *checkpoints;
+  float *memory_out, *weight_out, *c_out;                    // the last state
+  const float *grad_y, *grad_memory, *grad_weight, *grad_c;  // the last three of the last state
+  float *d_gates, *d_heads, *d_memory, *d_previous, *d_reads, *d_h, *d_c;
+};
+
+}  // namespace stmeta
