@@ -16,9 +16,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stmeta.ops._args import check_shapes
 from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._register import register
+from stmeta.ops._scan import (
+    check_lengths,
+    check_recurrent,
+    check_tensors,
+    controller_step,
+    marks,
+)
 from stmeta.ops.content_addressing import EPS
 from stmeta.ops.lrua_step import lrua_step_ref
 
@@ -100,10 +106,25 @@ def memory_scan(
         ValueError: shapes, dtypes or devices disagree, R > N, or a length is not in 0 ... T.
         BackendUnavailableError: the named backend cannot run here.
     """
-    _check(gates, recurrent, interface, bias, memory, usage, previous, reads, h, c, key, add)
+    letters = {
+        "memory": (memory, "B N M"),
+        "usage": (usage, "B N"),
+        "previous": (previous, "B R N"),
+        "reads": (reads, "B RM"),
+        "h": (h, "B H"),
+        "c": (c, "B H"),
+        "gates": (gates, "B T 4H"),
+        "recurrent": (recurrent, "4H K"),
+        "interface": (interface, "RP H"),
+        "bias": (bias, "RP"),
+        "key": (key, "B T R M"),
+        "add": (add, "B T R M"),
+    }
+    check_tensors("memory_scan", memory, letters)
     heads, width = previous.shape[1], memory.shape[2]
-    _check_weights(recurrent, interface, heads, width, c.shape[1], write_key)
-    _check_lengths(lengths, gates)
+    check_recurrent("memory_scan", recurrent, c.shape[1], heads * width)
+    _check_interface(interface, heads, width, c.shape[1], write_key)
+    check_lengths("memory_scan", lengths, gates)
     if heads > memory.shape[1]:
         raise ValueError(
             f"memory_scan: there must be at least as many rows N as heads R = {heads}, "
@@ -191,10 +212,7 @@ def memory_step_ref(
 ) -> tuple[Tensor, ...]:
     """One step of `memory_scan_ref`: the six tensors of the state."""
     heads, width = previous.shape[1], memory.shape[2]
-    fed = torch.cat([h, reads], 1) if recurrent.shape[1] > h.shape[1] else h
-    i, f, g, o = (gates + F.linear(fed, recurrent)).chunk(4, dim=1)
-    c = torch.addcmul(torch.sigmoid(f) * c, torch.sigmoid(i), torch.tanh(g))
-    h = torch.sigmoid(o) * torch.tanh(c)
+    h, c = controller_step(gates, recurrent, reads, h, c)
     parts = F.linear(h, interface, bias).unflatten(1, (heads, len(bias) // heads))
     k = parts[..., :width] if key is None else parts[..., :width] + key
     a = k if write_key else parts[..., width : 2 * width]
@@ -207,73 +225,16 @@ def memory_step_ref(
     return done.memory, done.usage, done.weight, done.read.flatten(1), h, c
 
 
-def _check(*tensors: Tensor | None) -> None:
-    gates, recurrent, interface, bias, memory, usage, previous, reads, h, c, key, add = tensors
-    assert gates is not None and memory is not None
-    letters = {
-        "memory": (memory, "B N M"),
-        "usage": (usage, "B N"),
-        "previous": (previous, "B R N"),
-        "reads": (reads, "B RM"),
-        "h": (h, "B H"),
-        "c": (c, "B H"),
-        "gates": (gates, "B T 4H"),
-        "recurrent": (recurrent, "4H K"),
-        "interface": (interface, "RP H"),
-        "bias": (bias, "RP"),
-        "key": (key, "B T R M"),
-        "add": (add, "B T R M"),
-    }
-    present = {name: pair for name, pair in letters.items() if pair[0] is not None}
-    check_shapes("memory_scan", **present)  # pyright: ignore[reportArgumentType]
-    for name, (tensor, _) in present.items():
-        assert tensor is not None
-        if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != memory.dtype:
-            raise ValueError(
-                f"memory_scan: {name} must be fp32 (or fp64, all of them), as an episode adds to "
-                f"its memory step by step; got {tensor.dtype} beside a memory in {memory.dtype}; "
-                "use .float()"
-            )
-
-
-def _check_weights(
-    recurrent: Tensor,
-    interface: Tensor,
-    heads: int,
-    width: int,
-    hidden: int,
-    write_key: bool,
+def _check_interface(
+    interface: Tensor, heads: int, width: int, hidden: int, write_key: bool
 ) -> None:
     per_head = (1 if write_key else 2) * width + 2
-    fed = (hidden, hidden + heads * width)
-    if recurrent.shape[0] != 4 * hidden or recurrent.shape[1] not in fed:
-        raise ValueError(
-            f"memory_scan: recurrent must be [4 H, K] with H = {hidden} and K = {fed[0]} or "
-            f"{fed[1]}, got {list(recurrent.shape)}"
-        )
     if interface.shape[0] != heads * per_head:
         raise ValueError(
             f"memory_scan: interface must be [R * P, H] = [{heads * per_head}, {hidden}] with "
             f"P = {per_head} numbers of a head (write_key = {write_key}), got "
             f"{list(interface.shape)}"
         )
-
-
-def _check_lengths(lengths: Tensor | None, gates: Tensor) -> None:
-    if lengths is None:
-        return
-    batch, steps = gates.shape[:2]
-    if lengths.shape != (batch,) or lengths.dtype != torch.int64 or lengths.device != gates.device:
-        raise ValueError(
-            f"memory_scan: lengths must be int64 [B] = [{batch}] on {gates.device}, got "
-            f"{lengths.dtype} {list(lengths.shape)} on {lengths.device}"
-        )
-    if not torch.compiler.is_compiling() and lengths.is_cpu and batch:
-        low, high = lengths.aminmax()
-        if low < 0 or high > steps:
-            raise ValueError(
-                f"memory_scan: lengths must be in 0 ... T = {steps}, got {int(low)} ... {int(high)}"
-            )
 
 
 _STATE = (
@@ -296,14 +257,6 @@ _BACKWARD_SCHEMA = (
 )
 
 
-def _marks(steps: int) -> int:
-    """Memories that the forward keeps: one every ceil(sqrt(T)) steps."""
-    every = 1
-    while every * every < steps:
-        every += 1
-    return -(-steps // every)
-
-
 def _fake(
     gates: Tensor, key: Any, add: Any, recurrent: Tensor, interface: Tensor, bias: Tensor,
     memory: Tensor, usage: Tensor, previous: Tensor, reads: Tensor, h: Tensor, c: Tensor,
@@ -320,7 +273,7 @@ def _fake(
         new(batch, steps, interface.shape[0]),
         new(batch, steps, heads, rows),
         new(batch, steps, heads, dtype=torch.int64),
-        new(batch, _marks(steps), rows, memory.shape[2]),
+        new(batch, marks(steps), rows, memory.shape[2]),
     )
 
 

@@ -14,12 +14,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stmeta.ops._args import check_shapes
 from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._register import register
+from stmeta.ops._scan import (
+    check_lengths,
+    check_recurrent,
+    check_tensors,
+    controller_step,
+    marks,
+)
 from stmeta.ops.content_addressing import EPS
 from stmeta.ops.location_addressing import check_taps
-from stmeta.ops.memory_scan import _marks
 from stmeta.ops.ntm_step import ntm_step_ref
 
 __all__ = ["NTMScan", "ntm_scan", "ntm_scan_ref", "ntm_scan_step_ref"]
@@ -94,12 +99,16 @@ def ntm_scan(
         BackendUnavailableError: the named backend cannot run here.
     """
     tensors = (gates, recurrent, interface, bias, memory, weights, reads, h, c)
-    _check(*tensors)
+    letters = ("B T 4H", "4H K", "P H", "P", "B N M", "B R+W N", "B RM", "B H", "B H")
+    names = ("gates", "recurrent", "interface", "bias", "memory", "weights", "reads", "h", "c")
+    pairs = zip(tensors, letters, strict=True)
+    check_tensors("ntm_scan", memory, dict(zip(names, pairs, strict=True)))
     if taps < 1:
         raise ValueError(f"ntm_scan: taps must be at least 1, got {taps}")
     check_taps("ntm_scan", taps, memory.shape[1])
-    _check_weights(recurrent, interface, weights, memory.shape[2], reads.shape[1], taps)
-    _check_lengths(lengths, gates)
+    _check_heads(interface, weights, memory.shape[2], reads.shape[1], taps)
+    check_recurrent("ntm_scan", recurrent, h.shape[1], reads.shape[1])
+    check_lengths("ntm_scan", lengths, gates)
     options = (taps, read_first, tanh_key, tanh_add, eps)
     name = resolve("ntm_scan", memory, backend)
     if name == "eager" or gates.shape[1] == 0:
@@ -168,10 +177,7 @@ def ntm_scan_step_ref(
     """One step of `ntm_scan_ref`: the five tensors of the state."""
     heads, width = weights.shape[1], memory.shape[2]
     reading = reads.shape[1] // width
-    fed = torch.cat([h, reads], 1) if recurrent.shape[1] > h.shape[1] else h
-    i, f, g, o = (gates + F.linear(fed, recurrent)).chunk(4, dim=1)
-    c = torch.addcmul(torch.sigmoid(f) * c, torch.sigmoid(i), torch.tanh(g))
-    h = torch.sigmoid(o) * torch.tanh(c)
+    h, c = controller_step(gates, recurrent, reads, h, c)
     out = F.linear(h, interface, bias)
     addressing = out[:, : heads * (width + 3 + taps)].unflatten(1, (heads, -1))
     writing = out[:, heads * (width + 3 + taps) :].unflatten(1, (2, heads - reading, width))
@@ -195,32 +201,7 @@ def ntm_scan_step_ref(
     return done.memory, done.weight, done.read.flatten(1), h, c
 
 
-def _check(*tensors: Tensor) -> None:
-    gates, recurrent, interface, bias, memory, weights, reads, h, c = tensors
-    letters = {
-        "memory": (memory, "B N M"),
-        "weights": (weights, "B R+W N"),
-        "reads": (reads, "B RM"),
-        "h": (h, "B H"),
-        "c": (c, "B H"),
-        "gates": (gates, "B T 4H"),
-        "recurrent": (recurrent, "4H K"),
-        "interface": (interface, "P H"),
-        "bias": (bias, "P"),
-    }
-    check_shapes("ntm_scan", **letters)
-    for name, (tensor, _) in letters.items():
-        if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != memory.dtype:
-            raise ValueError(
-                f"ntm_scan: {name} must be fp32 (or fp64, all of them), as a sequence adds to its "
-                f"memory step by step; got {tensor.dtype} beside a memory in {memory.dtype}; use "
-                ".float()"
-            )
-
-
-def _check_weights(
-    recurrent: Tensor, interface: Tensor, weights: Tensor, width: int, read: int, taps: int
-) -> None:
+def _check_heads(interface: Tensor, weights: Tensor, width: int, read: int, taps: int) -> None:
     heads, hidden = weights.shape[1], interface.shape[1]
     reading = read // max(width, 1)
     if reading * width != read or not 1 <= reading < heads:
@@ -228,35 +209,12 @@ def _check_weights(
             f"ntm_scan: reads must be [B, R * M] with M = {width} and 1 <= R < R + W = {heads}, "
             f"got {read} numbers; the first R heads read, the last W write"
         )
-    fed = (hidden, hidden + read)
-    if recurrent.shape[0] != 4 * hidden or recurrent.shape[1] not in fed:
-        raise ValueError(
-            f"ntm_scan: recurrent must be [4 H, K] with H = {hidden} and K = {fed[0]} or "
-            f"{fed[1]}, got {list(recurrent.shape)}"
-        )
     numbers = heads * (width + 3 + taps) + 2 * (heads - reading) * width
     if interface.shape[0] != numbers:
         raise ValueError(
             f"ntm_scan: interface must be [P, H] = [{numbers}, {hidden}] with P = (R + W) "
             f"(M + 3 + S) + 2 W M and S = {taps} taps, got {list(interface.shape)}"
         )
-
-
-def _check_lengths(lengths: Tensor | None, gates: Tensor) -> None:
-    if lengths is None:
-        return
-    batch, steps = gates.shape[:2]
-    if lengths.shape != (batch,) or lengths.dtype != torch.int64 or lengths.device != gates.device:
-        raise ValueError(
-            f"ntm_scan: lengths must be int64 [B] = [{batch}] on {gates.device}, got "
-            f"{lengths.dtype} {list(lengths.shape)} on {lengths.device}"
-        )
-    if not torch.compiler.is_compiling() and lengths.is_cpu and batch:
-        low, high = lengths.aminmax()
-        if low < 0 or high > steps:
-            raise ValueError(
-                f"ntm_scan: lengths must be in 0 ... T = {steps}, got {int(low)} ... {int(high)}"
-            )
 
 
 _OPTIONS = "int taps, bool read_first, bool tanh_key, bool tanh_add, float eps"
@@ -285,7 +243,7 @@ def _fake(
         new(batch, steps, h.shape[1]),
         new(batch, steps, interface.shape[0]),
         new(batch, steps, *weights.shape[1:]),
-        new(batch, _marks(steps), *memory.shape[1:]),
+        new(batch, marks(steps), *memory.shape[1:]),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from stmeta.ops.memory_scan import _marks
+from stmeta.ops._scan import marks
 from tests.ops._triton_aot import compile_launches, run_interpreted
 
 USUAL = (16, 50, 200, 4, 128, 40)  # B, T, H, R, N, M
@@ -75,7 +75,7 @@ def launch(sizes: tuple[int, ...], *options: bool) -> None:
         *(meta(batch, steps, 4 * hidden), extras, extras, recurrent, interface, meta(numbers)),
         *(memory, usage, previous, meta(batch, vectors), h, h, lengths, *scan),
     )
-    assert out[10].shape[1] == _marks(steps)
+    assert out[10].shape[1] == marks(steps)
     weights = (extras, recurrent, interface)
     module.memory_scan_backward(
         *(out[0], memory, previous, h, *weights, memory, previous, h, lengths, *out[5:], *scan)
