@@ -30,8 +30,9 @@ def commands() -> list[tuple[str, list[str]]]:
 def test_command_exists(line, words):
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), line
-    elif words[:3] == ["python", "-m", "stmeta.train"]:
-        rest = words[3:]
+    elif "stmeta.train" in words:  # by python -m, or by torchrun with options of its own
+        assert words[0] in ("python", "torchrun") and words[words.index("stmeta.train") - 1] == "-m"
+        rest = words[words.index("stmeta.train") + 1 :]
         if "--help" in rest or "--resume" in rest:  # these print, or read a run's folder
             rest = [word for word in rest if word not in ("--help", "--resume", "runs/demo")]
         parse(rest)
