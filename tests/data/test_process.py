@@ -36,10 +36,16 @@ def place(index: ShardIndex, sample: int) -> VideoPlace:
 
 
 def decoder_processes() -> set[int]:
-    found = subprocess.run(
-        ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True
-    ).stdout.splitlines()
-    return {int(line.split()[0]) for line in found if "decode.worker" in line}
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            command = (folder / "cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            continue
+        if parent == os.getpid() and b"decode.worker" in command:
+            found.add(int(folder.name))
+    return found
 
 
 def test_the_same_frames_as_in_a_thread(index):
