@@ -49,11 +49,35 @@ class ClipConfig:
 
     stride: int = 1
     """Source frames from one clip frame to the next."""
+    fps: float | None = None
+    """Frames of a clip a second, picked by their times, in place of `stride`: for videos of
+    different or varying rates."""
+    repeats: int = 1
+    """Training clips of one video in a batch: the same frames, decoded once, each augmented anew
+    (Feichtenhofer et al. 2022, section 3). Batch sizes count clips and are multiples of it, and an
+    epoch is so many times as long."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """Area share of the random crop (training only)."""
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)
     hflip: float = 0.5
     """Chance of a left-right flip. 0 where the direction of motion is the label."""
+    brightness: float = 0.0
+    """Colour jitter: a factor in [1 - brightness, 1 + brightness] for each training clip ..."""
+    contrast: float = 0.0
+    """... another for the distance from its mean grey ..."""
+    saturation: float = 0.0
+    """... and a third for the distance of each pixel from its grey."""
+    rand_augment: str = ""
+    """RandAugment of training clips, as timm writes it; fine-tuning uses rand-m7-mstd0.5-inc1.
+    "" = none."""
+    erase_chance: float = 0.0
+    """Random erasing: chance that one box is erased from all frames of a training clip."""
+    erase_area: tuple[float, float] = (0.02, 1 / 3)
+    """Share of the picture that is erased."""
+    erase_ratio: tuple[float, float] = (0.3, 10 / 3)
+    """Width / height of the box."""
+    erase_fill: Literal["noise", "mean"] = "noise"
+    """What is put there: random pixels, or the clip's mean colour."""
     decoder: Literal["auto", "dali", "pyav"] = "auto"
     threads: int = 2
     prefetch: int = 2

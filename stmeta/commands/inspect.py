@@ -26,8 +26,8 @@ class Inspect:
     reasons; of one sample, all fields. The exit code is 1 if there are bad samples.
     """
 
-    path: Positional[Path]
-    """Folder of a split, or one shard (*.tar)."""
+    path: Positional[str]
+    """Folder of a split, its address (http://..., s3://...), or one shard (*.tar)."""
     sample: str | None = None
     """Key of a sample to show."""
     save: Path | None = None

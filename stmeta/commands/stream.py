@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,8 @@ class Stream:
     with their reasons; the exit code is then 1.
     """
 
-    split: Positional[Path]
-    """Folder of the split."""
+    split: Positional[str]
+    """Folder of the split, or its address (http://..., s3://...)."""
     epochs: int = 1
     """Times through the split."""
     batches: int | None = None
@@ -170,5 +169,12 @@ def _print_result(result: dict[str, Any]) -> None:
         "cache": f"{hits:,} of {hits + result['cache_misses']:,} from memory, "
         f"{result['cache_mib']:.0f} MiB",
         "skipped": f"{result['skipped']:,} samples",
+        "storage": f"{result['bytes_read'] / 2**20:,.1f} MiB read",
     }
+    if result["retries"]:
+        rows["storage"] += (
+            f", {result['retries']:,} tries again, {result['read_retry_seconds']:.1f} s lost"
+        )
+    if blocks := result["disk_cache_hits"] + result["disk_cache_misses"]:
+        rows["disk cache"] = f"{result['disk_cache_hits']:,} of {blocks:,} blocks"
     print_table("", "what value", ((k, plain(v)) for k, v in rows.items()))

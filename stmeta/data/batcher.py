@@ -5,104 +5,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from stmeta._errors import DataError
-from stmeta.data import augment
 from stmeta.data.batch import ClipBatch
 from stmeta.data.decode import Choice
 from stmeta.data.decode.dali import DaliGraph
 from stmeta.data.decode.process import ProcessDecoder
 from stmeta.data.engine import DaliEngine, Engine, HostEngine, Item
+from stmeta.data.loader_config import LoaderConfig
 from stmeta.data.plan import ClipPlan, ClipRequest
 from stmeta.data.reader import ClipReader
 from stmeta.data.shards import ShardIndex
+from stmeta.data.storage import StorageError
 from stmeta.data.times import Times
 
 _log = logging.getLogger("stmeta.data")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
-    """How clips are chosen, cut and delivered."""
-
-    batch_size: int = 32
-    frames: int = 16
-    """Frames of a clip."""
-    stride: int = 1
-    """Source frames from one clip frame to the next."""
-    align: Literal["auto"] | int = "auto"
-    """Clips start at multiples of this. "auto": where shards were made for this stride (`stmeta
-    shard --stride`), so that a clip is decoded without the frames between; else 1."""
-    size: int = 64
-    """Height and width of a clip in pixels."""
-    train: bool = True
-    """Random order, starts, crops, flips, and whole batches only; or in order, centred, all."""
-    views: int = 1
-    """Clips per video in an evaluation, next to each other, spread over its length."""
-    crop: Literal["resized", "plain"] = "resized"
-    """Resize a window of any shape to `size`, or cut size × size pixels out (costs nothing)."""
-    crop_scale: tuple[float, float] = (0.5, 1.0)
-    """Share of the frame's area that a random resized crop takes."""
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Width / height of a random resized crop."""
-    hflip: float = 0.5
-    """Chance of a left-right flip in training."""
-    decoder: Literal["auto", "dali", "pyav"] = "auto"
-    processes: Literal["auto"] | int = "auto"
-    """Processes that PyAV decodes in; 0 = the threads below. "auto": one for each thread, but none
-    where one thread is asked for, or the cache holds all videos."""
-    device: str = "auto"
-    """Where batches are delivered: auto, cpu, cuda or cuda:N."""
-    threads: int = 2
-    prefetch: int = 2
-    """Batches made ahead of the one that is being used."""
-    seed: int = 0
-    max_error_rate: float = 0.05
-    """Share of unreadable samples above which loading stops with their list."""
-    cache_mib: float = 1024
-    """Memory for decoded video; a set that fits is decoded once."""
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "frames", "stride", "size", "views", "threads"):
-            self._require(name, getattr(self, name) >= 1, "1 or more")
-        if self.processes != "auto":
-            self._require("processes", self.processes >= 0, "0 or more, or auto")
-        if self.align != "auto":
-            self._require("align", self.align >= 1, "1 or more, or auto")
-        for name in ("prefetch", "cache_mib"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
-        for name in ("hflip", "max_error_rate"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        low, high = self.crop_scale
-        self._require("crop_scale", 0 < low <= high <= 1, "(low, high), ascending in (0, 1]")
-        low, high = self.crop_ratio
-        self._require("crop_ratio", 0 < low <= high, "(low, high), ascending and above 0")
-        self._require("crop", self.crop in ("resized", "plain"), "resized or plain")
-        self._require("decoder", self.decoder in ("auto", "dali", "pyav"), "auto, dali or pyav")
-
-    def _require(self, name: str, holds: bool, rule: str) -> None:
-        if not holds:
-            raise ValueError(f"LoaderConfig: {name} must be {rule}, got {getattr(self, name)!r}")
-
-    def window(self, seed: int, height: int, width: int) -> augment.Window:
-        """The window of a clip; see `stmeta.data.augment`.
-
-        Raises:
-            DataError: `crop` is "plain" and the frame is smaller than `size`.
-        """
-        plain = self.crop == "plain"
-        if not self.train:
-            return augment.centre_window(height, width, size=self.size if plain else None)
-        if plain:
-            return augment.plain_window(seed, height, width, size=self.size, hflip=self.hflip)
-        return augment.random_window(
-            seed, height, width, scale=self.crop_scale, ratio=self.crop_ratio, hflip=self.hflip
-        )
 
 
 class Skip(NamedTuple):
@@ -176,11 +98,13 @@ class Batcher:
             self._joiner = ThreadPoolExecutor(1, "stmeta-join")
         room = self._engine.make_room(len(requests))
         out = [None] * len(requests) if room is None else list(room.numpy())
+        begins = _group_begins(requests)
         # A task for each clip would cost as much as a small clip; one a thread would leave gaps.
-        step = max(1, len(requests) // (4 * self.config.threads))
+        step = max(1, len(begins) // (4 * self.config.threads))
+        bounds = [*begins[::step], len(requests)]
         parts = [
-            self._readers.submit(self._read, requests[i : i + step], out[i : i + step], replace)
-            for i in range(0, len(requests), step)
+            self._readers.submit(self._read, requests[i:j], out[i:j], replace)
+            for i, j in pairwise(bounds)
         ]
         return self._joiner.submit(self._join, parts, room, replace)
 
@@ -214,35 +138,50 @@ class Batcher:
             frames=config.frames,
             size=config.size,
             pin=self.device.type == "cuda",
+            alter=config.appearance(),
         )
 
     def _read(
         self, requests: Sequence[ClipRequest], out: Sequence[np.ndarray | None], replace: bool
     ) -> list[Item | None]:
-        return [self._item(r, o, replace) for r, o in zip(requests, out, strict=True)]
+        items: list[Item | None] = []
+        for i, j in pairwise([*_group_begins(requests), len(requests)]):
+            items += self._items(requests[i:j], out[i:j], replace)
+        return items
 
-    def _item(self, planned: ClipRequest, out: np.ndarray | None, replace: bool) -> Item | None:
-        """Read a clip or its first readable substitute; None = it is left out."""
-        request: ClipRequest | None = planned
+    def _items(
+        self, planned: Sequence[ClipRequest], out: Sequence[np.ndarray | None], replace: bool
+    ) -> list[Item] | list[None]:
+        """Read clips of the same frames, or their first readable substitute; None = left out."""
+        requests = planned
         for attempt in range(len(self.index) + 1):
-            assert request is not None
+            sample = requests[0].sample
             try:
-                item = self._engine.prepare(request, self.plan.indices(request), out)
-                item.planned = planned
-                return item
+                items = self._engine.prepare(requests, self._indices(requests[0]), out)
+                for item, request in zip(items, planned, strict=True):
+                    item.planned = request
+                return items
+            except StorageError:
+                raise
             except DataError as error:
-                self._record(request.sample, str(error))
+                self._record(sample, str(error))
             except Exception as error:
-                info = self.reader.row(request.sample)
+                info = self.reader.row(sample)
                 error.add_note(f"while reading sample {info.key!r} of {info.shard}")
                 raise
-            request = self.plan.substitutes(planned, attempt) if replace else None
-            if request is None:
+            others = [self.plan.substitutes(r, attempt) if replace else None for r in planned]
+            requests = [request for request in others if request is not None]
+            if not requests:
                 break
         if replace:
-            label = int(self.index.labels[planned.sample])
+            label = int(self.index.labels[planned[0].sample])
             raise DataError(f"no sample with label {label} can be read\n{self._listing()}")
-        return None
+        return [None] * len(planned)
+
+    def _indices(self, request: ClipRequest) -> np.ndarray:
+        if self.plan.fps is None:
+            return self.plan.indices(request)
+        return self.plan.indices(request, self.reader.seconds(request.sample))
 
     def _join(
         self, parts: list[Future[list[Item | None]]], room: torch.Tensor | None, replace: bool
@@ -259,7 +198,9 @@ class Batcher:
             for place, reason in failed.items():
                 self._record(items[place].request.sample, reason)
             again = [
-                self._item(item.planned or item.request, None, replace) if place in failed else item
+                self._items([item.planned or item.request], [None], replace)[0]
+                if place in failed
+                else item
                 for place, item in enumerate(items)
                 if replace or place not in failed
             ]
@@ -302,3 +243,12 @@ class Batcher:
         lines = [f"  {skip.key} ({skip.shard}): {skip.reason}" for skip in self.skipped[:10]]
         more = len(self.skipped) - len(lines)
         return "\n".join(lines + ([f"  ... and {more} more"] if more > 0 else []))
+
+
+def _group_begins(requests: Sequence[ClipRequest]) -> list[int]:
+    """Where clips of other frames than those before begin."""
+    return [
+        i
+        for i, request in enumerate(requests)
+        if i == 0 or not request.shares_frames(requests[i - 1])
+    ]

@@ -20,14 +20,23 @@ def read_classes(split_dir: str | os.PathLike[str]) -> list[str] | None:
         path = folder / "classes.json"
         if not path.is_file():
             continue
-        try:
-            names = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path}: not JSON: {error}") from error
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise DataError(f"{path}: must be a list of names, one per label")
-        return names
+        return parse_classes(path.read_bytes(), str(path))
     return None
+
+
+def parse_classes(content: bytes, name: str) -> list[str]:
+    """Class names from the content of a file; `name` is for errors.
+
+    Raises:
+        DataError: it is not a list of names.
+    """
+    try:
+        names = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name}: not JSON: {error}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{name}: must be a list of names, one per label")
+    return names
 
 
 def write_classes(folder: str | os.PathLike[str], classes: Sequence[str]) -> None:

@@ -19,9 +19,13 @@ from stmeta.data.augment import Window, crop_resize
 from stmeta.data.decode import dali, pyav
 from stmeta.data.plan import ClipRequest
 from stmeta.data.reader import Clip, ClipReader, Missing
+from stmeta.data.storage import StorageError
 from stmeta.data.times import Times
 
 Draw = Callable[[int, int, int], Window]  # (seed, height, width) -> window
+Requests = Sequence[ClipRequest]
+Rooms = Sequence[np.ndarray | None]
+Alter = Callable[[np.ndarray, int], None]  # changes a clip, uint8 [T, H, W, 3], by a seed
 
 
 @dataclass
@@ -42,13 +46,20 @@ class Item:
     """... from this file; ..."""
     times: np.ndarray | None = None
     """... float64 [F], their seconds."""
+    leader: Item | None = None
+    """An item before it whose `clip`, once decoded, serves this one too."""
 
 
 class Engine(Protocol):
     """How the loader sees an engine."""
 
-    def prepare(self, request: ClipRequest, indices: np.ndarray, out: np.ndarray | None) -> Item:
-        """Read a clip, and whatever else can be done for it alone; see `make_room` for `out`.
+    def prepare(self, requests: Requests, indices: np.ndarray, out: Rooms) -> list[Item]:
+        """Read a clip once, for one or more requests of its frames, and do what needs it alone.
+
+        Args:
+            requests: of the same sample and the same start.
+            indices: int64 [T], frames of the clip.
+            out: for each request, its part of what `make_room` returned.
 
         Raises:
             DataError: the sample is damaged.
@@ -72,23 +83,34 @@ class HostEngine:
     """PyAV decodes, torch resizes: a clip is done when its thread is done with it."""
 
     def __init__(
-        self, reader: ClipReader, draw: Draw, times: Times, *, frames: int, size: int, pin: bool
+        self,
+        reader: ClipReader,
+        draw: Draw,
+        times: Times,
+        *,
+        frames: int,
+        size: int,
+        pin: bool,
+        alter: Alter | None = None,
     ) -> None:
         """Make an engine; `pin` allocates batches in page-locked memory."""
-        self.reader, self.draw, self.times = reader, draw, times
+        self.reader, self.draw, self.alter, self.times = reader, draw, alter, times
         self.shape, self.pin = (frames, size, size, 3), pin
 
     def make_room(self, clips: int) -> Tensor:
         """See `Engine`."""
         return torch.empty((clips, *self.shape), dtype=torch.uint8, pin_memory=self.pin)
 
-    def prepare(self, request: ClipRequest, indices: np.ndarray, out: np.ndarray | None) -> Item:
+    def prepare(self, requests: Requests, indices: np.ndarray, out: Rooms) -> list[Item]:
         """See `Engine`."""
-        assert out is not None
-        video, pts = self.reader.clip(request.sample, indices)
+        video, pts = self.reader.clip(requests[0].sample, indices)
         with self.times.measure("augment"):
-            crop_resize(video, self.draw(request.seed, *video.shape[1:3]), out)
-        return Item(request, indices, pts_seconds=pts)
+            for request, pixels in zip(requests, out, strict=True):
+                assert pixels is not None
+                crop_resize(video, self.draw(request.draw, *video.shape[1:3]), pixels)
+                if self.alter is not None:
+                    self.alter(pixels, request.draw)
+        return [Item(request, indices, pts_seconds=pts) for request in requests]
 
     def finish(self, items: Sequence[Item], room: Tensor | None) -> tuple[Tensor, dict[int, str]]:
         """See `Engine`."""
@@ -114,8 +136,14 @@ class DaliEngine:
     def make_room(self, clips: int) -> None:
         """See `Engine`."""
 
-    def prepare(self, request: ClipRequest, indices: np.ndarray, out: np.ndarray | None) -> Item:
+    def prepare(self, requests: Requests, indices: np.ndarray, out: Rooms) -> list[Item]:
         """See `Engine`."""
+        if self.graph.gpu:  # there, what is decoded is not kept
+            return [self._prepare(request, indices) for request in requests]
+        first = self._prepare(requests[0], indices)
+        return [first, *(Item(request, indices, leader=first) for request in requests[1:])]
+
+    def _prepare(self, request: ClipRequest, indices: np.ndarray) -> Item:
         sample, item = request.sample, Item(request, indices)
         info, gpu = self.reader.row(sample), self.graph.gpu
         wanted = dali.decodes(info.codec, info.width, info.height, info.rotation, gpu=gpu)
@@ -147,12 +175,13 @@ class DaliEngine:
                     parts += self._nvdec(items, places, failed)
                 else:
                     self._decode(items, places, failed)
+        self._follow(items, failed)
         ready = [place for place, item in enumerate(items) if item.clip is not None]
         for places in self._chunks(ready):
             with self.times.measure("augment"):
                 clips = [items[place].clip.video for place in places]  # type: ignore[union-attr]
                 windows = [
-                    self.draw(items[place].request.seed, *clip.shape[1:3])
+                    self.draw(items[place].request.draw, *clip.shape[1:3])
                     for place, clip in zip(places, clips, strict=True)
                 ]
                 parts.append((places, self.graph.augment(clips, windows)))
@@ -161,6 +190,17 @@ class DaliEngine:
     def close(self) -> None:
         """See `Engine`."""
         self.graph.close()
+
+    def _follow(self, items: Sequence[Item], failed: dict[int, str]) -> None:
+        """Hand the frames of leaders, or the reason why there are none, to the others."""
+        reasons = {id(items[place]): reason for place, reason in failed.items()}
+        for place, item in enumerate(items):
+            if item.clip is not None or item.leader is None:
+                continue
+            if item.leader.clip is not None:
+                _with_clip(item, item.leader.clip)
+            else:
+                failed[place] = reasons[id(item.leader)]
 
     def _chunks(self, places: list[int]) -> list[list[int]]:
         size = self.graph.batch_size
@@ -199,7 +239,7 @@ class DaliEngine:
         """Decode and augment on the GPU."""
         infos = [self.reader.row(items[place].request.sample) for place in places]
         windows = [
-            self.draw(items[place].request.seed, info.height, info.width)
+            self.draw(items[place].request.draw, info.height, info.width)
             for place, info in zip(places, infos, strict=True)
         ]
         try:
@@ -229,6 +269,8 @@ class DaliEngine:
             self.reader.give_up(item.missing)
         try:
             _with_clip(item, self.reader.fresh(item.request.sample, item.indices))
+        except StorageError:
+            raise
         except DataError as error:
             failed[place] = str(error)
 

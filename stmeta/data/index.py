@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,23 @@ import pyarrow.parquet as pq
 
 from stmeta._errors import DataError
 from stmeta.data.classes import read_classes
+from stmeta.data.foreign import lists_fault, places_fault
+from stmeta.data.index_file import (
+    INDEX_NAME,
+    META,
+    SCHEMA,
+    VERSION,
+    equals,
+    load,
+    read_local,
+    read_remote,
+)
+from stmeta.data.storage import StorageConfig, StorageError, folder_of, locate
 from stmeta.data.tarscan import EXTENSIONS, SampleInfo, scan_shard, write_dali_index
+from stmeta.data.times import Times
+
+if TYPE_CHECKING:
+    from stmeta.data.storage import Root
 
 __all__ = [
     "EXTENSIONS",
@@ -27,31 +43,6 @@ __all__ = [
     "build_index",
 ]
 
-INDEX_NAME = "index.parquet"
-_VERSION = 1
-_META = b"stmeta"
-_NAMES = pa.dictionary(pa.int32(), pa.string())
-_SCHEMA = pa.schema(
-    {
-        "key": pa.string(),
-        "shard": _NAMES,
-        "offset": pa.int64(),
-        "size": pa.int64(),
-        "extension": _NAMES,
-        "label": pa.int64(),
-        "codec": _NAMES,
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "fps": pa.float64(),
-        "frames": pa.int32(),
-        "duration_seconds": pa.float64(),
-        "variable_rate": pa.bool_(),
-        "keyframes": pa.list_(pa.int32()),
-        "rotation": pa.int16(),
-        "error": _NAMES,
-        "sha256": pa.string(),
-    }
-)
 _log = logging.getLogger("stmeta.data")
 
 
@@ -61,15 +52,15 @@ class ShardIndex:
     Columns stay as arrays; a row is built when it is asked for. Pickles, for worker processes.
 
     Attributes:
-        root: folder of the split.
+        root: folder of the split, or what reads it from an address; as a string, its name.
         classes: name of each label.
         labels: int64 [n], -1 = unlabelled.
         frames: int32 [n], frames of each video.
     """
 
-    def __init__(self, root: Path, table: pa.Table, classes: Sequence[str] | None) -> None:
-        self.root = Path(root)
-        good = _equals(table["error"], "")
+    def __init__(self, root: Root, table: pa.Table, classes: Sequence[str] | None) -> None:
+        self.root = root
+        good = equals(table["error"], "")
         bad = pc.call_function("invert", [good])
         # A filter copies, and most data sets need none.
         some_bad = pc.call_function("any", [bad]).as_py()
@@ -81,18 +72,25 @@ class ShardIndex:
         self.classes: list[str] = [str(i) for i in range(count)] if classes is None else [*classes]
 
     @classmethod
-    def open(cls, split_dir: str | os.PathLike[str]) -> ShardIndex:
+    def open(
+        cls, split_dir: str | os.PathLike[str], storage: StorageConfig | None = None
+    ) -> ShardIndex:
         """Open the index of a split; build it where it is missing or older than a shard.
 
         Args:
-            split_dir: folder with the shards.
+            split_dir: folder with the shards, or its address, where an index must be already.
+            storage: how to read from an address.
 
         Raises:
-            DataError: there are no shards.
+            DataError: there are no shards, or no index at the address.
+            StorageError: the address does not answer.
+            ValueError: it is no address.
         """
-        root = Path(split_dir)
+        root = locate(split_dir, storage)
+        if not isinstance(root, Path):
+            return cls(root, *read_remote(root))
         shards = _shard_stamps(root)
-        table, reason = _read(root / INDEX_NAME, shards)
+        table, reason = read_local(root / INDEX_NAME, shards)
         if table is None:
             _log.warning("%s: %s; indexing %d shards", root, reason, len(shards))
             return build_index(root)
@@ -118,14 +116,16 @@ class ShardIndex:
         """Return the encoded video of good sample i.
 
         Raises:
-            DataError: the shard is shorter than the index says.
+            DataError: the shard is not there, or shorter than the index says.
+            StorageError: the address does not answer.
         """
         info = self.row(i)
-        with open(self.root / info.shard, "rb") as file:
-            content = os.pread(file.fileno(), info.size, info.offset)
-        if len(content) != info.size:
-            raise DataError(f"{info.shard}: ends inside {info.key!r}; was it changed meanwhile?")
-        return content
+        try:
+            return folder_of(self.root).read(info.shard, info.offset, info.size, Times())
+        except StorageError:
+            raise
+        except DataError as error:
+            raise DataError(f"{info.shard}: {info.key}: {error}") from error
 
     @property
     def bad(self) -> list[SampleInfo]:
@@ -171,8 +171,8 @@ def build_index(
     for name in shards:
         write_dali_index(root / name)
     table = pa.concat_tables([kept[name] for name in shards]).unify_dictionaries()
-    meta = {"version": _VERSION, "shards": shards, "classes": classes}
-    table = table.replace_schema_metadata({_META: json.dumps(meta).encode()})
+    meta = {"version": VERSION, "shards": shards, "classes": classes}
+    table = table.replace_schema_metadata({META: json.dumps(meta).encode()})
     partial = root / f"{INDEX_NAME}.{os.getpid()}.tmp"
     try:
         pq.write_table(table, partial, compression="zstd")
@@ -199,51 +199,16 @@ def _shard_stamps(root: Path) -> dict[str, list[int]]:
     return stamps
 
 
-def _load(
-    path: Path, columns: list[str] | None = None
-) -> tuple[pa.Table | None, dict[str, Any], str]:
-    """The stored table, what its metadata says, and why there is none."""
-    if not path.is_file():
-        return None, {}, "there is no index"
-    try:
-        schema = pq.read_schema(path)
-        meta = json.loads((schema.metadata or {})[_META])
-        if meta["version"] != _VERSION or not schema.equals(_SCHEMA):
-            return None, {}, "the index has another format"
-        return pq.read_table(path, columns=columns), meta, ""
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        return None, {}, f"the index cannot be read ({error})"
-
-
-def _read(path: Path, shards: dict[str, list[int]]) -> tuple[pa.Table | None, str]:
-    # Hashes are for checking the files, half of the index's memory, and of no use to a reader.
-    table, meta, reason = _load(path, [name for name in _SCHEMA.names if name != "sha256"])
-    if table is None:
-        return None, reason
-    if meta["shards"] != shards:
-        changed = {
-            name
-            for name in {*meta["shards"], *shards}
-            if meta["shards"].get(name) != shards.get(name)
-        }
-        return None, f"the index is out of date ({len(changed)} shards changed)"
-    if meta["classes"] != read_classes(path.parent):
-        return None, "the index is out of date (classes.json changed)"
-    return table, ""
-
-
 def _unchanged(
     path: Path, shards: dict[str, list[int]], classes: list[str] | None
 ) -> dict[str, pa.Table]:
-    table, meta, _ = _load(path)
+    table, meta, _ = load(path)
     if table is None or meta["classes"] != classes:
         return {}
+    if lists_fault(meta["shards"], classes) or places_fault(table, meta["shards"]):
+        return {}
     same = [name for name, stamp in shards.items() if meta["shards"].get(name) == stamp]
-    return {name: table.filter(_equals(table["shard"], name)) for name in same}
-
-
-def _equals(column: pa.ChunkedArray, text: str) -> pa.ChunkedArray:
-    return pc.call_function("equal", [column.cast(pa.string()), pa.scalar(text)])
+    return {name: table.filter(equals(table["shard"], name)) for name in same}
 
 
 def _scan_all(paths: list[Path], classes: list[str] | None, workers: int) -> list[list[SampleInfo]]:
@@ -257,8 +222,8 @@ def _scan_all(paths: list[Path], classes: list[str] | None, workers: int) -> lis
 def _to_table(rows: list[SampleInfo]) -> pa.Table:
     columns = {name: [getattr(row, name) for row in rows] for name in SampleInfo._fields}
     return pa.table(
-        {name: pa.array(values, _SCHEMA.field(name).type) for name, values in columns.items()},
-        schema=_SCHEMA,
+        {name: pa.array(values, SCHEMA.field(name).type) for name, values in columns.items()},
+        schema=SCHEMA,
     )
 
 

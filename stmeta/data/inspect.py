@@ -18,6 +18,7 @@ from stmeta._errors import DataError
 from stmeta.data.classes import read_classes
 from stmeta.data.probe import open_video, video_stream
 from stmeta.data.shards import SampleInfo, ShardIndex
+from stmeta.data.storage import is_address
 from stmeta.data.tarcheck import check_tar
 from stmeta.data.tarscan import scan_shard
 
@@ -97,12 +98,15 @@ class Picture(NamedTuple):
 
 
 def summarise(path: str | os.PathLike[str]) -> Summary:
-    """Describe the samples of a split's folder (from its index), or of one shard (by reading it).
+    """Describe the samples of a split (from its index), or of one shard (by reading it).
+
+    Args:
+        path: folder of the split or its address, or a shard of this machine.
 
     Raises:
         DataError: there are no shards.
     """
-    columns, bad, names = _columns(Path(path))
+    columns, bad, names = _columns(path)
     shown = [
         f"{width}×{height}"
         for width, height in zip(columns["width"], columns["height"], strict=True)
@@ -133,9 +137,13 @@ def summarise(path: str | os.PathLike[str]) -> Summary:
 def find_sample(path: str | os.PathLike[str], key: str) -> Sample:
     """Read one sample of a split's folder or of a shard, good or bad.
 
+    Of a split at an address, only the video is read, not what lies beside it in the shard.
+
     Raises:
         DataError: there is no such sample; the message names those with similar keys.
     """
+    if is_address(path):
+        return _remote_sample(path, key)
     path = Path(path)
     info, names = _find(path, key)
     shard = path / info.shard if path.is_dir() else path
@@ -200,8 +208,24 @@ def pictures(sample: Sample, count: int) -> tuple[list[Picture], str]:
     return found, reason
 
 
-def _columns(path: Path) -> tuple[dict[str, list], list[SampleInfo], list[str] | None]:
+def _remote_sample(path: str | os.PathLike[str], key: str) -> Sample:
+    index = ShardIndex.open(path)
+    info = _row_of(index, path, key)
+    video = b"" if info.error else index.read(index.keys.index(key))
+    if video:
+        info = info._replace(sha256=hashlib.sha256(video).hexdigest())
+    name = index.classes[info.label] if 0 <= info.label < len(index.classes) else ""
+    return Sample(info, name, {}, {}, [info.error] if info.error else [], video)
+
+
+def _columns(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, list], list[SampleInfo], list[str] | None]:
     """Columns of the good samples, rows of the bad ones, and the names of the classes."""
+    if is_address(path):
+        index = ShardIndex.open(path)
+        return index._table.select(_COLUMNS).to_pydict(), index.bad, index.classes
+    path = Path(path)
     names = read_classes(path if path.is_dir() else path.parent)
     if path.is_dir():
         index = ShardIndex.open(path)
@@ -221,20 +245,28 @@ def _scan(path: Path, names: list[str] | None) -> list[SampleInfo]:
 def _find(path: Path, key: str) -> tuple[SampleInfo, list[str] | None]:
     names = read_classes(path if path.is_dir() else path.parent)
     if path.is_dir():
-        index = ShardIndex.open(path)
-        keys = index.keys
-        if key in keys:
-            return index.row(keys.index(key)), names
-        rows = index.bad
-    else:
-        rows = _scan(path, names)
-        keys = [row.key for row in rows if not row.error]
+        return _row_of(ShardIndex.open(path), path, key), names
+    rows = _scan(path, names)
     for row in rows:
         if row.key == key and key:
             return row, names
+    raise _no_sample(path, key, [row.key for row in rows if not row.error])
+
+
+def _row_of(index: ShardIndex, path: str | os.PathLike[str], key: str) -> SampleInfo:
+    keys = index.keys
+    if key in keys:
+        return index.row(keys.index(key))
+    for row in index.bad:
+        if row.key == key and key:
+            return row
+    raise _no_sample(path, key, keys)
+
+
+def _no_sample(path: str | os.PathLike[str], key: str, keys: list[str]) -> DataError:
     near = difflib.get_close_matches(key, keys, 5, 0.5) or keys[:5]
     hint = f"; did you mean {', '.join(near)}?" if near else ""
-    raise DataError(f"{path}: there is no sample {key!r}{hint}")
+    return DataError(f"{path}: there is no sample {key!r}{hint}")
 
 
 def _read(shard: Path, offset: int, size: int) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -15,11 +14,12 @@ import torch
 
 from stmeta._errors import DataError
 from stmeta.data.batch import ClipBatch
-from stmeta.data.batcher import Batcher, LoaderConfig, Skip
-from stmeta.data.decode import choose
-from stmeta.data.manifest import MANIFEST
+from stmeta.data.batcher import Batcher, Skip
+from stmeta.data.decode import Choice, choose
+from stmeta.data.loader_config import LoaderConfig
 from stmeta.data.plan import ClipPlan, ClipRequest
 from stmeta.data.shards import ShardIndex
+from stmeta.data.storage import reading_stats, stored_stride
 from stmeta.data.times import Times
 
 __all__ = ["ClipLoader", "LoaderConfig", "Skip"]
@@ -46,7 +46,7 @@ class ClipLoader:
         """Open a split; threads start with the first batch.
 
         Args:
-            root: folder of the split, or its open index.
+            root: folder of the split, its address (http://..., s3://...), or its open index.
             config: defaults to `LoaderConfig()`.
             rank: this process, 0 ... world_size - 1.
             world_size: number of processes that share an epoch.
@@ -54,10 +54,12 @@ class ClipLoader:
         Raises:
             DataError: there are no (or too few good) samples.
             BackendUnavailableError: the decoder or device that was named is not there.
-            ValueError: the rank is out of range.
+            ValueError: the rank is out of range, or DALI does not serve what is asked of it.
         """
         self.config = config = config or LoaderConfig()
-        self.index = index = root if isinstance(root, ShardIndex) else ShardIndex.open(root)
+        self.index = index = (
+            root if isinstance(root, ShardIndex) else ShardIndex.open(root, config.storage)
+        )
         if len(index) == 0:
             reasons = "; ".join(sorted({bad.error for bad in index.bad}))
             raise DataError(f"{index.root}: none of {len(index.bad)} samples is good: {reasons}")
@@ -66,16 +68,18 @@ class ClipLoader:
             labels=index.labels,
             clip_frames=config.frames,
             stride=config.stride,
+            fps=config.fps,
             batch_size=config.batch_size,
             train=config.train,
             views=config.views,
+            repeats=config.repeats,
             align=_alignment(index, config),
             seed=config.seed,
             rank=rank,
             world_size=world_size,
         )
         self._times = Times()
-        self.choice = choose(config.decoder, config.device, fits=self._fits())
+        self.choice = self._choose()
         self._batcher = Batcher(
             index, self.plan, config, self.choice, self._times, fits=self._fits()
         )
@@ -165,11 +169,12 @@ class ClipLoader:
             ValueError: the state is of other data or another seed, or lies inside a batch.
         """
         mine = self._identity()
-        for name in ("samples", "seed"):
-            if state.get(name, mine[name]) != mine[name]:
+        for name, usual in {"samples": mine["samples"], "seed": mine["seed"], "repeats": 1}.items():
+            if state.get(name, usual) != mine[name]:
                 raise ValueError(
-                    f"ClipLoader: the state is from {name} = {state[name]}, this loader has "
-                    f"{mine[name]}; use the same data and seed, or start without the state"
+                    f"ClipLoader: the state is from {name} = {state.get(name, usual)}, this loader "
+                    f"has {mine[name]}; use the same data, seed and repeats, or start without the "
+                    "state"
                 )
         position, rest = divmod(state["position"] * state.get("step", mine["step"]), mine["step"])
         if rest or position > len(self):
@@ -189,6 +194,8 @@ class ClipLoader:
             clips, clips_per_second, elapsed_seconds (first to last batch), wait_seconds and
             wait_share (of the caller), read_/decode_/augment_seconds (added over threads), bound
             (the longest of these), skipped, cache_hits, cache_misses, cache_mib, decoder.
+            Of the shards: bytes_read, retries, read_retry_seconds (of failed tries and the waits
+            after them, over threads; a part of read_seconds), disk_cache_hits, disk_cache_misses.
         """
         names = ("read", "decode", "augment")
         spent = {name: self._times[name] for name in names}
@@ -206,6 +213,7 @@ class ClipLoader:
             "cache_hits": int(self._times["hit"]),
             "cache_misses": int(self._times["miss"]),
             "cache_mib": self._batcher.reader.decoded.used / 2**20,
+            **reading_stats(self._times),
         }
 
     def close(self) -> None:
@@ -241,7 +249,25 @@ class ClipLoader:
     def _identity(self) -> dict[str, int]:
         """What a position depends on."""
         step = self.config.batch_size * self.plan.world_size
-        return {"samples": len(self.index), "seed": self.config.seed, "step": step}
+        samples, seed = len(self.index), self.config.seed
+        return {"samples": samples, "seed": seed, "step": step, "repeats": self.plan.repeats}
+
+    def _choose(self) -> Choice:
+        """Settle which decoder runs, and where.
+
+        Raises:
+            ValueError: DALI was asked for, with settings that it does not serve.
+        """
+        config = self.config
+        choice = choose(config.decoder, config.device, fits=self._fits())
+        reason = config.host_only(gpu=torch.device(choice.device).type == "cuda")
+        if choice.decoder == "pyav" or not reason:
+            return choice
+        if config.decoder == "dali":
+            raise ValueError(
+                f"ClipLoader: decoder='dali' does not serve {reason}; use decoder='pyav' or 'auto'"
+            )
+        return Choice("pyav", choice.device, reason)
 
     def _fits(self) -> bool:
         """Whether all videos, decoded, are likely to fit into the cache."""
@@ -263,10 +289,9 @@ class ClipLoader:
 
 
 def _alignment(index: ShardIndex, config: LoaderConfig) -> int:
+    if config.fps is not None:
+        return 1
     if config.align != "auto":
         return config.align
-    made = index.root.parent / MANIFEST
-    if not made.is_file():
-        return 1
-    stride = json.loads(made.read_text()).get("options", {}).get("stride", 1)
+    stride = stored_stride(index.root)
     return stride if config.stride % stride == 0 else 1

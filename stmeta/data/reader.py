@@ -12,8 +12,10 @@ from stmeta.data.decode import pyav
 from stmeta.data.decode.sample import FrameSource, SampleDecoder, VideoPlace
 from stmeta.data.shards import ShardIndex
 from stmeta.data.stable_cache import StableCache
+from stmeta.data.storage import StorageError
 from stmeta.data.times import Times
 
+_TIMES_MIB = 64  # for times of frames of videos with a variable rate: 8 bytes a frame
 _WHOLE = 32  # a video is decoded whole, for the cache, up to so many clips long
 
 
@@ -41,7 +43,7 @@ class Missing(NamedTuple):
     """
 
     sample: int
-    key: int | tuple[int, int]
+    key: int | tuple[int, bytes]
     frames: np.ndarray
     indices: np.ndarray
     reserved: int
@@ -72,7 +74,8 @@ class ClipReader:
         self.decoded = StableCache(int(cache_mib * 2**20))
         self.files = SampleDecoder(index.root)
         self.source = source or self.files
-        self._unfit: set[int | tuple[int, int]] = set()
+        self._unfit: set[int | tuple[int, bytes]] = set()
+        self._seconds = StableCache(_TIMES_MIB * 2**20)
         self.row = functools.lru_cache(maxsize=1 << 16)(index.row)
 
     def clip(self, sample: int, indices: np.ndarray) -> Clip:
@@ -94,20 +97,39 @@ class ClipReader:
         if found.reserved:
             try:
                 return self.store(found, self._decode(sample, found.frames))
-            except DataError:
+            except BaseException as error:
                 found = self.give_up(found)
-            except BaseException:
-                self.give_up(found)
-                raise
+                if isinstance(error, StorageError) or not isinstance(error, DataError):
+                    raise
         return self.fresh(sample, indices)
 
     def fresh(self, sample: int, indices: np.ndarray) -> Clip:
         """Decode a clip without a look at the cache; see `clip`."""
         return _select(self._decode(sample, np.unique(indices)), _places(indices))
 
+    def seconds(self, sample: int) -> np.ndarray:
+        """Times of a sample's frames after its first one, float64 [frames], ascending.
+
+        The index tells them where the rate is constant, the file's packets where it varies. Frames
+        of a file that bears no times follow each other at the index's mean rate.
+
+        Raises:
+            DataError: the file is damaged; the message is the reason alone.
+        """
+        info = self.row(sample)
+        if not info.variable_rate:
+            return np.arange(info.frames) / info.fps
+        seconds = self._seconds.get(sample)
+        if seconds is None:
+            place, every = self._place(sample), np.arange(info.frames)
+            _, seconds = self.files.encoded(sample, place, every, self.times)
+            if self._seconds.reserve(seconds.nbytes):
+                self._seconds.fill(sample, seconds, seconds.nbytes)
+        return seconds
+
     def look_up(self, sample: int, indices: np.ndarray) -> Clip | Missing:
         """Return a clip from memory, or say what must be decoded; see `clip`."""
-        key = sample if self.whole else (sample, int(indices[0]))
+        key = sample if self.whole else (sample, indices.tobytes())
         frames = self.decoded.get(key)
         self.times.add("miss" if frames is None else "hit", 1)
         if frames is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -28,6 +28,16 @@ class Times:
         """Add to a sum."""
         with self._lock:
             self._sums[name] = self._sums.get(name, 0.0) + amount
+
+    def update(self, sums: Mapping[str, float]) -> None:
+        """Add what another process added up."""
+        for name, amount in sums.items():
+            self.add(name, amount)
+
+    def sums(self) -> dict[str, float]:
+        """All sums so far, by name."""
+        with self._lock:
+            return dict(self._sums)
 
     def __getitem__(self, name: str) -> float:
         return self._sums.get(name, 0.0)

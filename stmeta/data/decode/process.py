@@ -15,17 +15,20 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stmeta._errors import DataError
 from stmeta.data.decode import pyav
 from stmeta.data.decode.sample import VideoPlace
+from stmeta.data.storage import StorageError
 from stmeta.data.times import Times
 
-_START = (
-    "import sys; from stmeta.data.decode.worker import main; main(sys.argv[1], int(sys.argv[2]))"
-)
+if TYPE_CHECKING:
+    from stmeta.data.storage import Root
+
+_START = "import sys; from stmeta.data.decode.worker import main; main(int(sys.argv[1]))"
 _BYTES = 4 << 20  # shared with a process at first; 16 frames of 340 x 256
 
 
@@ -35,8 +38,8 @@ class ProcessDecoder:
     A video goes to the same process again where that one is free, as it knows the video's packets.
     """
 
-    def __init__(self, root: Path, count: int) -> None:
-        """Serve the shards of a folder."""
+    def __init__(self, root: Root, count: int) -> None:
+        """Serve the shards of a split; each process reads them for itself."""
         self.root, self.count = root, count
         self._workers: dict[int, _Worker] = {}
         self._free = set(range(count))
@@ -84,14 +87,17 @@ class ProcessDecoder:
 
 
 class _Worker:
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Root) -> None:
+        # Through the pipe, because everybody can see a command line, and an address may hold a
+        # password. It goes with the first request: a process that cannot start is found then.
+        self._greeting = pickle.dumps(root)
         self._memory = _shared_memory()
         self._shared = mmap.mmap(self._memory, 0)
         # The package is found where this process found it, also without an installation.
         home = str(Path(__file__).parents[3])
         path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START, str(root), str(self._memory)],
+            [sys.executable, "-c", _START, str(self._memory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path},
@@ -103,16 +109,19 @@ class _Worker:
     ) -> pyav.Frames:
         process = self._process
         assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(self._greeting)
+        self._greeting = b""
         pickle.dump((sample, place, indices), process.stdin)
         process.stdin.flush()
-        kind, *reply = pickle.load(process.stdout)
+        kind, sums, *reply = pickle.load(process.stdout)
+        times.update(sums)
+        if kind == "unreachable":
+            raise StorageError(reply[0])
         if kind == "damaged":
             raise DataError(reply[0])
         if kind == "failed":
             raise RuntimeError(f"a decoder process failed\n{reply[0]}")
-        shape, pts_seconds, read, decode = reply
-        times.add("read", read)
-        times.add("decode", decode)
+        shape, pts_seconds = reply
         count = int(np.prod(shape))
         if count > len(self._shared):
             self._shared.close()

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
 from stmeta._errors import DataError
 from stmeta.data.decode import pyav
 from stmeta.data.stable_cache import StableCache
+from stmeta.data.storage import folder_of
 from stmeta.data.times import Times
+
+if TYPE_CHECKING:
+    from stmeta.data.storage import Root
 
 _PACKETS_MIB = 64  # for lists of packets: about 25 bytes a frame
 
@@ -48,10 +50,11 @@ class FrameSource(Protocol):
             sample: position in the index.
             place: of the sample.
             indices: int64 [F], ascending, without repeats.
-            times: receives seconds of "read" and "decode".
+            times: receives seconds of "read" and "decode", and what `Folder.read` adds.
 
         Raises:
             DataError: a frame is missing or damaged; the message is the reason alone.
+            StorageError: the place of the shards does not answer.
         """
         ...
 
@@ -63,9 +66,9 @@ class FrameSource(Protocol):
 class SampleDecoder:
     """Decodes on the calling thread, and remembers where the packets of each video lie."""
 
-    def __init__(self, root: Path) -> None:
-        """Serve the shards of a folder."""
-        self.root = root
+    def __init__(self, root: Root) -> None:
+        """Serve the shards of a split."""
+        self._folder = folder_of(root)
         self._packets = StableCache(_PACKETS_MIB * 2**20)
 
     def decode(
@@ -75,7 +78,7 @@ class SampleDecoder:
         packets = self._packets.get(sample)
         begin, end = packets.byte_range(indices) if packets else (0, place.size)
         with times.measure("read"):
-            video = self._read(place, begin, end)
+            video = self._folder.read(place.shard, place.offset + begin, end - begin, times)
         with times.measure("decode"):
             packets = packets or self._list(sample, place, video)
             return pyav.decode(
@@ -96,7 +99,7 @@ class SampleDecoder:
             DataError: the file is damaged; the message is the reason alone.
         """
         with times.measure("read"):
-            video = self._read(place, 0, place.size)
+            video = self._folder.read(place.shard, place.offset, place.size, times)
         with times.measure("decode"):
             packets = self._packets.get(sample) or self._list(sample, place, video)
         return video, indices / place.fps if packets is None else packets.seconds(indices)
@@ -113,16 +116,3 @@ class SampleDecoder:
         if self._packets.get(sample) is None and self._packets.reserve(packets.nbytes):
             self._packets.fill(sample, packets, packets.nbytes)
         return packets
-
-    def _read(self, place: VideoPlace, begin: int, end: int) -> bytes:
-        try:
-            file = os.open(self.root / place.shard, os.O_RDONLY)
-            try:
-                video = os.pread(file, end - begin, place.offset + begin)
-            finally:
-                os.close(file)
-        except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}") from error
-        if len(video) < end - begin:
-            raise DataError("the shard ends inside this sample")
-        return video

@@ -1,0 +1,121 @@
+"""The file of an index: its columns, and how one of this or another machine is read."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stmeta._errors import DataError
+from stmeta.data.classes import parse_classes, read_classes
+from stmeta.data.foreign import lists_fault, places_fault, values_fault
+
+if TYPE_CHECKING:
+    from stmeta.data.remote import RemoteFolder
+
+INDEX_NAME = "index.parquet"
+VERSION = 1
+META = b"stmeta"
+_NAMES = pa.dictionary(pa.int32(), pa.string())
+SCHEMA = pa.schema(
+    {
+        "key": pa.string(),
+        "shard": _NAMES,
+        "offset": pa.int64(),
+        "size": pa.int64(),
+        "extension": _NAMES,
+        "label": pa.int64(),
+        "codec": _NAMES,
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "fps": pa.float64(),
+        "frames": pa.int32(),
+        "duration_seconds": pa.float64(),
+        "variable_rate": pa.bool_(),
+        "keyframes": pa.list_(pa.int32()),
+        "rotation": pa.int16(),
+        "error": _NAMES,
+        "sha256": pa.string(),
+    }
+)
+# Hashes are for checking the files, half of the index's memory, and of no use to a reader.
+_COLUMNS = [name for name in SCHEMA.names if name != "sha256"]
+
+
+def equals(column: pa.ChunkedArray, text: str) -> pa.ChunkedArray:
+    """Which entries are this text."""
+    return pc.call_function("equal", [column.cast(pa.string()), pa.scalar(text)])
+
+
+def load(
+    path: Path, columns: list[str] | None = None
+) -> tuple[pa.Table | None, dict[str, Any], str]:
+    """The stored table, what its metadata says, and why there is none."""
+    if not path.is_file():
+        return None, {}, "there is no index"
+    return _parse(path, columns)
+
+
+def _parse(
+    source: Path | bytes, columns: list[str] | None
+) -> tuple[pa.Table | None, dict[str, Any], str]:
+    def file() -> Any:
+        return io.BytesIO(source) if isinstance(source, bytes) else source
+
+    try:
+        schema = pq.read_schema(file())
+        meta = json.loads((schema.metadata or {})[META])
+        if meta["version"] != VERSION or not schema.equals(SCHEMA):
+            return None, {}, "the index has another format"
+        return pq.read_table(file(), columns=columns), meta, ""
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        return None, {}, f"the index cannot be read ({error})"
+
+
+def read_local(path: Path, shards: dict[str, list[int]]) -> tuple[pa.Table | None, str]:
+    """The table without hashes, or why it does not fit the shards."""
+    table, meta, reason = load(path, _COLUMNS)
+    if table is None:
+        return None, reason
+    if meta["shards"] != shards:
+        changed = {
+            name
+            for name in {*meta["shards"], *shards}
+            if meta["shards"].get(name) != shards.get(name)
+        }
+        return None, f"the index is out of date ({len(changed)} shards changed)"
+    if meta["classes"] != read_classes(path.parent):
+        return None, "the index is out of date (classes.json changed)"
+    if fault := places_fault(table, shards):
+        return None, f"the index is not of these shards ({fault})"
+    return table, ""
+
+
+def read_remote(root: RemoteFolder) -> tuple[pa.Table, list[str] | None]:
+    """The table and the classes of a split at an address; nothing there is taken on trust."""
+    content = root.fetch(INDEX_NAME)
+    if content is None:
+        raise DataError(
+            f"{root}: there is no {INDEX_NAME}, and shards are only indexed where they lie: run "
+            "`stmeta index FOLDER` there and put the file beside the shards, or check the address"
+        )
+    table, meta, fault = _parse(content, _COLUMNS)
+    shards, classes = meta.get("shards"), meta.get("classes")
+    above = root.fetch("classes.json", above=True, optional=True)
+    names = above or root.fetch("classes.json", optional=True)
+    fault = fault or lists_fault(shards, classes)
+    if table is not None and isinstance(shards, dict) and not fault:
+        named = classes if names is None else parse_classes(names, f"{root}: classes.json")
+        if named != classes:
+            fault = "classes.json has changed since"
+        else:
+            fault = places_fault(table, shards) or values_fault(table, classes)
+    if table is None or fault:
+        raise DataError(f"{root}: {INDEX_NAME}: {fault}; run `stmeta index` there again")
+    root.shards = shards or {}
+    return table, classes
