@@ -27,11 +27,13 @@ sanitize: $(STAMP)  ## the extension's tests under AddressSanitizer and UBSan
 
 # torch goes in first and by its exact pin: a looser request pulls another build of several GB.
 # The project is built without isolation for the same reason: it uses the torch just installed.
+# timm and vit-pytorch, whose models the tests fuse, ask for torchvision, and that for its own torch.
 $(STAMP): pyproject.toml setup.py constraints.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel pybind11 ninja numpy
 	$(BIN)/pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps timm vit-pytorch
 	touch $(STAMP)
 
 clean:

@@ -20,6 +20,7 @@ ALLOWED = {
     "nn": {"_errors", "ops"},
     "memory": {"_errors", "ops", "nn"},
     "models": {"_errors", "ops", "nn", "memory"},
+    "swap": {"_errors", "ops", "nn"},
     "data": {"_errors"},
     "config": {"memory", "models"},
     "report": set(),

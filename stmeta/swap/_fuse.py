@@ -1,0 +1,122 @@
+"""`fuse` and `unfuse`: walk through a model and give blocks their fused class."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from torch import nn
+
+from stmeta.ops._dispatch import BACKENDS
+from stmeta.swap import conv
+from stmeta.swap._common import Fused, original
+from stmeta.swap._report import FuseReport, Left, Replaced
+
+_HF = "transformers.models.videomae.modeling_videomae"
+_SPT = "vit_pytorch.vit_for_small_dataset"
+
+# Class of a block -> where its fused class lies. Read only for models that have such a block, so
+# that no package is imported which the model did not import itself.
+_BLOCKS = {
+    "torch.nn.modules.conv.Conv2d": ("stmeta.swap.conv", "FusedConv2d"),
+    "torch.nn.modules.conv.Conv3d": ("stmeta.swap.conv", "FusedConv3d"),
+    f"{_HF}.VideoMAEEmbeddings": ("stmeta.swap.videomae", "FusedVideoMAEEmbeddings"),
+    f"{_HF}.VideoMAEForPreTraining": ("stmeta.swap.videomae", "VideoMAEForPreTraining"),
+    f"{_SPT}.LSA": ("stmeta.swap.small_dataset", "FusedLSA"),
+    f"{_SPT}.SPT": ("stmeta.swap.small_dataset", "FusedSPT"),
+    "timm.layers.patch_dropout.PatchDropout": ("stmeta.swap.patch_dropout", "FusedPatchDropout"),
+}
+
+
+def fuse(model: nn.Module, *, backend: str = "auto", strict: bool = False) -> FuseReport:
+    """Put fused ops into the blocks of a model that we know, in place.
+
+    A block is known by its exact class, configuration and (outside torch) the text of its forward.
+    It gives the same outputs and gradients as before up to rounding, from the same Parameters: the
+    state_dict, optimizers, hooks and other instances of the class are not touched. Calls that an op
+    does not cover (sizes or dtypes that the block itself refuses, masks that differ in number,
+    hooks put inside the block later) run the block's own forward.
+
+    A second call changes the backend of blocks that are fused and looks at the others again.
+
+    Args:
+        model: any module, such as a Hugging Face VideoMAE, a timm ViT or one of vit-pytorch.
+        backend: "auto", "eager", "cpu", "triton" or "cuda", for all blocks.
+        strict: raise where a block that looks like ours, or the whole model, stays as it is.
+
+    Returns:
+        What was replaced, and what was left alone with the reason.
+
+    Raises:
+        ValueError: there is no such backend; or `strict` and something would stay. The model is
+            as it was before then.
+    """
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"fuse: backend must be one of {('auto', *BACKENDS)}, got {backend!r}")
+    report, plan = FuseReport(), []
+    for name, module in model.named_modules():
+        found = _judge(module)
+        if found is None:
+            continue
+        fused, reason = found
+        if fused is None or reason:
+            report.left.append(Left(name, type(module).__name__, reason))
+        else:
+            block = original(fused).__name__
+            report.replaced.append(Replaced(name, block, fused.describe(module)))
+            plan.append((module, fused))
+    if not report.replaced and not report.left:
+        report.left.append(Left("", type(model).__name__, "it has no block that stmeta knows"))
+    if strict and report.left:
+        lines = [
+            f"  {item.name or '(model)'} ({item.block}): {item.reason}" for item in report.left
+        ]
+        raise ValueError("fuse: strict, and these blocks would stay:\n" + "\n".join(lines))
+    for module, fused in plan:
+        module.__class__ = fused
+        module.__dict__.pop("stmeta_backend", None)
+        if backend != "auto":
+            module.stmeta_backend = backend
+    return report
+
+
+def unfuse(model: nn.Module) -> int:
+    """Give the blocks of a model their own classes again.
+
+    Returns:
+        How many blocks were fused.
+
+    Raises:
+        ValueError: a wrapper was built on a fused class; the model stays as it is.
+    """
+    fused = [(module, original(type(module))) for module in model.modules() if _is_fused(module)]
+    for module, before in fused:
+        module.__class__ = before
+        module.__dict__.pop("stmeta_backend", None)
+    return len(fused)
+
+
+def _is_fused(module: nn.Module) -> bool:
+    return isinstance(module, Fused)
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _judge(module: nn.Module) -> tuple[type[Fused] | None, str] | None:
+    """The fused class of a block, and why it cannot have it; None for what is no block of ours."""
+    cls = type(module)
+    if issubclass(cls, Fused):
+        return (cls, "") if cls.__bases__[0] is Fused else None
+    if isinstance(module, nn.Conv2d | nn.Conv3d) and not conv.candidate(module):
+        return None
+    ours = next((base for base in cls.__mro__ if _path(base) in _BLOCKS), None)
+    if ours is None:
+        return None
+    if ours is not cls:
+        return None, f"its class is built on {ours.__name__} and may do something else"
+    if "forward" in module.__dict__:
+        return None, "a forward of its own was put on the instance"
+    where, name = _BLOCKS[_path(cls)]
+    fused: type[Fused] = getattr(import_module(where), name)
+    return fused, fused.why_not(module)

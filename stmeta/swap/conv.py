@@ -1,0 +1,116 @@
+"""Patch embeddings: convolutions of pixels whose kernel is their stride.
+
+They lie in timm's PatchEmbed, Hugging Face's ViTMAE, ViViT, TimeSformer, V-JEPA 2 and most other
+Transformers for images and video. As a Linear of patches they are `shifted_patch_embed` without
+shifts. The result has the shape of the convolution's, with channels last in memory, so that the
+`flatten(2).transpose(1, 2)` that follows copies nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from stmeta.nn.spt import compute_dtype
+from stmeta.ops.shifted_patch_embed import shifted_patch_embed
+from stmeta.swap._common import Fused, computes_alike
+
+# More channels than these are features of a layer, not pixels.
+PIXEL_CHANNELS = 4
+
+Conv = nn.Conv2d | nn.Conv3d
+
+
+class FusedConv3d(Fused, nn.Conv3d):
+    """Cuts a video [B, C, T, H, W] into tubelets and embeds them: [B, D, T / t, H / p, W / p]."""
+
+    ops = "shifted_patch_embed"
+
+    @classmethod
+    def why_not(cls, module: nn.Conv3d) -> str:
+        """Why the convolution is not a patch embedding that the op covers."""
+        return why_not(module)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Embed patches, as the convolution does."""
+        return _forward(self, input) if covers(self, input) else super().forward(input)
+
+
+class FusedConv2d(Fused, nn.Conv2d):
+    """Cuts images [B, C, H, W] into patches and embeds them: [B, D, H / p, W / p]."""
+
+    ops = "shifted_patch_embed"
+
+    @classmethod
+    def why_not(cls, module: nn.Conv2d) -> str:
+        """Why the convolution is not a patch embedding that the op covers."""
+        return why_not(module)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Embed patches, as the convolution does."""
+        return _forward(self, input) if covers(self, input) else super().forward(input)
+
+
+def candidate(conv: Conv) -> bool:
+    """Whether a convolution looks like a patch embedding, fit or not."""
+    strides = tuple(conv.stride)
+    if max(strides) == 1:
+        return False
+    return conv.in_channels <= PIXEL_CHANNELS or tuple(conv.kernel_size) == strides
+
+
+def why_not(conv: Conv) -> str:
+    """Why a convolution is not a patch embedding that the op covers; "" if it is one."""
+    kernel, stride = tuple(conv.kernel_size), tuple(conv.stride)
+    if conv.in_channels > PIXEL_CHANNELS:
+        return f"{conv.in_channels} input channels are features of a layer, not pixels"
+    if kernel != stride:
+        return f"kernel {kernel} is not the stride {stride}: patches overlap or leave gaps"
+    if kernel[-1] != kernel[-2]:
+        return f"patches of {kernel[-2]} x {kernel[-1]} pixels are not square"
+    if conv.groups != 1 or any(d != 1 for d in conv.dilation):
+        return f"groups = {conv.groups}, dilation = {tuple(conv.dilation)}; both must be 1"
+    if conv.padding != "valid" and any(conv.padding):
+        return f"padding = {conv.padding}; it must be 0"
+    return ""
+
+
+def covers(conv: Conv, x: Tensor) -> bool:
+    """Whether the op stands in for the convolution of `x`."""
+    kernel = conv.kernel_size
+    return (
+        x.dim() == len(kernel) + 2
+        and x.shape[1] == conv.in_channels
+        and all(size >= part for size, part in zip(x.shape[2:], kernel, strict=True))
+        and computes_alike(x, conv.weight)
+    )
+
+
+def embed(conv: Conv, video: Tensor, backend: str, **options: Any) -> Tensor:
+    """Embed a video [B, C, T, H, W] with a convolution's weights: tokens [B, N or K, D].
+
+    `options` are those of `shifted_patch_embed`: ids_keep and pos.
+    """
+    weight = conv.weight if conv.weight.dim() == 5 else conv.weight.unsqueeze(2)
+    return shifted_patch_embed(
+        video,
+        weight.permute(0, 2, 3, 4, 1).reshape(weight.shape[0], -1),  # features (dt, dy, dx, c)
+        conv.bias,
+        tubelet=weight.shape[2],
+        patch=weight.shape[4],
+        shifts="none",
+        dtype=compute_dtype(conv.weight),
+        backend=backend,
+        **options,
+    )
+
+
+def _forward(conv: FusedConv2d | FusedConv3d, x: Tensor) -> Tensor:
+    video = x if x.dim() == 5 else x.unsqueeze(2)
+    kernel = conv.kernel_size if x.dim() == 5 else (1, *conv.kernel_size)
+    grid = [size // part for size, part in zip(video.shape[2:], kernel, strict=True)]
+    t, h, w = (n * part for n, part in zip(grid, kernel, strict=True))
+    # A convolution leaves out the border that fills no patch.
+    tokens = embed(conv, video[:, :, :t, :h, :w], conv.stmeta_backend)
+    return tokens.transpose(1, 2).unflatten(2, grid if x.dim() == 5 else grid[1:])

@@ -1,0 +1,39 @@
+"""Patch dropout (Liu et al. 2022) as timm defines it: random tokens are left out in training."""
+
+from __future__ import annotations
+
+import torch
+from timm.layers import patch_dropout as theirs  # pyright: ignore
+from torch import Tensor
+
+from stmeta.ops.gather_tokens import gather_tokens
+from stmeta.swap._common import Fused, known
+
+_VERSION = "this version of timm defines it in another way than those we have read"
+_FORWARD = ("9da0f1a60b443a92", "b60091977e15db71")
+
+
+class FusedPatchDropout(Fused, theirs.PatchDropout):
+    """Keeps the prefix and a random choice of the other tokens: [B, L, D] to [B, P + K, D]."""
+
+    ops = "gather_tokens"
+
+    @classmethod
+    def why_not(cls, module: theirs.PatchDropout) -> str:
+        """Why it must stay."""
+        functions = (theirs.PatchDropout.forward, theirs.patch_dropout_forward)
+        return "" if known(*functions, digests=_FORWARD) else _VERSION
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop tokens; draws the same random numbers as the class that it stands in for."""
+        if not self.training or self.prob == 0.0 or x.dim() != 3:
+            return super().forward(x)
+        batch, length, _ = x.shape
+        prefix = self.num_prefix_tokens
+        keep = max(1, int((length - prefix) * (1.0 - self.prob)))
+        noise = torch.randn(batch, length - prefix, device=x.device)
+        ids = noise.argsort(dim=-1)[:, :keep]
+        if self.ordered:
+            ids = ids.sort(dim=-1)[0]
+        first = torch.arange(prefix, device=x.device).expand(batch, -1)
+        return gather_tokens(x, torch.cat([first, ids + prefix], 1), backend=self.stmeta_backend)

@@ -1,0 +1,230 @@
+"""VideoMAE (Tong et al. 2022) as Hugging Face's transformers defines it.
+
+- Embeddings: only visible tokens are embedded, with their positions, in one op.
+- Decoder: visible and mask tokens with their positions are laid down in one pass.
+- Loss: targets are cut out of the video for masked tokens only. With `norm_pix_loss` the model
+  normalises each channel of a token by itself and adds eps to the deviation, where
+  `masked_patch_loss` takes the token as a whole and adds eps to the variance; so the targets are
+  normalised here, by the model's definition. Without it the loss is `masked_patch_loss`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers.models.videomae import modeling_videomae as hf  # pyright: ignore
+from transformers.utils.constants import (  # pyright: ignore
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+)
+from transformers.utils.generic import can_return_tuple  # pyright: ignore
+
+from stmeta.ops.masked_patch_loss import masked_patch_loss
+from stmeta.ops.patch_shift import patch_shift
+from stmeta.ops.restore_tokens import restore_tokens
+from stmeta.swap import conv
+from stmeta.swap._common import Fused, disturbed, known
+
+_VERSION = "this version of transformers defines it in another way than those we have read"
+_EMBED = ("14a75fcfa41f5fc0", "b2c04f66acc78511")
+_PRETRAIN = ("7c5cd8ad4e0da1fb",)
+
+
+class FusedVideoMAEEmbeddings(Fused, hf.VideoMAEEmbeddings):
+    """Patches of a video to tokens with positions; of the visible ones alone, where a mask is."""
+
+    ops = "shifted_patch_embed of visible tokens, with positions"
+
+    @classmethod
+    def why_not(cls, module: hf.VideoMAEEmbeddings) -> str:
+        """Why these embeddings must stay."""
+        patches = module.patch_embeddings
+        if type(patches) is not hf.VideoMAEPatchEmbeddings:
+            return f"patch_embeddings is a {type(patches).__name__}"
+        if not known(
+            hf.VideoMAEEmbeddings.forward, hf.VideoMAEPatchEmbeddings.forward, digests=_EMBED
+        ):
+            return _VERSION
+        projection = patches.projection
+        if type(projection) not in (torch.nn.Conv3d, conv.FusedConv3d):
+            return f"patch_embeddings.projection is a {type(projection).__name__}"
+        return conv.why_not(projection) or disturbed(patches, projection)
+
+    def forward(self, pixel_values: Tensor, bool_masked_pos: Tensor | None) -> Tensor:
+        """Embed [B, T, C, H, W]; bool_masked_pos [B, N] is True where a token is hidden."""
+        if not self._covers(pixel_values):
+            return super().forward(pixel_values, bool_masked_pos)
+        ids_keep = None
+        if bool_masked_pos is not None:
+            split = visible_first(bool_masked_pos, len(pixel_values), self.num_patches)
+            if split is None:
+                return super().forward(pixel_values, bool_masked_pos)
+            order, keep = split
+            ids_keep = order[:, :keep].contiguous()
+        return conv.embed(
+            self.patch_embeddings.projection,
+            pixel_values.transpose(1, 2),
+            self.stmeta_backend,
+            ids_keep=ids_keep,
+            pos=self.position_embeddings[0].detach().to(pixel_values.device),
+        )
+
+    def _covers(self, pixel_values: Tensor) -> bool:
+        patches = self.patch_embeddings
+        projection, (height, width) = patches.projection, patches.image_size
+        tubelet, patch = projection.kernel_size[:2]
+        frames = self.num_patches // ((height // patch) * (width // patch)) * tubelet
+        return (
+            pixel_values.shape[1:] == (frames, patches.num_channels, height, width)
+            and not (height % patch or width % patch)
+            and type(projection) in (torch.nn.Conv3d, conv.FusedConv3d)
+            and conv.computes_alike(pixel_values, projection.weight)
+            and not disturbed(patches, projection)
+        )
+
+
+# The name of the class is written into checkpoints and looked up by transformers: it must be the
+# same.
+class VideoMAEForPreTraining(Fused, hf.VideoMAEForPreTraining):
+    """Encoder, decoder and loss; outputs are those of the class that it stands in for."""
+
+    ops = "restore_tokens"
+
+    @classmethod
+    def why_not(cls, module: hf.VideoMAEForPreTraining) -> str:
+        """Why the assembly of the decoder's input and the loss must stay."""
+        if not known(hf.VideoMAEForPreTraining.forward, digests=_PRETRAIN):
+            return _VERSION
+        if not isinstance(module.config.patch_size, int):
+            return f"patch_size = {module.config.patch_size}; it must be a number"
+        return ""
+
+    @classmethod
+    def describe(cls, module: hf.VideoMAEForPreTraining) -> str:
+        """Which ops assemble the decoder's input and make the loss."""
+        loss = "patch_shift for targets" if module.config.norm_pix_loss else "masked_patch_loss"
+        return f"{cls.ops}; {loss}"
+
+    def forward(self, pixel_values: Tensor, bool_masked_pos: Tensor, **kwargs: Any) -> Any:
+        """Reconstruct masked tokens of [B, T, C, H, W]; bool_masked_pos [B, N]: True = masked."""
+        split = None
+        if self._covers(pixel_values):
+            tokens = self.position_embeddings.shape[1]
+            split = visible_first(bool_masked_pos, len(pixel_values), tokens)
+        if split is None:
+            return super().forward(pixel_values, bool_masked_pos, **kwargs)
+        return self._fused(pixel_values, bool_masked_pos, *split, **kwargs)
+
+    def _covers(self, pixel_values: Tensor) -> bool:
+        config = self.config
+        return (
+            pixel_values.dim() == 5
+            and pixel_values.is_floating_point()
+            and pixel_values.shape[2] == config.num_channels
+            and (config.num_channels == 3 or config.norm_pix_loss)
+        )
+
+    @can_return_tuple
+    def _fused(
+        self, pixel_values: Tensor, bool_masked_pos: Tensor, order: Tensor, keep: int, **kwargs: Any
+    ) -> Any:
+        outputs = self.videomae(pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
+        latent = self.encoder_to_decoder(outputs.last_hidden_state)
+        tokens = self._assemble(latent, order, pixel_values.dtype)
+        logits = self.decoder(tokens, order.shape[1] - keep).logits
+        return hf.VideoMAEForPreTrainingOutput(
+            loss=self._loss(logits, pixel_values, order[:, keep:].contiguous()),
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _assemble(self, latent: Tensor, order: Tensor, dtype: torch.dtype) -> Tensor:
+        """Visible tokens, then mask tokens, each with its position: [B, K, D] to [B, N, D].
+
+        Positions differ by row of the batch, so the rows are laid end to end as one sequence.
+        """
+        (batch, count), (_, keep, dim) = order.shape, latent.shape
+        dtype = torch.promote_types(torch.promote_types(latent.dtype, dtype), self.mask_token.dtype)
+        table = self.position_embeddings[0].detach().to(latent.device)
+        pos = functional.embedding(order.flatten(), table)
+        row = torch.arange(batch, device=order.device)[:, None]
+        place = torch.arange(count, device=order.device)[None]
+        hidden = batch * keep + row * (count - keep) + (place - keep)
+        ids_restore = torch.where(place < keep, row * keep + place, hidden)
+        return restore_tokens(
+            latent.to(dtype).reshape(1, batch * keep, dim),
+            self.mask_token,
+            ids_restore.view(1, -1),
+            pos=pos,
+            backend=self.stmeta_backend,
+        ).view(batch, count, dim)
+
+    def _loss(self, logits: Tensor, pixel_values: Tensor, ids: Tensor) -> Tensor:
+        config, kind = self.config, logits.device.type
+        video = pixel_values.detach().transpose(1, 2)
+        size: dict[str, Any] = {"tubelet": config.tubelet_size, "patch": config.patch_size}
+        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+        if config.norm_pix_loss:
+            target = self._targets(video, ids, size)
+            loss = functional.mse_loss(logits.to(target.dtype), target)
+        else:  # pixels * std + mean, in the form (pixels - mean') / std'
+            loss = masked_patch_loss(
+                logits,
+                video,
+                ids=ids,
+                mean=[-m / s for m, s in zip(mean, std, strict=True)],
+                std=[1 / s for s in std],
+                norm_pix=False,
+                backend=self.stmeta_backend,
+                **size,
+            )
+        if torch.is_autocast_enabled(kind):
+            return loss.float()
+        return loss.to(torch.promote_types(logits.dtype, pixel_values.dtype))
+
+    @torch.no_grad()
+    def _targets(self, video: Tensor, ids: Tensor, size: dict[str, Any]) -> Tensor:
+        """Pixels of masked tokens, normalised per token and channel: [B, M, t*p*p*C].
+
+        The same operations in the same order as the model's own: where a patch is flat, what
+        remains is rounding, divided by an eps of 1e-6.
+        """
+        math = torch.promote_types(video.dtype, torch.float32)
+        pixels = patch_shift(
+            video, shifts="none", ids_keep=ids, dtype=math, backend=self.stmeta_backend, **size
+        ).unflatten(2, (-1, video.shape[1]))
+        if video.shape[1] == 3:
+            mean, std = (
+                torch.tensor(numbers, dtype=math, device=video.device)
+                for numbers in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+            )
+            pixels = pixels.mul_(std).add_(mean)
+        centre = pixels.mean(dim=-2, keepdim=True)
+        deviation = pixels.var(dim=-2, unbiased=True, keepdim=True).sqrt().add_(1e-6)
+        return pixels.sub_(centre).div_(deviation).flatten(2)
+
+
+def visible_first(masked: Any, batch: int, tokens: int) -> tuple[Tensor, int] | None:
+    """Order a mask's tokens as VideoMAE does: visible ones, then masked ones, both ascending.
+
+    Args:
+        masked: bool [B, N].
+        batch: B.
+        tokens: N.
+
+    Returns:
+        int64 [B, N] and the number of visible tokens in each row; None where the rows differ in
+        number, a kind is missing, or it is no such mask.
+    """
+    if not isinstance(masked, Tensor) or masked.dtype != torch.bool:
+        return None
+    if masked.shape != (batch, tokens):
+        return None
+    counts = masked.sum(dim=1).tolist()
+    if len(set(counts)) != 1 or not 0 < counts[0] < tokens:
+        return None
+    return masked.byte().argsort(dim=1, stable=True), tokens - counts[0]
