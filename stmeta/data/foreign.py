@@ -44,14 +44,12 @@ def places_fault(table: pa.Table, shards: Mapping[str, Sequence[int]]) -> str:
         table: the index, with columns shard, offset, size and error.
         shards: name to [bytes, ...], checked already.
     """
-    table = table.filter(pc.call_function("equal", [table["error"].cast(pa.string()), ""]))
+    table = _good(table, table.column_names)
     if any(table[name].null_count for name in table.column_names):
         return "values are missing"
-    names = pc.SetLookupOptions(pa.array(list(shards), pa.string()))
-    number = pc.call_function("index_in", [table["shard"].cast(pa.string())], names)
-    if number.null_count:
+    lengths = _sizes_of_shards(table["shard"], shards)
+    if lengths is None:
         return "samples lie in files that are not among its shards"
-    lengths = np.array([stamp[0] for stamp in shards.values()], np.int64)[number.to_numpy()]
     offset, size = table["offset"].to_numpy(), table["size"].to_numpy()
     inside = (offset >= 0) & (size > 0) & (size <= _LARGEST_VIDEO) & (offset <= lengths - size)
     return "" if inside.all() else f"{(~inside).sum()} samples lie outside of their shards"
@@ -59,7 +57,7 @@ def places_fault(table: pa.Table, shards: Mapping[str, Sequence[int]]) -> str:
 
 def values_fault(table: pa.Table, classes: Sequence[str] | None) -> str:
     """What is wrong with the labels and sizes of the good samples of an index; "" = nothing."""
-    table = table.filter(pc.call_function("equal", [table["error"].cast(pa.string()), ""]))
+    table = _good(table, [*_BOUNDS, "label", "rotation"])
     most = _MOST_LABELS if classes is None else len(classes)
     for name, (low, high) in {**_BOUNDS, "label": (-1, most - 1)}.items():
         values = table[name].to_numpy()
@@ -68,3 +66,22 @@ def values_fault(table: pa.Table, classes: Sequence[str] | None) -> str:
     if not set(table["rotation"].unique().to_pylist()) <= {0, 90, 180, 270}:
         return "rotation must be 0, 90, 180 or 270"
     return ""
+
+
+def _good(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Rows without an error. Most tables have no others; those are not copied."""
+    good = pc.call_function("equal", [table["error"].cast(pa.string()), ""])
+    table = table.select(columns)
+    return table if pc.call_function("all", [good]).as_py() else table.filter(good)
+
+
+def _sizes_of_shards(
+    shard: pa.ChunkedArray, shards: Mapping[str, Sequence[int]]
+) -> np.ndarray | None:
+    """Bytes of each sample's shard, int64 [n]; None where one is not listed."""
+    parts = [np.empty(0, np.int64)]
+    for chunk in shard.chunks:  # by their few names, as a column of strings is large
+        sizes = [shards.get(name, (-1,))[0] for name in chunk.dictionary.to_pylist()]
+        parts.append(np.array(sizes, np.int64)[chunk.indices.to_numpy()])
+    found = np.concatenate(parts)
+    return None if (found < 0).any() else found

@@ -64,7 +64,7 @@ class ShardIndex:
         bad = pc.call_function("invert", [good])
         # A filter copies, and most data sets need none.
         some_bad = pc.call_function("any", [bad]).as_py()
-        self._table = table.filter(good).combine_chunks() if some_bad else table.combine_chunks()
+        self._table = table.filter(good).combine_chunks() if some_bad else table
         self._bad = table.filter(bad)
         self.labels: np.ndarray = np.array(self._table["label"])
         self.frames: np.ndarray = np.array(self._table["frames"])
@@ -73,13 +73,18 @@ class ShardIndex:
 
     @classmethod
     def open(
-        cls, split_dir: str | os.PathLike[str], storage: StorageConfig | None = None
+        cls,
+        split_dir: str | os.PathLike[str],
+        storage: StorageConfig | None = None,
+        *,
+        details: bool = False,
     ) -> ShardIndex:
         """Open the index of a split; build it where it is missing or older than a shard.
 
         Args:
             split_dir: folder with the shards, or its address, where an index must be already.
             storage: how to read from an address.
+            details: read key frames and hashes too, most of an index's bytes; rows have none else.
 
         Raises:
             DataError: there are no shards, or no index at the address.
@@ -88,9 +93,9 @@ class ShardIndex:
         """
         root = locate(split_dir, storage)
         if not isinstance(root, Path):
-            return cls(root, *read_remote(root))
+            return cls(root, *read_remote(root, details=details))
         shards = _shard_stamps(root)
-        table, reason = read_local(root / INDEX_NAME, shards)
+        table, reason = read_local(root / INDEX_NAME, shards, details=details)
         if table is None:
             _log.warning("%s: %s; indexing %d shards", root, reason, len(shards))
             return build_index(root)
@@ -202,7 +207,7 @@ def _shard_stamps(root: Path) -> dict[str, list[int]]:
 def _unchanged(
     path: Path, shards: dict[str, list[int]], classes: list[str] | None
 ) -> dict[str, pa.Table]:
-    table, meta, _ = load(path)
+    table, meta, _ = load(path, details=True)
     if table is None or meta["classes"] != classes:
         return {}
     if lists_fault(meta["shards"], classes) or places_fault(table, meta["shards"]):
@@ -229,5 +234,5 @@ def _to_table(rows: list[SampleInfo]) -> pa.Table:
 
 def _row(table: pa.Table, i: int) -> SampleInfo:
     values: dict[str, Any] = {name: table[name][i].as_py() for name in table.column_names}
-    values["keyframes"] = tuple(values["keyframes"])
+    values["keyframes"] = tuple(values.get("keyframes", ()))
     return SampleInfo(**values)

@@ -43,8 +43,8 @@ SCHEMA = pa.schema(
         "sha256": pa.string(),
     }
 )
-# Hashes are for checking the files, half of the index's memory, and of no use to a reader.
-_COLUMNS = [name for name in SCHEMA.names if name != "sha256"]
+# For checking files and for people; most of an index's memory, and of no use to a loader.
+DETAILS = ("keyframes", "sha256")
 
 
 def equals(column: pa.ChunkedArray, text: str) -> pa.ChunkedArray:
@@ -52,18 +52,14 @@ def equals(column: pa.ChunkedArray, text: str) -> pa.ChunkedArray:
     return pc.call_function("equal", [column.cast(pa.string()), pa.scalar(text)])
 
 
-def load(
-    path: Path, columns: list[str] | None = None
-) -> tuple[pa.Table | None, dict[str, Any], str]:
+def load(path: Path, *, details: bool) -> tuple[pa.Table | None, dict[str, Any], str]:
     """The stored table, what its metadata says, and why there is none."""
     if not path.is_file():
         return None, {}, "there is no index"
-    return _parse(path, columns)
+    return _parse(path, details)
 
 
-def _parse(
-    source: Path | bytes, columns: list[str] | None
-) -> tuple[pa.Table | None, dict[str, Any], str]:
+def _parse(source: Path | bytes, details: bool) -> tuple[pa.Table | None, dict[str, Any], str]:
     def file() -> Any:
         return io.BytesIO(source) if isinstance(source, bytes) else source
 
@@ -72,14 +68,19 @@ def _parse(
         meta = json.loads((schema.metadata or {})[META])
         if meta["version"] != VERSION or not schema.equals(SCHEMA):
             return None, {}, "the index has another format"
-        return pq.read_table(file(), columns=columns), meta, ""
+        columns = [name for name in SCHEMA.names if details or name not in DETAILS]
+        table = pq.read_table(file(), columns=columns, pre_buffer=False)
+        pa.default_memory_pool().release_unused()  # reading takes twice what is read
+        return table, meta, ""
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         return None, {}, f"the index cannot be read ({error})"
 
 
-def read_local(path: Path, shards: dict[str, list[int]]) -> tuple[pa.Table | None, str]:
-    """The table without hashes, or why it does not fit the shards."""
-    table, meta, reason = load(path, _COLUMNS)
+def read_local(
+    path: Path, shards: dict[str, list[int]], *, details: bool
+) -> tuple[pa.Table | None, str]:
+    """The table, or why it does not fit the shards."""
+    table, meta, reason = load(path, details=details)
     if table is None:
         return None, reason
     if meta["shards"] != shards:
@@ -96,7 +97,7 @@ def read_local(path: Path, shards: dict[str, list[int]]) -> tuple[pa.Table | Non
     return table, ""
 
 
-def read_remote(root: RemoteFolder) -> tuple[pa.Table, list[str] | None]:
+def read_remote(root: RemoteFolder, *, details: bool) -> tuple[pa.Table, list[str] | None]:
     """The table and the classes of a split at an address; nothing there is taken on trust."""
     content = root.fetch(INDEX_NAME)
     if content is None:
@@ -104,7 +105,7 @@ def read_remote(root: RemoteFolder) -> tuple[pa.Table, list[str] | None]:
             f"{root}: there is no {INDEX_NAME}, and shards are only indexed where they lie: run "
             "`stmeta index FOLDER` there and put the file beside the shards, or check the address"
         )
-    table, meta, fault = _parse(content, _COLUMNS)
+    table, meta, fault = _parse(content, details)
     shards, classes = meta.get("shards"), meta.get("classes")
     above = root.fetch("classes.json", above=True, optional=True)
     names = above or root.fetch("classes.json", optional=True)

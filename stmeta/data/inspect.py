@@ -209,7 +209,7 @@ def pictures(sample: Sample, count: int) -> tuple[list[Picture], str]:
 
 
 def _remote_sample(path: str | os.PathLike[str], key: str) -> Sample:
-    index = ShardIndex.open(path)
+    index = ShardIndex.open(path, details=True)
     info = _row_of(index, path, key)
     video = b"" if info.error else index.read(index.keys.index(key))
     if video:
@@ -245,7 +245,7 @@ def _scan(path: Path, names: list[str] | None) -> list[SampleInfo]:
 def _find(path: Path, key: str) -> tuple[SampleInfo, list[str] | None]:
     names = read_classes(path if path.is_dir() else path.parent)
     if path.is_dir():
-        return _row_of(ShardIndex.open(path), path, key), names
+        return _row_of(ShardIndex.open(path, details=True), path, key), names
     rows = _scan(path, names)
     for row in rows:
         if row.key == key and key:

@@ -42,10 +42,11 @@ class SampleInfo(NamedTuple):
         frames: number of frames.
         duration_seconds: length.
         variable_rate: whether the gaps between frames differ.
-        keyframes: positions of the key frames, ascending.
+        keyframes: positions of the key frames, ascending; () where an index was opened without
+            details.
         rotation: clockwise degrees (0, 90, 180, 270) to turn each frame by.
         error: why the sample cannot be used; "" = good.
-        sha256: of the video, in hex; "" where the index was opened, not built.
+        sha256: of the video, in hex; "" likewise.
     """
 
     key: str

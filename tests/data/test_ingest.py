@@ -227,7 +227,7 @@ def test_wagon4(shared_data, tmp_path):
         options.append(f"{split}={tmp_path / split}.csv")
     assert run("shard", source, "--annotations", *options, "--out", tmp_path / "out", *FAST) == 0
     for split in ("train", "val"):
-        index = ShardIndex.open(tmp_path / "out" / split)
+        index = ShardIndex.open(tmp_path / "out" / split, details=True)
         assert len(index) == 4 and index.bad == []
         assert index.row(0).keyframes[:3] == (0, 16, 32)
 

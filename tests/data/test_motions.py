@@ -50,7 +50,7 @@ def test_data_set(tiny):
     for split, labels, clips in (("train", range(16), 6), ("val", range(16), 2)):
         index = ShardIndex.open(tiny / split)
         assert Counter(index.labels.tolist()) == dict.fromkeys(labels, clips)
-    heldout = ShardIndex.open(tiny / "heldout")
+    heldout = ShardIndex.open(tiny / "heldout", details=True)
     assert Counter(heldout.labels.tolist()) == dict.fromkeys(range(16, 24), 6)
     row = heldout.row(0)
     assert (row.frames, row.width, row.height, row.fps, row.codec) == (24, 72, 72, 12, "h264")

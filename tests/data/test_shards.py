@@ -12,6 +12,8 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stmeta._errors import DataError
@@ -55,7 +57,7 @@ def split(videos, tmp_path) -> Path:
 
 
 def test_round_trip(split, videos):
-    index = ShardIndex.open(split)
+    index = ShardIndex.open(split, details=True)
     assert len(index) == 9 and index.bad == [] and index.codecs == {"h264"}
     assert index.classes == CLASSES and len(list(split.glob("*.tar"))) > 2
     assert index.labels.dtype == np.int64 and index.labels.tolist() == [0, 1, 2] * 3
@@ -71,6 +73,26 @@ def test_round_trip(split, videos):
         index.row(9)
     again = pickle.loads(pickle.dumps(index))
     assert again.row(4) == index.row(4) and len(again) == 9
+
+
+def test_a_large_index_is_small_in_memory(split, tmp_path):
+    table = pq.read_table(split / "index.parquet")
+    names = table["key"].to_pylist()
+    many = pa.concat_tables([table] * 10_000).unify_dictionaries()
+    keys = pa.array([f"{name}_{i}" for i in range(10_000) for name in names])
+    many = many.set_column(0, "key", keys)
+    large = tmp_path / "large"
+    large.mkdir()
+    for shard in split.glob("*.tar"):
+        shutil.copy2(shard, large)
+    pq.write_table(many.replace_schema_metadata(table.schema.metadata), large / "index.parquet")
+    before = pa.total_allocated_bytes()
+    index = ShardIndex.open(large)
+    assert len(index) == 10_000 * len(names)
+    assert (pa.total_allocated_bytes() - before) / len(index) < 110
+    row = index.row(len(names) + 2)
+    assert row.key == f"{names[2]}_1" and row.keyframes == () and row.sha256 == ""
+    assert ShardIndex.open(split, details=True).row(2).sha256
 
 
 def test_members(split, videos):
