@@ -130,7 +130,7 @@ class Batcher:
                 threads=config.threads,
                 device=choice.device,
             )
-            return DaliEngine(self.reader, window, times, graph)
+            return DaliEngine(self.reader, window, times, graph, alter=config.appearance())
         return HostEngine(
             self.reader,
             window,

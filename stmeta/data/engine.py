@@ -128,9 +128,18 @@ class DaliEngine:
     takes are decoded and resized there in one pipeline and are not kept.
     """
 
-    def __init__(self, reader: ClipReader, draw: Draw, times: Times, graph: dali.DaliGraph) -> None:
-        """Make an engine around the pipelines of `graph`."""
+    def __init__(
+        self,
+        reader: ClipReader,
+        draw: Draw,
+        times: Times,
+        graph: dali.DaliGraph,
+        *,
+        alter: Alter | None = None,
+    ) -> None:
+        """Make an engine around the pipelines of `graph`; `alter` is for those on a CPU."""
         self.reader, self.draw, self.times, self.graph = reader, draw, times, graph
+        self.alter = alter
         self.refused: set[int] = set()  # samples that DALI failed on and PyAV can read
 
     def make_room(self, clips: int) -> None:
@@ -185,7 +194,12 @@ class DaliEngine:
                     for place, clip in zip(places, clips, strict=True)
                 ]
                 parts.append((places, self.graph.augment(clips, windows)))
-        return self._join(parts, len(items)), failed
+        video = self._join(parts, len(items))
+        if self.alter is not None:
+            with self.times.measure("augment"):
+                for place, item in enumerate(items):
+                    self.alter(video[place].numpy(), item.request.draw)
+        return video, failed
 
     def close(self) -> None:
         """See `Engine`."""

@@ -139,7 +139,7 @@ class LoaderConfig:
 
     def host_only(self, *, gpu: bool) -> str:
         """Which settings DALI's graph does not serve on this kind of device; "" = none."""
-        if self.appearance() is not None:
+        if gpu and self.appearance() is not None:
             names = ("brightness", "contrast", "saturation", "rand_augment", "erase_chance")
             used = [name for name in names if getattr(self, name)]
             return f"{', '.join(used)}: computed on the CPU"
