@@ -189,12 +189,31 @@ class Encoder:
         frame.pts, frame.time_base = self.count, self.tick
         frame.pict_type = PictureType.NONE  # the source's key frames are not ours
         self.count += 1
-        self.container.mux(self.stream.encode(frame))
+        packets = self.stream.encode(frame)
+        if self.count == 1 and self.stream.codec_context.name == "libsvtav1":
+            _leave_real_time()
+        self.container.mux(packets)
 
     def close(self) -> None:
         """Flush and write the index."""
         self.container.mux(self.stream.encode(None))
         self.container.close()
+
+
+def _leave_real_time() -> None:
+    """Undo what SVT-AV1 does when root opens it.
+
+    It gives this thread and those that it starts the highest real-time priority, and the whole
+    machine then waits for them.
+    """
+    if not hasattr(os, "sched_setscheduler"):
+        return
+    for thread in map(int, os.listdir("/proc/self/task")):
+        try:
+            if os.sched_getscheduler(thread) == os.SCHED_FIFO:
+                os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+        except ProcessLookupError:  # it has ended meanwhile
+            continue
 
 
 def _check_frame(frame: np.ndarray, encoder: Encoder | None) -> None:

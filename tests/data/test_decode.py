@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -92,6 +93,14 @@ def test_frames_equal_those_of_a_plain_decode(videos, name):
         frames = pyav.decode(video[begin:end], indices, packets=packets, first_byte=begin, fps=25)
         np.testing.assert_array_equal(frames.video, exact[indices])
         np.testing.assert_allclose(frames.pts_seconds, indices / 25, atol=1.1e-3)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="needs Linux")
+def test_no_encoder_leaves_this_process_a_priority():
+    for codec in ("h264", "av1"):
+        encode_frames(moving(64, 64, 4), 25, codec=codec)
+        policies = {os.sched_getscheduler(int(name)) for name in os.listdir("/proc/self/task")}
+        assert policies == {os.SCHED_OTHER}, codec
 
 
 def test_a_clip_needs_only_its_part_of_the_file(videos):
