@@ -1,6 +1,11 @@
 """An NTM on the episodes of `mann_omniglot`.
 
-python -m stmeta.train --recipe ntm_omniglot --fused --data FOLDER
+    python -m stmeta.train --recipe ntm_omniglot --fused --data FOLDER
+
+Measured on one CPU core beside other jobs, fp32, 60,000 episodes in 12 minutes: it had not begun to
+match images. Accuracy at the 1st / 2nd / 5th / 10th image of a class: 44.8 / 31.7 / 27.3 / 30.6 %,
+no better than guessing among the labels that are left. An NTM has to learn by shifts where to
+write, which `mann_omniglot` gets from its usage; what it takes to start is open.
 """
 
 from __future__ import annotations
