@@ -4,6 +4,7 @@ stmeta shard VIDEOS/ --out DATA/
 stmeta verify DATA/train --level decode
 stmeta inspect DATA/train
 stmeta stream DATA/train
+stmeta bench DATA/train
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ COMMANDS = {
     "verify": "Verify",
     "inspect": "Inspect",
     "stream": "Stream",
+    "bench": "Bench",
 }
 """Name of each command to its class in `stmeta.commands.<name>`."""
 

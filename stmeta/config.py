@@ -56,6 +56,9 @@ class ClipConfig:
     """Training clips of one video in a batch: the same frames, decoded once, each augmented anew
     (Feichtenhofer et al. 2022, section 3). Batch sizes count clips and are multiples of it, and an
     epoch is so many times as long."""
+    labelled_share: float | None = None
+    """Part of every training batch that has a label, where the split has unlabelled videos too, so
+    that a batch is never without; None = as they come."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
     """Area share of the random crop (training only)."""
     crop_ratio: tuple[float, float] = (0.75, 4 / 3)

@@ -50,6 +50,7 @@ def clip_loader(
             train=train,
             views=views,
             repeats=clip.repeats,
+            labelled_share=clip.labelled_share,
             crop_scale=clip.crop_scale,
             crop_ratio=clip.crop_ratio,
             hflip=clip.hflip,

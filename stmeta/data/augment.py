@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from stmeta._errors import DataError
+from stmeta.data.decode.yuv import YuvVideo
 from stmeta.data.plan import uniform
 
 
@@ -86,16 +87,18 @@ def centre_window(height: int, width: int, *, size: int | None = None) -> Window
     return Window((height - side) // 2, (width - side) // 2, side, side, False)
 
 
-def crop_resize(video: np.ndarray, window: Window, out: np.ndarray) -> None:
+def crop_resize(video: np.ndarray | YuvVideo, window: Window, out: np.ndarray) -> None:
     """Cut the window out of each frame and resize it, bilinear with antialiasing.
 
     A window of the right size is copied. Runs on the calling thread alone.
 
     Args:
-        video: uint8 [T, H, W, 3].
+        video: uint8 [T, H, W, 3], or frames as they were decoded.
         window: lies within H × W.
         out: uint8 [T, h, w, 3], written.
     """
+    if isinstance(video, YuvVideo):
+        return video.crop_resize(window, out)
     top, left, height, width, flip = window
     clip = video[:, top : top + height, left : left + width]
     if (height, width) != out.shape[1:3]:

@@ -13,13 +13,15 @@ import torch
 
 from stmeta._errors import DataError
 from stmeta.data.batch import ClipBatch
+from stmeta.data.dali_engine import DaliEngine
 from stmeta.data.decode import Choice
 from stmeta.data.decode.dali import DaliGraph
 from stmeta.data.decode.process import ProcessDecoder
-from stmeta.data.engine import DaliEngine, Engine, HostEngine, Item
+from stmeta.data.engine import Engine, HostEngine, Item
 from stmeta.data.loader_config import LoaderConfig
 from stmeta.data.plan import ClipPlan, ClipRequest
-from stmeta.data.reader import ClipReader
+from stmeta.data.quarantine import Quarantine
+from stmeta.data.reader import ClipReader, Missing
 from stmeta.data.shards import ShardIndex
 from stmeta.data.storage import StorageError
 from stmeta.data.times import Times
@@ -63,11 +65,13 @@ class Batcher:
         self.device = torch.device(choice.device)
         self.skipped = [Skip(bad.key, bad.shard, bad.error) for bad in index.bad]
         self._total = len(index) + len(self.skipped)
-        self._damaged: set[int] = set()
+        self._quarantine = Quarantine()
         self._check_rate()
         count = config.processes
         if count == "auto":
-            count = 0 if fits or config.threads == 1 or choice.decoder == "dali" else config.threads
+            # Clips that start where shards allow have few packets, and threads seldom meet.
+            alone = config.threads == 1 or choice.decoder == "dali" or plan.align > 1
+            count = 0 if fits or alone else config.threads
         self._source = ProcessDecoder(index.root, count) if count else None
         self.reader = ClipReader(
             index,
@@ -157,6 +161,8 @@ class Batcher:
         for attempt in range(len(self.index) + 1):
             sample = requests[0].sample
             try:
+                if reason := self._quarantine.reason(requests[0]):
+                    raise DataError(reason)
                 items = self._engine.prepare(requests, self._indices(requests[0]), out)
                 for item, request in zip(items, planned, strict=True):
                     item.planned = request
@@ -164,7 +170,7 @@ class Batcher:
             except StorageError:
                 raise
             except DataError as error:
-                self._record(sample, str(error))
+                self._record(requests[0], str(error))
             except Exception as error:
                 info = self.reader.row(sample)
                 error.add_note(f"while reading sample {info.key!r} of {info.shard}")
@@ -196,7 +202,7 @@ class Batcher:
             if not failed:
                 return self._batch(items, video)
             for place, reason in failed.items():
-                self._record(items[place].request.sample, reason)
+                self._record(items[place].request, reason)
             again = [
                 self._items([item.planned or item.request], [None], replace)[0]
                 if place in failed
@@ -222,15 +228,27 @@ class Batcher:
         on_host = self.device.type == "cuda" and video.device.type == "cpu"
         return batch.pin_memory() if on_host else batch
 
-    def _record(self, sample: int, reason: str) -> None:
-        """Put a damaged sample on the list, once."""
-        if sample in self._damaged:
+    def _record(self, request: ClipRequest, reason: str) -> None:
+        """Remember a clip that cannot be read, and put its sample on the list, once."""
+        if not self._quarantine.add(request, reason, self._hopeless):
             return
-        self._damaged.add(sample)
-        info = self.reader.row(sample)
+        info = self.reader.row(request.sample)
         self.skipped.append(Skip(info.key, info.shard, reason))
         _log.warning("skipped %s of %s: %s", info.key, info.shard, reason)
         self._check_rate()
+
+    def _hopeless(self, sample: int) -> bool:
+        """Whether no clip of a sample can be read, as its file cannot be opened."""
+        if self._source is not None:  # it may have ended its process, and would end this one
+            return False
+        none = np.zeros(0, np.int64)
+        try:
+            self.reader.encoded(Missing(sample, sample, none, none, 0))
+        except StorageError:
+            raise
+        except DataError:
+            return True
+        return False
 
     def _check_rate(self) -> None:
         if len(self.skipped) > self.config.max_error_rate * self._total:

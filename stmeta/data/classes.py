@@ -55,5 +55,8 @@ def write_classes(folder: str | os.PathLike[str], classes: Sequence[str]) -> Non
             "choose another folder"
         )
     partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

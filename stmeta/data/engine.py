@@ -1,4 +1,4 @@
-"""Turns clip requests into the pixels of a batch: one engine per way of decoding.
+"""Turns clip requests into the pixels of a batch: what an engine is, and the one of the host.
 
 An engine works in two steps. `prepare` runs on many threads, one clip each; `finish` runs on one
 thread, for the batch. A damaged sample is a DataError of `prepare`, or is named by `finish`.
@@ -14,12 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stmeta._errors import DataError
 from stmeta.data.augment import Window, crop_resize
-from stmeta.data.decode import dali, pyav
 from stmeta.data.plan import ClipRequest
 from stmeta.data.reader import Clip, ClipReader, Missing
-from stmeta.data.storage import StorageError
 from stmeta.data.times import Times
 
 Draw = Callable[[int, int, int], Window]  # (seed, height, width) -> window
@@ -80,7 +77,7 @@ class Engine(Protocol):
 
 
 class HostEngine:
-    """PyAV decodes, torch resizes: a clip is done when its thread is done with it."""
+    """PyAV decodes, torch or the extension resizes: a clip is done when its thread is."""
 
     def __init__(
         self,
@@ -103,7 +100,7 @@ class HostEngine:
 
     def prepare(self, requests: Requests, indices: np.ndarray, out: Rooms) -> list[Item]:
         """See `Engine`."""
-        video, pts = self.reader.clip(requests[0].sample, indices)
+        video, pts = self.reader.yuv_clip(requests[0].sample, indices)
         with self.times.measure("augment"):
             for request, pixels in zip(requests, out, strict=True):
                 assert pixels is not None
@@ -119,191 +116,3 @@ class HostEngine:
 
     def close(self) -> None:
         """See `Engine`."""
-
-
-class DaliEngine:
-    """DALI decodes what it can and resizes everything; PyAV decodes the rest.
-
-    On a CPU, decoded frames go through the cache like those of PyAV. On a GPU, videos that NVDEC
-    takes are decoded and resized there in one pipeline and are not kept.
-    """
-
-    def __init__(
-        self,
-        reader: ClipReader,
-        draw: Draw,
-        times: Times,
-        graph: dali.DaliGraph,
-        *,
-        alter: Alter | None = None,
-    ) -> None:
-        """Make an engine around the pipelines of `graph`; `alter` is for those on a CPU."""
-        self.reader, self.draw, self.times, self.graph = reader, draw, times, graph
-        self.alter = alter
-        self.refused: set[int] = set()  # samples that DALI failed on and PyAV can read
-
-    def make_room(self, clips: int) -> None:
-        """See `Engine`."""
-
-    def prepare(self, requests: Requests, indices: np.ndarray, out: Rooms) -> list[Item]:
-        """See `Engine`."""
-        if self.graph.gpu:  # there, what is decoded is not kept
-            return [self._prepare(request, indices) for request in requests]
-        first = self._prepare(requests[0], indices)
-        return [first, *(Item(request, indices, leader=first) for request in requests[1:])]
-
-    def _prepare(self, request: ClipRequest, indices: np.ndarray) -> Item:
-        sample, item = request.sample, Item(request, indices)
-        info, gpu = self.reader.row(sample), self.graph.gpu
-        wanted = dali.decodes(info.codec, info.width, info.height, info.rotation, gpu=gpu)
-        if not wanted or sample in self.refused:
-            return _with_clip(item, self.reader.clip(sample, indices))
-        if gpu:
-            item.missing = Missing(sample, sample, indices, indices, 0)
-        else:
-            found = self.reader.look_up(sample, indices)
-            if isinstance(found, Clip):
-                return _with_clip(item, found)
-            item.missing = found
-        try:
-            # Files are counted here first, because DALI stops at damaged ones or pads them.
-            item.encoded, item.times = self.reader.encoded(item.missing)
-        except BaseException:
-            self.reader.give_up(item.missing)
-            raise
-        return item
-
-    def finish(self, items: Sequence[Item], room: Tensor | None) -> tuple[Tensor, dict[int, str]]:
-        """See `Engine`."""
-        failed: dict[int, str] = {}
-        parts: list[tuple[list[int], Tensor]] = []
-        encoded = [place for place, item in enumerate(items) if item.missing is not None]
-        for places in self._chunks(encoded):
-            with self.times.measure("decode"):
-                if self.graph.gpu:
-                    parts += self._nvdec(items, places, failed)
-                else:
-                    self._decode(items, places, failed)
-        self._follow(items, failed)
-        ready = [place for place, item in enumerate(items) if item.clip is not None]
-        for places in self._chunks(ready):
-            with self.times.measure("augment"):
-                clips = [items[place].clip.video for place in places]  # type: ignore[union-attr]
-                windows = [
-                    self.draw(items[place].request.draw, *clip.shape[1:3])
-                    for place, clip in zip(places, clips, strict=True)
-                ]
-                parts.append((places, self.graph.augment(clips, windows)))
-        video = self._join(parts, len(items))
-        if self.alter is not None:
-            with self.times.measure("augment"):
-                for place, item in enumerate(items):
-                    self.alter(video[place].numpy(), item.request.draw)
-        return video, failed
-
-    def close(self) -> None:
-        """See `Engine`."""
-        self.graph.close()
-
-    def _follow(self, items: Sequence[Item], failed: dict[int, str]) -> None:
-        """Hand the frames of leaders, or the reason why there are none, to the others."""
-        reasons = {id(items[place]): reason for place, reason in failed.items()}
-        for place, item in enumerate(items):
-            if item.clip is not None or item.leader is None:
-                continue
-            if item.leader.clip is not None:
-                _with_clip(item, item.leader.clip)
-            else:
-                failed[place] = reasons[id(item.leader)]
-
-    def _chunks(self, places: list[int]) -> list[list[int]]:
-        size = self.graph.batch_size
-        return [places[i : i + size] for i in range(0, len(places), size)]
-
-    def _decode(self, items: Sequence[Item], places: list[int], failed: dict[int, str]) -> None:
-        """Decode on the CPU; fills in `clip`."""
-        todo = [(items[place], items[place].missing) for place in places]
-        try:
-            decoded = self.graph.decode(
-                [item.encoded for item, _ in todo],
-                [missing.frames for _, missing in todo if missing is not None],
-            )
-        except dali.PipelineError:
-            if len(places) == 1:
-                self.refused.add(todo[0][0].request.sample)
-                self._second_try(items, places[0], failed)
-                return
-            for place in places:  # one sample fails them all: find it
-                self._decode(items, [place], failed)
-            return
-        for place, (item, missing), frames in zip(places, todo, decoded, strict=True):
-            assert missing is not None and item.times is not None
-            if frames.reshape(len(frames), -1).any(1).all():  # no frame is black
-                _with_clip(item, self.reader.store(missing, pyav.Frames(frames, item.times)))
-            elif missing.reserved:  # look at this clip alone: the cache must not change results
-                item.times = item.times[np.searchsorted(missing.frames, np.unique(item.indices))]
-                item.missing = self.reader.give_up(missing)
-                self._decode(items, [place], failed)
-            else:
-                self._second_try(items, place, failed)
-
-    def _nvdec(
-        self, items: Sequence[Item], places: list[int], failed: dict[int, str]
-    ) -> list[tuple[list[int], Tensor]]:
-        """Decode and augment on the GPU."""
-        infos = [self.reader.row(items[place].request.sample) for place in places]
-        windows = [
-            self.draw(items[place].request.draw, info.height, info.width)
-            for place, info in zip(places, infos, strict=True)
-        ]
-        try:
-            clips = self.graph.decode_augment(
-                [items[place].encoded for place in places],
-                [items[place].indices for place in places],
-                windows,
-            )
-        except dali.PipelineError:
-            if len(places) > 1:
-                return [part for place in places for part in self._nvdec(items, [place], failed)]
-            self.refused.add(items[places[0]].request.sample)
-            self._second_try(items, places[0], failed)
-            return []
-        dark = set(dali.black(clips))
-        for number in dark:
-            self._second_try(items, places[number], failed)
-        for number in set(range(len(places))) - dark:
-            items[places[number]].pts_seconds = items[places[number]].times
-        kept = [number for number in range(len(places)) if number not in dark]
-        return [([places[number] for number in kept], clips[kept] if dark else clips)]
-
-    def _second_try(self, items: Sequence[Item], place: int, failed: dict[int, str]) -> None:
-        """Read with PyAV what DALI failed on or returned as black."""
-        item = items[place]
-        if item.missing is not None:
-            self.reader.give_up(item.missing)
-        try:
-            _with_clip(item, self.reader.fresh(item.request.sample, item.indices))
-        except StorageError:
-            raise
-        except DataError as error:
-            failed[place] = str(error)
-
-    def _join(self, parts: list[tuple[list[int], Tensor]], clips: int) -> Tensor:
-        if len(parts) == 1 and parts[0][0] == list(range(clips)):
-            return parts[0][1]
-        shape = (clips, self.graph.frames, self.graph.size, self.graph.size, 3)
-        if self.graph.device.type == "cpu":
-            joined = np.zeros(shape, np.uint8)  # copied on this thread alone
-            for places, part in parts:
-                joined[places] = part.numpy()
-            return torch.from_numpy(joined)
-        out = torch.zeros(shape, dtype=torch.uint8, device=self.graph.device)
-        for places, part in parts:
-            out[places] = part
-        return out
-
-
-def _with_clip(item: Item, clip: Clip) -> Item:
-    item.clip, item.pts_seconds = clip, clip.pts_seconds
-    item.missing, item.encoded = None, b""
-    return item

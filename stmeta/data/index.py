@@ -149,7 +149,11 @@ class ShardIndex:
 
 
 def build_index(
-    split_dir: str | os.PathLike[str], *, workers: int = 1, full: bool = False
+    split_dir: str | os.PathLike[str],
+    *,
+    workers: int = 1,
+    full: bool = False,
+    must_save: bool = False,
 ) -> ShardIndex:
     """Index the shards of a split and write `index.parquet`; broken samples are listed as such.
 
@@ -161,9 +165,11 @@ def build_index(
         split_dir: folder with the shards.
         workers: processes that read shards.
         full: read every shard again.
+        must_save: raise where the folder cannot be written to.
 
     Raises:
         DataError: there are no shards.
+        OSError: with `must_save`.
     """
     root = Path(split_dir)
     shards = _shard_stamps(root)
@@ -183,6 +189,8 @@ def build_index(
         pq.write_table(table, partial, compression="zstd")
         os.replace(partial, root / INDEX_NAME)
     except OSError as error:
+        if must_save:
+            raise
         _log.warning("%s: the index cannot be saved and will be built again: %s", root, error)
     finally:
         if partial.exists():

@@ -9,6 +9,7 @@ two files are enough to go on, and the result does not depend on interruptions o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Any
 
 from stmeta._errors import DataError
 from stmeta.data.encode import EncodeOptions
-from stmeta.data.ingest_job import Encoded, Job, encode_part
+from stmeta.data.ingest_job import NO_ROOM, Encoded, Job, encode_part
 from stmeta.data.manifest import claim, fingerprint, locked
 from stmeta.data.shards import EncodedSample, KeyMaker, ShardWriter, build_index, write_classes
 from stmeta.data.sources import Bad, Part, Plan, Source, plan_sources
@@ -81,7 +82,8 @@ def ingest(
         progress: called after each video.
 
     Raises:
-        DataError: there are no videos, `out` has data already, or a resumed run differs.
+        DataError: there are no videos, `out` has data already, a resumed run differs, or a disk is
+            full.
         ValueError: an option is not valid.
         RuntimeError: processes cannot start.
     """
@@ -136,7 +138,8 @@ def ingest_plan(
         progress: called after each video.
 
     Raises:
-        DataError: `out` has data already, or a resumed run differs.
+        DataError: `out` has data already, a resumed run differs, or a disk is full: the shards that
+            were finished are whole then, and the run can go on.
         RuntimeError: processes cannot start.
     """
     begin = time.monotonic()
@@ -145,8 +148,9 @@ def ingest_plan(
     workers = workers or len(os.sched_getaffinity(0))
     options = dataclasses.asdict(encode) | {"copy": copy, "shard_mib": shard_mib}
     options |= made_with or {}
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
+    with _room(out):
+        out.mkdir(parents=True, exist_ok=True)
+    with locked(out), _room(out):
         claim(out, {"version": 1, "options": options, "plan": fingerprint(plan, parts)}, resume)
         write_classes(out, plan.classes)
         bad, splits, keys = list(plan.bad), {}, KeyMaker()
@@ -161,6 +165,20 @@ def ingest_plan(
             splits[split], more = _finish(out / split, workers)
             bad += more
     return IngestReport(str(out), plan.classes, splits, bad, time.monotonic() - begin)
+
+
+@contextlib.contextmanager
+def _room(out: Path) -> Iterator[None]:
+    """Say what to do where a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise DataError(
+            f"{error.filename or out}: {os.strerror(error.errno)}; the shards in {out} that were "
+            "finished are whole: make room, and go on with --resume"
+        ) from error
 
 
 @dataclasses.dataclass
@@ -237,18 +255,23 @@ class _Split:
         lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []
         good = []
         for line in lines:
+            if not line.endswith("\n"):
+                break  # the run was stopped while it wrote this line
             try:
                 record = json.loads(line)
             except ValueError:
-                break  # the run was killed while it wrote this line
+                break
             path = self.folder / f"{record['shards'] - 1:06d}.tar"
             if record["size"] and (not path.exists() or path.stat().st_size != record["size"]):
                 break
             shards, done = record["shards"], record["next"]
             bad += [Bad(*entry) for entry in record["bad"]]
             good.append(line)
-        if good != lines:
-            journal.write_text("".join(good))
+        if good != lines:  # not in place: without its journal, a shard would be made again
+            partial = journal.with_name(f"{JOURNAL}.tmp")
+            with open(partial, "w") as file:
+                file.write("".join(good))
+            os.replace(partial, journal)
         for path in [*self.folder.glob("*.tar"), *self.folder.glob("*.idx")]:
             if not path.stem.isdigit() or int(path.stem) >= shards:
                 path.unlink()
@@ -267,7 +290,7 @@ def _finish(folder: Path, workers: int) -> tuple[dict[str, int], list[Bad]]:
     shards = sorted(folder.glob("*.tar"))
     if not shards:
         return {"samples": 0, "shards": 0, "bytes": 0, "frames": 0}, []
-    index = build_index(folder, workers=workers)
+    index = build_index(folder, workers=workers, must_save=True)
     counts = {
         "samples": len(index),
         "shards": len(shards),

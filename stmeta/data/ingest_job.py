@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +19,9 @@ from stmeta.data.transcode import check_decodes, fits, transcode
 
 TOO_SHORT = "too short"
 """How the reason begins where a video is whole, but has fewer frames than wanted."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""A disk, or a user's part of it, is full."""
 
 
 class Job(NamedTuple):
@@ -41,6 +46,7 @@ def encode_part(job: Job) -> Encoded:
 
     Raises:
         DataError: the file is broken or too short; the message is the reason.
+        OSError: there is no room for temporary files, which says nothing about the video.
     """
     part, options = job.part, job.encode
     try:
@@ -57,6 +63,9 @@ def encode_part(job: Job) -> Encoded:
             raise DataError(f"{TOO_SHORT}: {stored.frames} of at least {part.min_frames} frames")
         return Encoded(video, CODECS[options.codec].extension, stored, info)
     except (FFmpegError, OSError, ValueError, MemoryError) as error:
+        number = getattr(error, "errno", None)
+        if number in NO_ROOM:
+            raise OSError(number, os.strerror(number), tempfile.gettempdir()) from error
         raise DataError(f"{type(error).__name__}: {error}") from error
 
 

@@ -18,6 +18,7 @@ from stmeta.data.batcher import Batcher, Skip
 from stmeta.data.decode import Choice, choose
 from stmeta.data.loader_config import LoaderConfig
 from stmeta.data.plan import ClipPlan, ClipRequest
+from stmeta.data.position import find
 from stmeta.data.shards import ShardIndex
 from stmeta.data.storage import reading_stats, stored_stride
 from stmeta.data.times import Times
@@ -54,7 +55,8 @@ class ClipLoader:
         Raises:
             DataError: there are no (or too few good) samples.
             BackendUnavailableError: the decoder or device that was named is not there.
-            ValueError: the rank is out of range, or DALI does not serve what is asked of it.
+            ValueError: the rank is out of range, DALI does not serve what is asked of it, or the
+                split has no samples with (or without) a label where both are mixed.
         """
         self.config = config = config or LoaderConfig()
         self.index = index = (
@@ -73,6 +75,7 @@ class ClipLoader:
             train=config.train,
             views=config.views,
             repeats=config.repeats,
+            labelled_share=config.labelled_share,
             align=_alignment(index, config),
             seed=config.seed,
             rank=rank,
@@ -168,24 +171,7 @@ class ClipLoader:
         Raises:
             ValueError: the state is of other data or another seed, or lies inside a batch.
         """
-        mine = self._identity()
-        for name, usual in {"samples": mine["samples"], "seed": mine["seed"], "repeats": 1}.items():
-            if state.get(name, usual) != mine[name]:
-                raise ValueError(
-                    f"ClipLoader: the state is from {name} = {state.get(name, usual)}, this loader "
-                    f"has {mine[name]}; use the same data, seed and repeats, or start without the "
-                    "state"
-                )
-        position, rest = divmod(state["position"] * state.get("step", mine["step"]), mine["step"])
-        if rest or position > len(self):
-            raise ValueError(
-                f"ClipLoader: position {state['position']} of batches of {state['step']} clips "
-                f"(over all ranks) is not between batches of {mine['step']}; "
-                "keep batch_size × world_size"
-            )
-        self._epoch, self._position = state["epoch"], position
-        if position == len(self):
-            self._epoch, self._position = state["epoch"] + 1, 0
+        self._epoch, self._position = find(state, self._identity(), len(self))
 
     def stats(self) -> dict[str, Any]:
         """Where time went since the loader was made.
@@ -250,7 +236,10 @@ class ClipLoader:
         """What a position depends on."""
         step = self.config.batch_size * self.plan.world_size
         samples, seed = len(self.index), self.config.seed
-        return {"samples": samples, "seed": seed, "step": step, "repeats": self.plan.repeats}
+        same = {"samples": samples, "seed": seed, "step": step, "repeats": self.plan.repeats}
+        if (mixed := self.plan.mixed) is not None:
+            same["labelled"] = step * mixed.labelled // mixed.of
+        return same
 
     def _choose(self) -> Choice:
         """Settle which decoder runs, and where.

@@ -37,6 +37,10 @@ class LoaderConfig:
     repeats: int = 1
     """Training clips of one video, next to each other in the batch: the same frames, decoded once,
     with other crops, flips and changes of colour. `batch_size` counts clips and is a multiple."""
+    labelled_share: float | None = None
+    """Part of every training batch that has a label; the rest is unlabelled (-1), as for
+    semi-supervised training. Each part is shuffled for itself; the shorter one goes round again
+    until the longer one ends. None = labels as they come."""
     crop: Literal["resized", "plain"] = "resized"
     """Resize a window of any shape to `size`, or cut size × size pixels out (costs nothing)."""
     crop_scale: tuple[float, float] = (0.5, 1.0)
@@ -65,7 +69,8 @@ class LoaderConfig:
     decoder: Literal["auto", "dali", "pyav"] = "auto"
     processes: Literal["auto"] | int = "auto"
     """Processes that PyAV decodes in; 0 = the threads below. "auto": one for each thread, but none
-    where one thread is asked for, or the cache holds all videos."""
+    where one thread is asked for, the cache holds all videos, or clips start where shards were made
+    for their stride."""
     device: str = "auto"
     """Where batches are delivered: auto, cpu, cuda or cuda:N."""
     threads: int = 2
@@ -90,6 +95,8 @@ class LoaderConfig:
             self._require(name, getattr(self, name) >= 0, "0 or more")
         for name in ("hflip", "max_error_rate", "brightness", "contrast", "saturation"):
             self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        if self.labelled_share is not None:
+            self._require("labelled_share", 0 <= self.labelled_share <= 1, "in [0, 1], or None")
         low, high = self.crop_scale
         self._require("crop_scale", 0 < low <= high <= 1, "(low, high), ascending in (0, 1]")
         low, high = self.crop_ratio

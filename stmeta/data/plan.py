@@ -11,7 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-_MASK = (1 << 64) - 1
+from stmeta.data.label_mix import LabelMix, positions
+from stmeta.data.permutation import mix, shuffled, uniform
+
+__all__ = ["ClipPlan", "ClipRequest", "mix", "nearest_frames", "shuffled", "uniform"]
 
 
 class ClipRequest(NamedTuple):
@@ -40,40 +43,6 @@ class ClipRequest(NamedTuple):
         return (self.sample, self.start) == (other.sample, other.start)
 
 
-def mix(*values: int) -> int:
-    """Hash integers to 64 well-mixed bits (the finaliser of SplitMix64, Steele et al. 2014)."""
-    state = 0
-    for value in values:
-        state = (state ^ (value & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
-        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK
-        state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
-        state ^= state >> 31
-    return state
-
-
-def uniform(seed: int, number: int) -> float:
-    """The `number`-th of a seed's random values in [0, 1)."""
-    return (mix(seed, number) >> 11) * 2.0**-53
-
-
-def shuffled(position: int, count: int, seed: int) -> int:
-    """Element `position` of a random permutation of 0 ... count - 1, computed without a table.
-
-    A Feistel network on a grid of about √count × √count cells (Black and Rogaway 2002); positions
-    that leave the range are sent through again, which happens less than √count times in count.
-    """
-    rows = max(1, round(count**0.5))
-    columns = -(-count // rows)
-    while True:
-        high, low = divmod(position, columns)
-        for turn in range(4):
-            high = (high + mix(seed ^ 2 * turn, low)) % rows
-            low = (low + mix(seed ^ 2 * turn + 1, high)) % columns
-        position = high * columns + low
-        if position < count:
-            return position
-
-
 def nearest_frames(seconds: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Frames that are nearest in time; the earlier of two that are equally near.
 
@@ -96,7 +65,8 @@ class ClipPlan:
     what does not fill a batch on every rank is dropped. A set smaller than one batch on every rank
     goes round again until it fills one. Clips start anywhere in the video. With `repeats`, every
     sample gives so many clips next to each other, all of the same frames and each augmented anew
-    (repeated sampling: Hoffer et al. 2020; Feichtenhofer et al. 2022, section 3).
+    (repeated sampling: Hoffer et al. 2020; Feichtenhofer et al. 2022, section 3). With a
+    `labelled_share`, so many clips of every batch have a label; see `LabelMix`.
 
     Evaluation: samples in order, `views` clips of each next to each other, spread evenly from the
     start to the end of the video (one view = the centre). Every rank gets the same number of
@@ -117,6 +87,7 @@ class ClipPlan:
         train: bool = True,
         views: int = 1,
         repeats: int = 1,
+        labelled_share: float | None = None,
         align: int = 1,
         seed: int = 0,
         rank: int = 0,
@@ -134,6 +105,8 @@ class ClipPlan:
             train: shuffle and start anywhere, or read in order.
             views: clips of one video in an evaluation.
             repeats: clips of one video in training; divides `batch_size`.
+            labelled_share: part of each training batch that has a label, to the nearest number of
+                clips (of videos, where they are repeated); None = labels as they come.
             align: clips start at multiples of this.
             seed: other seeds give other orders, starts and augmentations.
             rank: this process, 0 ... world_size - 1.
@@ -174,12 +147,15 @@ class ClipPlan:
         self.align, self.fps = align, fps
         self.rank, self.world_size = rank, world_size
         self.span = (clip_frames - 1) * stride + 1
-        self._members: dict[int, np.ndarray] = {}
+        self.mixed = None if labelled_share is None or not train else self._mix(labelled_share)
+        self._members: dict[int, np.ndarray] = {-1: self.mixed.parts[0]} if self.mixed else {}
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank."""
         clips = len(self.frames) * self.views * self.repeats
         share = self.batch_size * self.world_size
+        if self.mixed:
+            return max(1, self.mixed.batches(self.world_size))
         return max(1, clips // share) if self.train else -(-clips // share)
 
     def batch(self, epoch: int, index: int) -> list[ClipRequest]:
@@ -203,8 +179,11 @@ class ClipPlan:
         count = len(self.frames)
         if self.train:
             position, repeat = divmod(position, self.repeats)
-            lap, position = divmod(position, count)
-            sample = shuffled(position, count, mix(self.seed, epoch))
+            if self.mixed:
+                sample, lap = self.mixed.sample(position, mix(self.seed, epoch))
+            else:
+                lap, position = divmod(position, count)
+                sample = shuffled(position, count, mix(self.seed, epoch))
             return self.clip(sample, epoch=epoch, lap=lap)._replace(repeat=repeat)
         return self.clip(position // self.views, view=position % self.views)
 
@@ -227,8 +206,8 @@ class ClipPlan:
         """
         label = -1 if self.labels is None else int(self.labels[request.sample])
         if label not in self._members:
-            every = np.arange(len(self.frames))
-            self._members[label] = every if self.labels is None else every[self.labels == label]
+            known = np.full(len(self.frames), -1) if self.labels is None else self.labels
+            self._members[label] = positions(known == label)
         members = self._members[label]
         if attempt >= len(members):
             return None
@@ -251,6 +230,21 @@ class ClipPlan:
         last = int(self.frames[request.sample]) - 1
         steps = np.arange(self.clip_frames, dtype=np.int64) * self.stride
         return np.minimum(int(request.start) + steps, last)
+
+    def _mix(self, share: float) -> LabelMix:
+        if not 0 <= share <= 1:
+            raise ValueError(f"ClipPlan: labelled_share must be in [0, 1] or None, got {share}")
+        if self.labels is None:
+            raise ValueError("ClipPlan: labelled_share needs labels, got none; pass labels=")
+        videos = self.batch_size // self.repeats
+        labelled = round(share * videos)
+        if 0 < share < 1 and labelled in (0, videos):
+            raise ValueError(
+                f"ClipPlan: labelled_share = {share} of {videos} videos in a batch rounds to "
+                f"{labelled}; use a larger batch, another share, or {labelled // videos} if that "
+                "is what is meant"
+            )
+        return LabelMix(self.labels, labelled=labelled, of=videos)
 
     def _start(self, sample: int, seed: int, view: int) -> float:
         if self.fps is not None:  # times are known where the file is read: a share is enough here

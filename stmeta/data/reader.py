@@ -10,6 +10,7 @@ import numpy as np
 from stmeta._errors import DataError
 from stmeta.data.decode import pyav
 from stmeta.data.decode.sample import FrameSource, SampleDecoder, VideoPlace
+from stmeta.data.decode.yuv import YuvVideo
 from stmeta.data.shards import ShardIndex
 from stmeta.data.stable_cache import StableCache
 from stmeta.data.storage import StorageError
@@ -28,6 +29,18 @@ class Clip(NamedTuple):
     """
 
     video: np.ndarray
+    pts_seconds: np.ndarray
+
+
+class YuvClip(NamedTuple):
+    """A clip as it was decoded.
+
+    Attributes:
+        video: T frames.
+        pts_seconds: float64 [T].
+    """
+
+    video: YuvVideo
     pts_seconds: np.ndarray
 
 
@@ -91,6 +104,27 @@ class ClipReader:
         Raises:
             DataError: the clip cannot be decoded; the message is the reason alone.
         """
+        found = self._kept(sample, indices)
+        if isinstance(found, Missing):
+            return _select(self._decode(sample, found.frames), _places(found))
+        return found
+
+    def yuv_clip(self, sample: int, indices: np.ndarray) -> Clip | YuvClip:
+        """The same, not converted to RGB where that is left to `crop_resize`; see `clip`.
+
+        The cache keeps RGB: what is read often is converted once.
+        """
+        found = self._kept(sample, indices)
+        if isinstance(found, Clip):
+            return found
+        frames = self.source.decode_yuv(sample, self._place(sample), found.frames, self.times)
+        places = _places(found)
+        if isinstance(frames, pyav.Frames):
+            return _select(frames, places)
+        return YuvClip(frames.video[places], frames.pts_seconds[places])
+
+    def _kept(self, sample: int, indices: np.ndarray) -> Clip | Missing:
+        """A clip from memory, or from frames that are kept from now on; else what to decode."""
         found = self.look_up(sample, indices)
         if isinstance(found, Clip):
             return found
@@ -101,11 +135,12 @@ class ClipReader:
                 found = self.give_up(found)
                 if isinstance(error, StorageError) or not isinstance(error, DataError):
                     raise
-        return self.fresh(sample, indices)
+        return found
 
     def fresh(self, sample: int, indices: np.ndarray) -> Clip:
         """Decode a clip without a look at the cache; see `clip`."""
-        return _select(self._decode(sample, np.unique(indices)), _places(indices))
+        frames = _distinct(indices)
+        return _select(self._decode(sample, frames), np.searchsorted(frames, indices))
 
     def seconds(self, sample: int) -> np.ndarray:
         """Times of a sample's frames after its first one, float64 [frames], ascending.
@@ -133,28 +168,29 @@ class ClipReader:
         frames = self.decoded.get(key)
         self.times.add("miss" if frames is None else "hit", 1)
         if frames is not None:
-            return _select(frames, indices if self.whole else _places(indices))
+            places = indices if self.whole else np.searchsorted(_distinct(indices), indices)
+            return _select(frames, places)
         if key not in self._unfit:
             info = self.row(sample)
-            every = np.arange(info.frames) if self.whole else np.unique(indices)
+            every = np.arange(info.frames) if self.whole else _distinct(indices)
             nbytes = len(every) * info.width * info.height * 3
             small = nbytes <= self.decoded.limit // 8 and len(every) <= _WHOLE * len(indices)
             if small and self.decoded.reserve(nbytes):
                 return Missing(sample, key, every, indices, nbytes)
-        return Missing(sample, key, np.unique(indices), indices, 0)
+        return Missing(sample, key, _distinct(indices), indices, 0)
 
     def store(self, missing: Missing, frames: pyav.Frames) -> Clip:
         """Keep frames if room was reserved for them, and return the clip."""
         if missing.reserved:
             self.decoded.fill(missing.key, frames, missing.reserved)
-        return _select(frames, np.searchsorted(missing.frames, missing.indices))
+        return _select(frames, _places(missing))
 
     def give_up(self, missing: Missing) -> Missing:
         """Return the room that was reserved; from now on, this video is decoded clip by clip."""
         if missing.reserved:
             self._unfit.add(missing.key)
             self.decoded.fill(missing.key, None, missing.reserved)
-        return missing._replace(frames=np.unique(missing.indices), reserved=0)
+        return missing._replace(frames=_distinct(missing.indices), reserved=0)
 
     def encoded(self, missing: Missing) -> tuple[bytes, np.ndarray]:
         """Return a whole video file, its packets counted, and the times of its missing frames.
@@ -176,8 +212,16 @@ class ClipReader:
         )
 
 
-def _places(indices: np.ndarray) -> np.ndarray:
-    return np.searchsorted(np.unique(indices), indices)
+def _distinct(indices: np.ndarray) -> np.ndarray:
+    """Ascending numbers without their repeats; `np.unique` costs ten times as much on so few."""
+    new = np.ones(len(indices), bool)
+    np.not_equal(indices[1:], indices[:-1], out=new[1:])
+    return indices[new]
+
+
+def _places(missing: Missing) -> np.ndarray:
+    """Where the frames of a clip are among those that were decoded for it."""
+    return np.searchsorted(missing.frames, missing.indices)
 
 
 def _select(frames: pyav.Frames, places: np.ndarray) -> Clip:

@@ -15,6 +15,7 @@ Every file is written under another name and renamed when it is complete.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -214,23 +215,34 @@ class ShardWriter:
         self.lines.append(" ".join(parts))
 
     def close(self) -> int:
-        """Finish both files and give them their names, the tar last; return the tar's bytes."""
-        self.tar.close()
-        self.file.flush()
-        size = self.file.tell()
-        os.fsync(self.file.fileno())
-        self.file.close()
-        lines = [f"v1.2 {len(self.lines)}", *self.lines]
+        """Finish both files and give them their names, the tar last; return the tar's bytes.
+
+        Raises:
+            OSError: there is no room, for example; nothing is left behind.
+        """
         index = self.path.with_suffix(".idx")
         partial = index.with_name(index.name + ".tmp")
-        partial.write_text("\n".join(lines) + "\n")
-        os.replace(partial, index)
-        os.replace(self.partial, self.path)
+        try:
+            self.tar.close()
+            self.file.flush()
+            size = self.file.tell()
+            os.fsync(self.file.fileno())
+            self.file.close()
+            with open(partial, "w") as file:
+                file.write("\n".join([f"v1.2 {len(self.lines)}", *self.lines]) + "\n")
+            os.replace(partial, index)
+            os.replace(self.partial, self.path)
+        except BaseException:
+            self.abort()
+            for path in (partial, index):
+                path.unlink(missing_ok=True)
+            raise
         return size
 
     def abort(self) -> None:
         """Leave nothing behind."""
-        self.file.close()
+        with contextlib.suppress(OSError):  # what is still in memory finds no room either
+            self.file.close()
         self.partial.unlink(missing_ok=True)
 
 

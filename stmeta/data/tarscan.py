@@ -118,6 +118,7 @@ def write_dali_index(path: Path) -> None:
     with contextlib.suppress(OSError):
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="replace")
         os.replace(partial, index)
+    partial.unlink(missing_ok=True)
 
 
 @dataclasses.dataclass

@@ -39,7 +39,7 @@ def ordered_map(
         return
     waiting: deque[tuple[_Item, Future[Any]]] = deque()
     stream = iter(items)
-    pool = _pool(workers)
+    pool = process_pool(workers)
     try:
         while True:
             while len(waiting) < 4 * workers and (item := next(stream, _END)) is not _END:
@@ -55,7 +55,7 @@ def ordered_map(
                     done = future.done() and future.exception() is None
                     yield item, future.result() if done else _alone(function, item)
                 waiting.clear()
-                pool = _pool(workers)
+                pool = process_pool(workers)
                 continue
             yield waiting.popleft()[0], result
     finally:
@@ -65,7 +65,12 @@ def ordered_map(
 _END: Any = object()
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
+def process_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes that end with this one.
+
+    Raises:
+        RuntimeError: they cannot start.
+    """
     # spawn: a fork would copy the locks of FFmpeg's and torch's threads in whatever state they are.
     context = get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
@@ -80,7 +85,7 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 
 def _alone(function: Callable[[Any], Any], item: Any) -> Any:
-    with _pool(1) as pool:
+    with process_pool(1) as pool:
         try:
             return pool.submit(_call, function, item).result()
         except BrokenProcessPool:

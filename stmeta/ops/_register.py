@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from stmeta._extension import extension, extension_missing
+
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 ORDER = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
-_REMEDY = "build it with `pip install --no-build-isolation -e .` (needs a C++17 compiler)"
 
 Formula = Callable[[Any], tuple[Callable[..., Any], Callable[..., Any]]]
 
@@ -25,25 +26,6 @@ missing: dict[str, dict[str, str]] = {}  # op -> backend -> why it cannot run, "
 overloads: dict[str, dict[str, Any]] = {"stmeta": {}, "stmeta_triton": {}}
 functions: dict[str, dict[str, Any]] = {name: {} for name in overloads}  # the same, with autograd
 _libraries = {name: torch.library.Library(name, "FRAGMENT") for name in overloads}
-
-
-def _load_extension() -> tuple[Any, str]:
-    """The compiled extension or None, and why it is missing."""
-    path = os.environ.get("STMETA_EXTENSION")  # another build of it: tests/sanitize.sh
-    try:
-        if path:
-            spec: Any = importlib.util.spec_from_file_location("stmeta._C", path)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            return module, ""
-        return importlib.import_module("stmeta._C"), ""
-    except ModuleNotFoundError:
-        return None, f"stmeta._C is not built; {_REMEDY}"
-    except ImportError as error:
-        return None, f"stmeta._C does not load ({error}); {_REMEDY} against this torch"
-
-
-extension, _extension_missing = _load_extension()
 
 
 def register(
@@ -104,11 +86,23 @@ def _function(overload: Any, setup: Callable[..., Any], formula: Callable[..., A
     def backward(ctx: Any, *grads: Any) -> Any:
         if torch.is_grad_enabled():  # for a second derivative, which the formula refuses
             return formula(ctx, *grads)
+        # Before autograd is off: where a checkpoint holds them, this computes its part again.
+        unpacked = _Unpacked(ctx)
         with torch._C._AutoDispatchBelowAutograd():
-            return formula(ctx, *grads)
+            return formula(unpacked, *grads)
 
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(overload.name().replace("::", "_"), (torch.autograd.Function,), members)
+
+
+class _Unpacked:
+    """The context of a backward with its saved tensors at hand."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx, self.saved_tensors = ctx, ctx.saved_tensors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
 
 
 def _no_second_derivative(_: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -122,7 +116,7 @@ def _no_second_derivative(_: Any) -> tuple[Callable[..., Any], Callable[..., Any
 
 def _why_no_kernel(op: str, backend: str) -> str:
     if extension is None:
-        return _extension_missing
+        return extension_missing
     if torch._C._dispatch_has_kernel_for_dispatch_key(f"stmeta::{op}", backend.upper()):
         return ""
     if backend == "cuda" and not extension.build_info()["cuda"]:

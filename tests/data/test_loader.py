@@ -312,7 +312,8 @@ def test_nothing_is_decoded_twice_when_the_set_fits(split, monkeypatch):
         for _ in range(4):  # an epoch drops two of the 26
             list(loader)
         list(loader.load([loader.plan.clip(i) for i in range(COUNT)]).key)
-        monkeypatch.setattr(pyav, "decode", lambda *_, **__: pytest.fail("decoded again"))
+        for name in ("decode", "decode_yuv"):
+            monkeypatch.setattr(pyav, name, lambda *_, **__: pytest.fail("decoded again"))
         for _ in range(2):
             assert len(list(loader)) == 6
         stats = loader.stats()

@@ -106,8 +106,10 @@ def test_an_evaluation_repeats_nothing():
 @pytest.mark.parametrize("processes", [0, 2])
 def test_the_same_frames_decoded_once_and_cut_anew(split, monkeypatch, processes):
     decoded = []
-    fresh = pyav.decode
-    monkeypatch.setattr(pyav, "decode", lambda *a, **k: decoded.append(1) or fresh(*a, **k))
+    for name in ("decode", "decode_yuv"):
+        fresh = getattr(pyav, name)
+        count = lambda *a, fresh=fresh, **k: decoded.append(1) or fresh(*a, **k)  # noqa: E731
+        monkeypatch.setattr(pyav, name, count)
     with make(root=split, cache_mib=0, processes=processes, prefetch=0) as loader:
         assert len(loader) == COUNT * 3 // 6
         batch = next(iter(loader))

@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from stmeta._extension import extension
 from stmeta.ops import BACKENDS, availability
-from stmeta.ops._register import INTERPRET, extension
+from stmeta.ops._register import INTERPRET
 
 
 class Backend(NamedTuple):

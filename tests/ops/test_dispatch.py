@@ -98,7 +98,7 @@ def test_extension_answers(cpu):
 
 
 def test_cpu_capability_from_the_environment(cpu, run_python):
-    code = "from stmeta.ops._register import extension as e; print(e.cpu_capability())"
+    code = "from stmeta._extension import extension as e; print(e.cpu_capability())"
     assert run_python(code, STMETA_CPU="plain") == "plain\n"
 
 
@@ -117,7 +117,8 @@ def test_ops_do_not_import_triton(run_python):
 def test_without_the_extension(run_python):
     """Everything imports, `auto` is eager, and naming the backend says what to do."""
     code = """
-import sys
+import os, sys
+os.environ.pop("STMETA_EXTENSION", None)
 sys.modules["stmeta._C"] = None
 import torch, stmeta.ops
 from stmeta._errors import BackendUnavailableError

@@ -15,12 +15,12 @@ import sys
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stmeta._errors import DataError
-from stmeta.data.decode import pyav
+from stmeta.data.decode import pyav, yuv
 from stmeta.data.decode.sample import VideoPlace
 from stmeta.data.storage import StorageError
 from stmeta.data.times import Times
@@ -45,18 +45,36 @@ class ProcessDecoder:
         self._free = set(range(count))
         self._changed = threading.Condition()
         self._closed = False
+        self._planes = True
 
     def decode(
         self, sample: int, place: VideoPlace, indices: np.ndarray, times: Times
     ) -> pyav.Frames:
         """See `FrameSource`."""
+        found = self._ask(sample, (sample, place, indices, False), times)
+        assert isinstance(found, pyav.Frames)
+        return found
+
+    def decode_yuv(
+        self, sample: int, place: VideoPlace, indices: np.ndarray, times: Times
+    ) -> pyav.YuvFrames | pyav.Frames:
+        """See `FrameSource`."""
+        found = self._ask(sample, (sample, place, indices, self._planes), times)
+        if isinstance(found, pyav.Frames) or yuv.agrees(found.video.kind):
+            return found
+        self._planes = False  # this machine has frames that only FFmpeg converts
+        return self.decode(sample, place, indices, times)
+
+    def _ask(
+        self, sample: int, request: tuple[Any, ...], times: Times
+    ) -> pyav.YuvFrames | pyav.Frames:
         number = self._take(sample % self.count)
         try:
             worker = self._workers.get(number)
             if worker is None:
                 worker = self._workers[number] = _Worker(self.root)
             try:
-                return worker.decode(sample, place, indices, times)
+                return worker.decode(request, times)
             except (EOFError, BrokenPipeError) as error:
                 status = self._workers.pop(number).close()
                 raise DataError(
@@ -104,14 +122,12 @@ class _Worker:
             pass_fds=(self._memory,),
         )
 
-    def decode(
-        self, sample: int, place: VideoPlace, indices: np.ndarray, times: Times
-    ) -> pyav.Frames:
+    def decode(self, request: tuple[Any, ...], times: Times) -> pyav.YuvFrames | pyav.Frames:
         process = self._process
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(self._greeting)
         self._greeting = b""
-        pickle.dump((sample, place, indices), process.stdin)
+        pickle.dump(request, process.stdin)
         process.stdin.flush()
         kind, sums, *reply = pickle.load(process.stdout)
         times.update(sums)
@@ -121,13 +137,14 @@ class _Worker:
             raise DataError(reply[0])
         if kind == "failed":
             raise RuntimeError(f"a decoder process failed\n{reply[0]}")
-        shape, pts_seconds = reply
-        count = int(np.prod(shape))
-        if count > len(self._shared):
+        nbytes, layout, pts_seconds = reply
+        if nbytes > len(self._shared):
             self._shared.close()
             self._shared = mmap.mmap(self._memory, 0)
-        video = np.frombuffer(self._shared, np.uint8, count).reshape(shape).copy()
-        return pyav.Frames(video, pts_seconds)
+        content = np.frombuffer(self._shared, np.uint8, nbytes).copy()
+        if kind == "frames":
+            return pyav.Frames(content.reshape(layout), pts_seconds)
+        return pyav.YuvFrames(yuv.unpack(content, *layout), pts_seconds)
 
     def close(self) -> int:
         """End the process; returns its status."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from stmeta._errors import DataError
-from stmeta.data.decode import pyav
+from stmeta.data.decode import pyav, yuv
 from stmeta.data.stable_cache import StableCache
 from stmeta.data.storage import folder_of
 from stmeta.data.times import Times
@@ -15,6 +17,7 @@ from stmeta.data.times import Times
 if TYPE_CHECKING:
     from stmeta.data.storage import Root
 
+_Frames = TypeVar("_Frames")
 _PACKETS_MIB = 64  # for lists of packets: about 25 bytes a frame
 
 
@@ -58,6 +61,12 @@ class FrameSource(Protocol):
         """
         ...
 
+    def decode_yuv(
+        self, sample: int, place: VideoPlace, indices: np.ndarray, times: Times
+    ) -> pyav.YuvFrames | pyav.Frames:
+        """The same, not converted to RGB where `YuvVideo` serves frames of this kind."""
+        ...
+
     def close(self) -> None:
         """Free what the source holds."""
         ...
@@ -75,20 +84,19 @@ class SampleDecoder:
         self, sample: int, place: VideoPlace, indices: np.ndarray, times: Times
     ) -> pyav.Frames:
         """See `FrameSource`."""
-        packets = self._packets.get(sample)
-        begin, end = packets.byte_range(indices) if packets else (0, place.size)
-        with times.measure("read"):
-            video = self._folder.read(place.shard, place.offset + begin, end - begin, times)
-        with times.measure("decode"):
-            packets = packets or self._list(sample, place, video)
-            return pyav.decode(
-                video,
-                indices,
-                packets=packets,
-                first_byte=begin,
-                rotation=place.rotation,
-                fps=place.fps,
-            )
+        return self._decode(pyav.decode, sample, place, indices, times)
+
+    def decode_yuv(
+        self,
+        sample: int,
+        place: VideoPlace,
+        indices: np.ndarray,
+        times: Times,
+        accept: Callable[[yuv.Kind], bool] = yuv.agrees,
+    ) -> pyav.YuvFrames | pyav.Frames:
+        """See `FrameSource`; `accept` says which kinds of frames not to convert."""
+        decode = functools.partial(pyav.decode_yuv, accept=accept)
+        return self._decode(decode, sample, place, indices, times)
 
     def encoded(
         self, sample: int, place: VideoPlace, indices: np.ndarray, times: Times
@@ -106,6 +114,29 @@ class SampleDecoder:
 
     def close(self) -> None:
         """See `FrameSource`."""
+
+    def _decode(
+        self,
+        decode: Callable[..., _Frames],
+        sample: int,
+        place: VideoPlace,
+        indices: np.ndarray,
+        times: Times,
+    ) -> _Frames:
+        packets = self._packets.get(sample)
+        begin, end = packets.byte_range(indices) if packets else (0, place.size)
+        with times.measure("read"):
+            video = self._folder.read(place.shard, place.offset + begin, end - begin, times)
+        with times.measure("decode"):
+            packets = packets or self._list(sample, place, video)
+            return decode(
+                video,
+                indices,
+                packets=packets,
+                first_byte=begin,
+                rotation=place.rotation,
+                fps=place.fps,
+            )
 
     def _list(self, sample: int, place: VideoPlace, video: bytes) -> pyav.PacketList | None:
         packets = pyav.read_packets(video)

@@ -13,6 +13,7 @@ import sys
 import traceback
 
 from stmeta._errors import DataError
+from stmeta.data.decode import yuv
 from stmeta.data.decode.sample import SampleDecoder
 from stmeta.data.storage import StorageError
 from stmeta.data.times import Times
@@ -34,18 +35,30 @@ def main(memory: int) -> None:
     while True:
         try:
             decoder = decoder or SampleDecoder(pickle.load(sys.stdin.buffer))
-            sample, place, indices = pickle.load(sys.stdin.buffer)
+            sample, place, indices, planes = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
         times = Times()
         try:
-            video, pts_seconds = decoder.decode(sample, place, indices, times)
-            if video.nbytes > len(shared):
+            if planes:
+                found = decoder.decode_yuv(sample, place, indices, times, yuv.packable)
+            else:
+                found = decoder.decode(sample, place, indices, times)
+            video, pts_seconds = found
+            if isinstance(video, yuv.YuvVideo):
+                name, (parts, layout) = "planes", yuv.pack(video)
+            else:
+                name, parts, layout = "frames", [video.data.cast("B")], video.shape
+            nbytes = sum(part.nbytes for part in parts)
+            if nbytes > len(shared):
                 shared.close()
-                os.ftruncate(memory, video.nbytes)
+                os.ftruncate(memory, nbytes)
                 shared = mmap.mmap(memory, 0)
-            shared[: video.nbytes] = video.data.cast("B")
-            reply = ("frames", times.sums(), video.shape, pts_seconds)
+            begin = 0
+            for part in parts:
+                shared[begin : begin + part.nbytes] = part
+                begin += part.nbytes
+            reply = (name, times.sums(), nbytes, layout, pts_seconds)
         except StorageError as error:
             reply = ("unreachable", times.sums(), str(error))
         except DataError as error:

@@ -1,0 +1,39 @@
+"""Random numbers and orders that are computed where they are needed, and stored nowhere."""
+
+from __future__ import annotations
+
+_MASK = (1 << 64) - 1
+
+
+def mix(*values: int) -> int:
+    """Hash integers to 64 well-mixed bits (the finaliser of SplitMix64, Steele et al. 2014)."""
+    state = 0
+    for value in values:
+        state = (state ^ (value & _MASK)) + 0x9E3779B97F4A7C15 & _MASK
+        state = (state ^ state >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+        state = (state ^ state >> 27) * 0x94D049BB133111EB & _MASK
+        state ^= state >> 31
+    return state
+
+
+def uniform(seed: int, number: int) -> float:
+    """The `number`-th of a seed's random values in [0, 1)."""
+    return (mix(seed, number) >> 11) * 2.0**-53
+
+
+def shuffled(position: int, count: int, seed: int) -> int:
+    """Element `position` of a random permutation of 0 ... count - 1, computed without a table.
+
+    A Feistel network on a grid of about √count × √count cells (Black and Rogaway 2002); positions
+    that leave the range are sent through again, which happens less than √count times in count.
+    """
+    rows = max(1, round(count**0.5))
+    columns = -(-count // rows)
+    while True:
+        high, low = divmod(position, columns)
+        for turn in range(4):
+            high = (high + mix(seed ^ 2 * turn, low)) % rows
+            low = (low + mix(seed ^ 2 * turn + 1, high)) % columns
+        position = high * columns + low
+        if position < count:
+            return position

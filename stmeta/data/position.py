@@ -1,0 +1,49 @@
+"""Where a loader stopped, for one that goes on there with another number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+
+def find(state: Mapping[str, int], mine: Mapping[str, int], length: int) -> tuple[int, int]:
+    """Epoch and position of a loader's next batch, from a state.
+
+    Args:
+        state: `epoch`, `position` and the other loader's identity.
+        mine: samples, seed, repeats, step (clips of a batch over all ranks) of this loader, and
+            labelled, how many of them have a label, where that is fixed.
+        length: batches of an epoch of this loader.
+
+    Raises:
+        ValueError: the state is of other data or another seed, or lies inside a batch.
+    """
+    for name, usual in {"samples": mine["samples"], "seed": mine["seed"], "repeats": 1}.items():
+        if state.get(name, usual) != mine[name]:
+            raise ValueError(
+                f"ClipLoader: the state is from {name} = {state.get(name, usual)}, this loader "
+                f"has {mine[name]}; use the same data, seed and repeats, or start without the "
+                "state"
+            )
+    step = state.get("step", mine["step"])
+    # As shares, so that more or fewer ranks compare; -1 where none is set.
+    theirs, own = state.get("labelled", -step), mine.get("labelled", -mine["step"])
+    if theirs * mine["step"] != own * step:
+        raise ValueError(
+            f"ClipLoader: the state is from batches (over all ranks) with {_mixed(state)}, this "
+            f"loader makes them with {_mixed(mine)}; use the same labelled_share, and a batch_size "
+            "of which it is a whole number of clips"
+        )
+    position, rest = divmod(state["position"] * step, mine["step"])
+    if rest or position > length:
+        raise ValueError(
+            f"ClipLoader: position {state['position']} of batches of {step} clips "
+            f"(over all ranks) is not between batches of {mine['step']}; "
+            "keep batch_size × world_size"
+        )
+    return (state["epoch"] + 1, 0) if position == length else (state["epoch"], position)
+
+
+def _mixed(state: Mapping[str, int]) -> str:
+    if "labelled" not in state:
+        return "labels as they come"
+    return f"{state['labelled']} of {state['step']} clips labelled"
