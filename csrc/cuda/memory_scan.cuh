@@ -56,26 +56,6 @@ __device__ inline void begin(const Forward& p, int64_t b, const Shared& m) {
   __syncthreads();
 }
 
-// The LSTM. Call after a barrier; ends with one.
-__device__ inline void control(const Forward& p, int64_t at, const Shared& m) {
-  const int hidden = p.hidden;
-  const float* given = p.gates + at * 4 * hidden;
-  multiply(p.by_recurrent, 4 * hidden, m.seen, [&](int n) { return given[n]; }, m.scratch, m.gates);
-  float* opened = p.opened + at * 4 * hidden;
-  for (int n = threadIdx.x; n < hidden; n += blockDim.x) {
-    const float in = sigmoid(m.gates[n]), forget = sigmoid(m.gates[hidden + n]);
-    const float value = tanhf(m.gates[2 * hidden + n]), out = sigmoid(m.gates[3 * hidden + n]);
-    const float cell = forget * m.cell[n] + in * value, h = out * tanhf(cell);
-    opened[n] = in;
-    opened[hidden + n] = forget;
-    opened[2 * hidden + n] = value;
-    opened[3 * hidden + n] = out;
-    p.cells[at * hidden + n] = m.cell[n] = cell;
-    p.y[at * (hidden + p.vectors()) + n] = m.seen[n] = h;
-  }
-  __syncthreads();
-}
-
 // Number i of [R, P], shaped, to where it is used.
 __device__ inline void shape_head(const Forward& p, int64_t at, int i, const Shared& m) {
   const int width = p.s.width, r = i / p.per_head, j = i - r * p.per_head;

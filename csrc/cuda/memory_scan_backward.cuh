@@ -203,32 +203,6 @@ __device__ inline void recall(const Backward& p, const Episode& e, int t, int be
   copy(m.d_heads, p.numbers(), p.d_heads + at * p.numbers());
 }
 
-// The LSTM. Call after a barrier; ends with one.
-__device__ inline void uncontrol(const Backward& p, int64_t b, int t, const BackwardShared& m) {
-  const int hidden = p.hidden;
-  const int64_t at = b * p.steps + t;
-  const float* grad = p.grad_y + at * (hidden + p.vectors());
-  const auto given = [&](int n) { return grad[n] + m.d_seen[n]; };
-  multiply(p.by_interface, hidden, m.d_heads, given, m.scratch, m.d_h);
-  const float* opened = p.opened + at * 4 * hidden;
-  const float* before = t == 0 ? p.c + b * hidden : p.cells + (at - 1) * hidden;
-  for (int n = threadIdx.x; n < hidden; n += blockDim.x) {
-    const float in = opened[n], forget = opened[hidden + n];
-    const float value = opened[2 * hidden + n], out = opened[3 * hidden + n];
-    const float shown = tanhf(p.cells[at * hidden + n]), d = m.d_h[n];
-    const float cell = m.d_cell[n] + d * out * (1.0f - shown * shown);
-    m.d_gates[n] = cell * value * in * (1.0f - in);
-    m.d_gates[hidden + n] = cell * before[n] * forget * (1.0f - forget);
-    m.d_gates[2 * hidden + n] = cell * in * (1.0f - value * value);
-    m.d_gates[3 * hidden + n] = d * shown * out * (1.0f - out);
-    m.d_cell[n] = cell * forget;
-  }
-  __syncthreads();
-  copy(m.d_gates, 4 * hidden, p.d_gates + at * 4 * hidden);
-  const auto none = [](int) { return 0.0f; };
-  multiply(p.by_recurrent, p.fed, m.d_gates, none, m.scratch, m.d_seen);
-}
-
 // ---- the kernel ----
 
 __device__ inline void start(const Backward& p, int64_t b, const BackwardShared& m) {

@@ -21,6 +21,16 @@ struct Heads {
   bool read_first;
 };
 
+// What the heads of a tile write and read by, in shared memory.
+struct Access {
+  Heads heads;
+  const float *weights, *erase, *add;  // [rows, slots], [W, pitch] x2
+
+  __device__ erase_add::Writes writes(const Shape& s) const {
+    return {weights + s.heads - heads.writes, erase, add, heads.writes};
+  }
+};
+
 template <typename T>
 struct Forward {
   Strided<T> memory;     // [B, N, M]
@@ -78,27 +88,32 @@ __device__ inline void address(const Shape& s, const Place& at, const Forward<T>
   store_heads(s, at, weights, p.weight);
 }
 
+// Writes and reads a staged tile; read: [R, pitch]. Barriers inside, of which one is behind `read`;
+// call after one.
+template <typename T>
+__device__ inline void access_rows(const Shape& s, int rows, const Access& a, T* tile,
+                                   float* scratch, float* read) {
+  const Rows<T> source{tile, s.pitch};
+  const auto sum = [&] { column_sums(s, rows, source, a.weights, a.heads.reads, scratch, read); };
+  if (a.heads.read_first) sum();
+  erase_add::write<true, true>(s, rows, a.writes(s), tile);
+  if (!a.heads.read_first) sum();
+}
+
 // Writes and reads a staged tile with the weights of its rows. Call after a barrier.
 template <typename T>
 __device__ inline void write_and_read(const Shape& s, const Place& at, const Forward<T>& p,
                                       const Finish<T>& f, const Shared<T>& shared,
                                       float* partials) {
   const int reads = p.heads.reads, writes = p.heads.writes;
-  const Rows<T> rows{shared.tile, s.pitch};
   load_vectors(s, at.batch, p.erase, writes, shared.erase);
   load_vectors(s, at.batch, p.add, writes, shared.add);
   for (int i = threadIdx.x; i < kScalars * s.slots; i += blockDim.x) {
     shared.sums[reads * s.pitch + i] = 0.0f;
   }
   __syncthreads();
-  const auto read = [&] {
-    column_sums(s, at.rows, rows, shared.weights, reads, shared.scratch, shared.sums);
-  };
-  if (p.heads.read_first) read();
-  const erase_add::Writes heads{shared.weights + s.heads - writes, shared.erase, shared.add,
-                                writes};
-  erase_add::write<true, true>(s, at.rows, heads, shared.tile);
-  if (!p.heads.read_first) read();
+  const Access a{p.heads, shared.weights, shared.erase, shared.add};
+  access_rows(s, at.rows, a, shared.tile, shared.scratch, shared.sums);
   __syncthreads();
   unstage(s, at, shared.tile, p.out);
   conclude(s, at, f, shared.sums, partials);

@@ -69,42 +69,66 @@ __device__ inline void begin(const Shape& s, const Place& at, const Backward<T>&
   __syncthreads();
 }
 
-template <typename T>
-__device__ inline erase_add::Writes writes_of(const Shape& s, const Backward<T>& p,
-                                              const BackwardShared<T>& shared) {
-  const int writes = p.heads.writes;
-  return {shared.weights + s.heads - writes, shared.erase, shared.add, writes};
-}
+// The gradients of an access, in shared memory.
+struct AccessGrads {
+  const float* read;             // [R, pitch]
+  float *weights, *tile;         // [rows, slots], added to; [rows, pitch]
+  float *erase, *add, *scratch;  // [W, pitch] x2, results; see column_scratch
+};
 
 // Adds the read's part to a staged gradient of the memory that was read.
-template <typename T>
-__device__ inline void add_read(const Shape& s, const Place& at, const Backward<T>& p,
-                                const BackwardShared<T>& shared) {
-  add_outer(s, at.rows, shared.weights, shared.grad_read, p.heads.reads, true, shared.grad_tile);
+__device__ inline void add_read(const Shape& s, int rows, const Access& a, const AccessGrads& g) {
+  add_outer(s, rows, a.weights, g.read, a.heads.reads, true, g.tile);
 }
 
-// The gradient of the weights, and of erase and add. Afterwards the staged gradient is that of the
-// memory after the write. Barriers inside; call after one.
+// The gradient of the weights, and of erase and add; tile: the memory before the write. Afterwards
+// the staged gradient is that of the memory after the write. Barriers inside; call after one.
+template <typename T>
+__device__ inline void unaccess(const Shape& s, int rows, const Access& a, const T* tile,
+                                const AccessGrads& g) {
+  const erase_add::Writes writes = a.writes(s);
+  if (a.heads.read_first) {
+    row_dots(s, rows, Rows<T>{tile, s.pitch}, g.read, a.heads.reads, true, g.weights, nullptr);
+  } else {
+    const erase_add::Written<T> written{tile, s.pitch, s.slots, writes};
+    row_dots(s, rows, written, g.read, a.heads.reads, true, g.weights, nullptr);
+    add_read(s, rows, a, g);
+  }
+  const erase_add::WriteGrads grads{g.weights + s.heads - writes.heads, g.erase, g.add};
+  erase_add::write_backward(s, rows, writes, tile, g.tile, grads, g.scratch);
+  __syncthreads();
+}
+
+// From the staged gradient of the memory after the write to that of the memory before it. No
+// barriers; call after one.
+__device__ inline void pass_write(const Shape& s, int rows, const Access& a, const AccessGrads& g) {
+  erase_add::write<true, false>(s, rows, a.writes(s), g.tile);
+  if (a.heads.read_first) add_read(s, rows, a, g);
+}
+
+template <typename T>
+__device__ inline Access access_of(const Backward<T>& p, const BackwardShared<T>& shared) {
+  return {p.heads, shared.weights, shared.erase, shared.add};
+}
+
+template <typename T>
+__device__ inline AccessGrads grads_of(const Shape& s, const Backward<T>& p,
+                                       const BackwardShared<T>& shared) {
+  return {shared.grad_read,
+          shared.grad,
+          shared.grad_tile,
+          shared.sums,
+          shared.sums + p.heads.writes * s.pitch,
+          shared.scratch};
+}
+
+// See `unaccess`.
 template <typename T>
 __device__ inline void unwrite(const Shape& s, const Place& at, const Backward<T>& p,
                                const BackwardShared<T>& shared) {
-  const int writes = p.heads.writes, reads = p.heads.reads;
-  const erase_add::Writes heads = writes_of(s, p, shared);
   load_heads(s, at, p.grad_weight, shared.grad);
   __syncthreads();
-  if (p.heads.read_first) {
-    const Rows<T> rows{shared.tile, s.pitch};
-    row_dots(s, at.rows, rows, shared.grad_read, reads, true, shared.grad, nullptr);
-  } else {
-    const erase_add::Written<T> rows{shared.tile, s.pitch, s.slots, heads};
-    row_dots(s, at.rows, rows, shared.grad_read, reads, true, shared.grad, nullptr);
-    add_read(s, at, p, shared);
-  }
-  const erase_add::WriteGrads grads{shared.grad + s.heads - writes, shared.sums,
-                                    shared.sums + writes * s.pitch};
-  erase_add::write_backward(s, at.rows, heads, shared.tile, shared.grad_tile, grads,
-                            shared.scratch);
-  __syncthreads();
+  unaccess(s, at.rows, access_of(p, shared), shared.tile, grads_of(s, p, shared));
 }
 
 // From the gradient of an element's weights to that of its scores, in place. Barriers inside; needs
@@ -122,8 +146,7 @@ __device__ inline void unaddress(const Shape& s, const Place& at, const Backward
 template <typename T>
 __device__ inline void unscore(const Shape& s, const Place& at, const Backward<T>& p,
                                const BackwardShared<T>& shared) {
-  erase_add::write<true, false>(s, at.rows, writes_of(s, p, shared), shared.grad_tile);
-  if (p.heads.read_first) add_read(s, at, p, shared);
+  pass_write(s, at.rows, access_of(p, shared), grads_of(s, p, shared));
   content_addressing::load_keys(s, at.batch, p.key, p.eps, shared.keys);  // and a barrier
   float* grad_keys = shared.sums + 2 * p.heads.writes * s.pitch;
   float* strengths = grad_keys + s.heads * s.pitch;
@@ -197,7 +220,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Place at = tile_of(s);
   begin(s, at, p, shared);
   copy(weights_at(s, at, grads), at.rows * s.slots, shared.grad);
-  if (!p.heads.read_first) add_read(s, at, p, shared);
+  if (!p.heads.read_first) add_read(s, at.rows, access_of(p, shared), grads_of(s, p, shared));
   __syncthreads();
   unscore(s, at, p, shared);
   const int first = 2 * p.heads.writes * s.pitch;

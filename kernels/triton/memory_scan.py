@@ -1,11 +1,6 @@
 """Triton implementation of stmeta::memory_scan. Reference: stmeta/ops/memory_scan.py.
 
-A program takes one episode and keeps its memory in registers, from the first step to the last.
-What else a step leaves for the next passes through what the op gives and keeps anyway (outputs of
-the controller, cells, weights), in global memory with a barrier; so do a step's keys and numbers.
-
-Letters, besides those of _memory.py: T steps, R heads, K = H + R * M or H (H: hidden here), P
-numbers of a head.
+A program takes one episode; see _scan.py. Letters: as there, but P numbers of one head.
 """
 
 from __future__ import annotations
@@ -24,55 +19,24 @@ from ._memory import (
     store_heads,
     store_tile,
 )
-from ._memory_scan import constants_of, dense, every_of, known_divisor, spread, steps_of, tanh
+from ._memory_scan import constants_of, spread
+from ._scan import (
+    ask,
+    dense,
+    every_of,
+    known_divisor,
+    leave,
+    open_gates,
+    sigmoid,
+    softplus,
+    steps_of,
+)
 from .content_addressing import score, softmax
 from .lrua_step import find_least, store_usage, write_rows
 from .memory_read import read
 from .memory_scan_backward import memory_scan_backward
 
 __all__ = ["memory_scan", "memory_scan_backward"]
-
-
-@triton.jit
-def _sigmoid(x):
-    return tl.div_rn(1.0, 1.0 + tl.exp(-x))
-
-
-# Reads 4 * H * K weights.
-@triton.jit
-def _open(
-    gates_ptr, recurrent_ptr, seen_ptr, before_ptr,  # in:  [4H], [4H, K], [K], [H]
-    opened_ptr, cell_ptr, h_ptr,  # out: [4H], [H], [H]
-    hidden, fed,
-    BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """The LSTM, BLOCK_C units at a time."""
-    turn = hidden * fed
-    for first in range(0, hidden, BLOCK_C):
-        n = first + tl.arange(0, BLOCK_C)
-        live = n < hidden
-        i = tl.zeros([BLOCK_C, BLOCK_K], tl.float32)
-        f, g, o = i, i, i
-        for start in range(0, fed, BLOCK_K):
-            k = start + tl.arange(0, BLOCK_K)
-            x = tl.load(seen_ptr + k, mask=k < fed, other=0.0)[None, :]
-            place = recurrent_ptr + n[:, None] * fed + k[None, :]
-            both = live[:, None] & (k < fed)[None, :]
-            i += tl.load(place, mask=both, other=0.0) * x
-            f += tl.load(place + turn, mask=both, other=0.0) * x
-            g += tl.load(place + 2 * turn, mask=both, other=0.0) * x
-            o += tl.load(place + 3 * turn, mask=both, other=0.0) * x
-        i = _sigmoid(tl.load(gates_ptr + n, mask=live, other=0.0) + tl.sum(i, 1))
-        f = _sigmoid(tl.load(gates_ptr + hidden + n, mask=live, other=0.0) + tl.sum(f, 1))
-        g = tanh(tl.load(gates_ptr + 2 * hidden + n, mask=live, other=0.0) + tl.sum(g, 1))
-        o = _sigmoid(tl.load(gates_ptr + 3 * hidden + n, mask=live, other=0.0) + tl.sum(o, 1))
-        cell = f * tl.load(before_ptr + n, mask=live, other=0.0) + i * g
-        tl.store(opened_ptr + n, i, mask=live)
-        tl.store(opened_ptr + hidden + n, f, mask=live)
-        tl.store(opened_ptr + 2 * hidden + n, g, mask=live)
-        tl.store(opened_ptr + 3 * hidden + n, o, mask=live)
-        tl.store(cell_ptr + n, cell, mask=live)
-        tl.store(h_ptr + n, o * tanh(cell), mask=live)
 
 
 @triton.jit
@@ -89,10 +53,9 @@ def _shape(
         x += tl.load(add_ptr + r * width + j - width, mask=of_add, other=0.0)
     strength = x * 0.0 + 1.0
     if STRENGTH:
-        soft = tl.maximum(x, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(x)))
-        strength = 1.0 + 10.0 * soft
+        strength = 1.0 + 10.0 * softplus(x)
     x = tl.where(j == PER_HEAD - 2, strength, x)
-    return tl.where(j == PER_HEAD - 1, _sigmoid(x), x)
+    return tl.where(j == PER_HEAD - 1, sigmoid(x), x)
 
 
 # Reads R * P * H weights.
@@ -108,13 +71,7 @@ def _command(
     for first in range(0, R * PER_HEAD, BLOCK_C):
         i = first + tl.arange(0, BLOCK_C)
         live = i < R * PER_HEAD
-        sums = tl.zeros([BLOCK_C, BLOCK_K], tl.float32)
-        for start in range(0, hidden, BLOCK_K):
-            k = start + tl.arange(0, BLOCK_K)
-            x = tl.load(h_ptr + k, mask=k < hidden, other=0.0)[None, :]
-            place = interface_ptr + i[:, None] * hidden + k[None, :]
-            sums += tl.load(place, mask=live[:, None] & (k < hidden)[None, :], other=0.0) * x
-        x = tl.load(bias_ptr + i, mask=live, other=0.0) + tl.sum(sums, 1)
+        x = ask(interface_ptr, bias_ptr, h_ptr, i, live, hidden, BLOCK_C, BLOCK_K)
         x = _shape(x, i, live, key_ptr, add_ptr, width, STRENGTH, WRITE_KEY, PER_HEAD)
         tl.store(heads_ptr + i, x, mask=live)
         spread(
@@ -190,7 +147,7 @@ def _forward_kernel(
             )  # fmt: skip
         h, cell, weight = y_ptr + at * shown, cells_ptr + at * hidden, weights_ptr + at * R * rows
         least = rows_ptr + at * R
-        _open(
+        open_gates(
             gates_ptr + at * 4 * hidden, recurrent_ptr, seen, before,
             opened_ptr + at * 4 * hidden, cell, h, hidden, fed, BLOCK_C, BLOCK_K,
         )  # fmt: skip
@@ -231,11 +188,10 @@ def _forward_kernel(
     )  # fmt: skip
     usage = load_column(usages + length % 2 * BLOCK_N, 0, 0, rows, BLOCK_N)
     store_column(usage_out_ptr + batch * rows, usage, 0, 0, rows, BLOCK_N)
-    found = load_heads(previous, rows, R, BLOCK_H, BLOCK_N)
-    store_heads(weight_out_ptr + batch * weights_size, found, rows, R, BLOCK_H, BLOCK_N)
-    for first in range(0, hidden, BLOCK_C):
-        last = load_column(before, 0, first, hidden, BLOCK_C)
-        store_column(c_out_ptr + batch * hidden, last, 0, first, hidden, BLOCK_C)
+    leave(
+        previous, before, weight_out_ptr + batch * weights_size, c_out_ptr + batch * hidden,
+        hidden, rows, R, BLOCK_H, BLOCK_N, BLOCK_C,
+    )  # fmt: skip
     if lengths_ptr is not None:
         _rest(
             cells_ptr, weights_ptr, before, previous, batch, length, steps, hidden, rows,
@@ -269,7 +225,7 @@ def memory_scan(
     heads, hidden, numbers = previous.shape[1], c.shape[1], bias.shape[0]
     every = every_of(steps)
     options = (decay, read_first, shared, strength, write_key, eps)
-    constants = constants_of(memory, recurrent, previous, c, numbers, options)
+    constants = constants_of(memory, recurrent, interface, previous, c, options)
     new = gates.new_empty if lengths is None else gates.new_zeros  # zeros behind an episode's end
     out = (
         new(batch, steps, hidden + heads * width),

@@ -25,21 +25,22 @@ from ._memory import (
     store_tile,
     store_vector,
 )
-from ._memory_scan import (
-    constants_of,
+from ._memory_scan import constants_of, spread
+from ._scan import (
+    CHUNK,
+    before_step,
+    controller_back,
     copy_memory,
     dense,
     every_of,
+    grad_of_read,
     known_divisor,
-    product,
-    spread,
+    leave,
+    leave_seen,
     steps_of,
-    tanh,
 )
 from .content_addressing import score_backward, softmax_backward
 from .lrua_step import write_rows, write_rows_backward
-
-CHUNK = 16  # rows of the memory and of its gradient in registers at a time
 
 
 @triton.jit
@@ -55,18 +56,6 @@ def _recall(
         x = tl.load(heads_ptr + i, mask=live, other=0.0)
         spread(x, i, live, add_ptr, keys, adds, strengths, gates, width, WRITE_KEY, PER_HEAD)
     tl.debug_barrier()
-
-
-@triton.jit
-def _grad_read(
-    grad_ptr, d_seen_ptr, out_ptr, vectors, FED: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """Gradient of what a step read: from its output, and from the controller a step later."""
-    for first in range(0, vectors, BLOCK):
-        x = load_column(grad_ptr, 0, first, vectors, BLOCK)
-        if FED:
-            x += load_column(d_seen_ptr, 0, first, vectors, BLOCK)
-        store_column(out_ptr, x, 0, first, vectors, BLOCK)
 
 
 @triton.jit
@@ -100,36 +89,6 @@ def _grad_heads(
         tl.store(d_heads_ptr + i, d, mask=live)
 
 
-# Reads R * P * H weights.
-@triton.jit
-def _close(
-    grad_ptr, d_seen_ptr, d_heads_ptr, interface_ptr,  # in:  [H] x2, [R * P], [R * P, H]
-    opened_ptr, cell_ptr, before_ptr, d_cell_ptr,  # in:  [4H], [H] x3
-    d_gates_ptr, d_before_ptr,  # out: [4H], [H]
-    hidden,
-    NUMBERS: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """The LSTM, a step back."""
-    for first in range(0, hidden, BLOCK_K):
-        n = first + tl.arange(0, BLOCK_K)
-        live = n < hidden
-        d = product(d_heads_ptr, interface_ptr, NUMBERS, n, hidden, BLOCK_I, BLOCK_K)
-        d += tl.load(grad_ptr + n, mask=live, other=0.0)
-        d += tl.load(d_seen_ptr + n, mask=live, other=0.0)
-        i = tl.load(opened_ptr + n, mask=live, other=0.0)
-        f = tl.load(opened_ptr + hidden + n, mask=live, other=0.0)
-        g = tl.load(opened_ptr + 2 * hidden + n, mask=live, other=0.0)
-        o = tl.load(opened_ptr + 3 * hidden + n, mask=live, other=0.0)
-        shown = tanh(tl.load(cell_ptr + n, mask=live, other=0.0))
-        d_cell = tl.load(d_cell_ptr + n, mask=live, other=0.0) + d * o * (1.0 - shown * shown)
-        before = tl.load(before_ptr + n, mask=live, other=0.0)
-        tl.store(d_gates_ptr + n, d_cell * g * i * (1.0 - i), mask=live)
-        tl.store(d_gates_ptr + hidden + n, d_cell * before * f * (1.0 - f), mask=live)
-        tl.store(d_gates_ptr + 2 * hidden + n, d_cell * i * (1.0 - g * g), mask=live)
-        tl.store(d_gates_ptr + 3 * hidden + n, d * shown * o * (1.0 - o), mask=live)
-        tl.store(d_before_ptr + n, d_cell * f, mask=live)
-
-
 @triton.jit
 def _finish(
     parts, keys, d_keys, d_written, d_strengths, d_gates, width, eps,  # parts: see the kernel
@@ -153,15 +112,6 @@ def _finish(
         tl.store(d_strengths + r, of_strength)
         tl.store(d_gates + r, of_gate)
     tl.debug_barrier()
-
-
-@triton.jit
-def _before(first_ptr, all_ptr, batch, steps, t, size):
-    """What there was before step t: of [B, size] at step 0, else of the step before it."""
-    place = all_ptr + (batch * steps + t - 1) * size
-    if t == 0:
-        place = first_ptr + batch * size
-    return place
 
 
 # At each step: 4 * H * K + R * P * H weights from L2, and a memory twice.
@@ -198,7 +148,10 @@ def _backward_kernel(
     past = past_ptr + batch * (every + 1) * size
     length = steps_of(lengths_ptr, batch, steps)
     d_memory = d_memory_ptr + batch * size  # the gradient as it stands
-    copy_memory(grad_memory_ptr + batch * size, d_memory, rows, width, CHUNKS, CHUNK, BLOCK_M)
+    copy_memory(
+        grad_memory_ptr + batch * size, d_memory, length // (steps + 1), rows, width,
+        CHUNKS, CHUNK, BLOCK_M,
+    )  # fmt: skip
     tl.debug_barrier()
     d_weight, d_cell = grad_weight_ptr + batch * weights_size, grad_c_ptr + batch * hidden
     segments = tl.cdiv(length, every)
@@ -206,7 +159,7 @@ def _backward_kernel(
         begin = (segments - 1 - segment) * every
         end = tl.minimum(begin + every, length)
         mark = marks_ptr + (batch * tl.cdiv(steps, every) + begin // every) * size
-        copy_memory(mark, past, rows, width, CHUNKS, CHUNK, BLOCK_M)
+        copy_memory(mark, past, segment // steps, rows, width, CHUNKS, CHUNK, BLOCK_M)
         for t in tl.range(begin, end, disable_licm=True):
             at = batch * steps + t
             zero = t // steps  # as in the forward
@@ -218,7 +171,7 @@ def _backward_kernel(
                 add_ptr + at * vectors if add_ptr is not None else None,
                 keys, adds, strengths, gates, width, R, PER_HEAD, WRITE_KEY, BLOCK_K,
             )  # fmt: skip
-            previous = _before(previous_ptr, weights_ptr, batch, steps, t, weights_size)
+            previous = before_step(previous_ptr, weights_ptr, batch, steps, t, weights_size)
             before = past + (t - begin).to(tl.int64) * size
             for chunk in tl.range(CHUNKS, disable_licm=True):
                 first = zero + chunk * CHUNK
@@ -244,9 +197,9 @@ def _backward_kernel(
             grad_y = grad_y_ptr + at * shown
             d_gates, d_heads = d_gates_ptr + at * 4 * hidden, d_heads_ptr + at * NUMBERS
             d_written = d_written_ptr + at * vectors
-            previous = _before(previous_ptr, weights_ptr, batch, steps, t, weights_size)
+            previous = before_step(previous_ptr, weights_ptr, batch, steps, t, weights_size)
             d_previous, d_before = d_weights + t % 2 * WEIGHTS, d_cells + t % 2 * hidden
-            _grad_read(grad_y + hidden, d_seen + hidden, grad_read, vectors, FED, BLOCK_K)
+            grad_of_read(grad_y + hidden, d_seen + hidden, grad_read, vectors, FED, BLOCK_K)
             _recall(
                 heads_ptr + at * NUMBERS,
                 add_ptr + at * vectors if add_ptr is not None else None,
@@ -306,30 +259,20 @@ def _backward_kernel(
                 d_keys, d_written, d_strengths, d_head_gates, strengths, gates, d_heads, width,
                 R, PER_HEAD, STRENGTH, WRITE_KEY, BLOCK_K,
             )  # fmt: skip
-            tl.debug_barrier()
-            _close(
-                grad_y, d_seen, d_heads, interface_ptr, opened_ptr + at * 4 * hidden,
-                cells_ptr + at * hidden, _before(c_ptr, cells_ptr, batch, steps, t, hidden),
-                d_cell, d_gates, d_before, hidden, NUMBERS, BLOCK_C, BLOCK_K,
+            controller_back(
+                grad_y, d_heads, interface_ptr, recurrent_ptr, opened_ptr + at * 4 * hidden,
+                cells_ptr + at * hidden, before_step(c_ptr, cells_ptr, batch, steps, t, hidden),
+                d_cell, d_seen, d_gates, d_before, hidden, fed, NUMBERS, BLOCK_C, BLOCK_K,
             )  # fmt: skip
-            tl.debug_barrier()
-            for first in range(0, fed, BLOCK_K):
-                n = first + tl.arange(0, BLOCK_K)
-                back = product(d_gates, recurrent_ptr, 4 * hidden, n, fed, BLOCK_C, BLOCK_K)
-                tl.store(d_seen + n, back, mask=n < fed)
-            tl.debug_barrier()
             d_weight, d_cell = d_previous, d_before
     d_seen = scratch_ptr + (batch + 1) * scratch_size - CHUNKS * PART - shown
-    found = load_heads(d_weight, rows, R, BLOCK_H, BLOCK_N)
-    store_heads(d_previous_ptr + batch * weights_size, found, rows, R, BLOCK_H, BLOCK_N)
-    for first in range(0, hidden, BLOCK_K):
-        of_c = load_column(d_cell, 0, first, hidden, BLOCK_K)
-        store_column(d_c_ptr + batch * hidden, of_c, 0, first, hidden, BLOCK_K)
-        of_h = load_column(d_seen, 0, first, hidden, BLOCK_K)
-        store_column(d_h_ptr + batch * hidden, of_h, 0, first, hidden, BLOCK_K)
-    for first in range(0, vectors, BLOCK_K):
-        of_reads = load_column(d_seen + hidden, 0, first, vectors, BLOCK_K)
-        store_column(d_reads_ptr + batch * vectors, of_reads, 0, first, vectors, BLOCK_K)
+    leave(
+        d_weight, d_cell, d_previous_ptr + batch * weights_size, d_c_ptr + batch * hidden,
+        hidden, rows, R, BLOCK_H, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
+    leave_seen(
+        d_seen, d_h_ptr + batch * hidden, d_reads_ptr + batch * vectors, hidden, vectors, BLOCK_K
+    )  # fmt: skip
 
 
 def memory_scan_backward(
@@ -362,7 +305,7 @@ def memory_scan_backward(
     number = previous.shape[1]
     every = every_of(steps)
     options = (decay, read_first, shared, strength, write_key, eps)
-    constants = constants_of(memory, recurrent, previous, c, heads.shape[2], options)
+    constants = constants_of(memory, recurrent, interface, previous, c, options)
     new = memory.new_empty if lengths is None else memory.new_zeros  # zeros behind an episode's end
     out = (
         *(new(batch, steps, 4 * hidden), new(batch, steps, heads.shape[2])),

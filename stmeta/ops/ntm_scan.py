@@ -1,8 +1,10 @@
 """A whole sequence in one call: T steps of an LSTM controller with an NTM memory.
 
-Implementation: csrc/cpu/ntm_scan.cpp. The memory and the state stay in a thread's cache from the
-first step to the last; the backward repeats what was erased and added, from a copy of the memory
-every sqrt(T) steps, instead of keeping T memories.
+Implementations: csrc/cpu/ntm_scan.cpp, csrc/cuda/ntm_scan.cu, kernels/triton/ntm_scan.py.
+
+The memory and the state stay on chip from the first step to the last (in a thread's cache, in a
+block's shared memory, in a program's registers); the backward repeats what was erased and added,
+from a copy of the memory every sqrt(T) steps, instead of keeping T memories.
 """
 
 from __future__ import annotations
@@ -91,7 +93,7 @@ def ntm_scan(
         tanh_key: bound the keys by tanh.
         tanh_add: bound what is added by tanh.
         eps: added to the norms of the cosine.
-        backend: "auto", "eager" or "cpu".
+        backend: "auto", "eager", "cpu", "triton" or "cuda".
 
     Raises:
         ValueError: shapes, dtypes or devices disagree, S is even or above N, R or W is below 1, or

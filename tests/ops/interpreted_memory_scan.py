@@ -8,8 +8,11 @@ import pytest
 from torch import Tensor
 
 from stmeta.ops import memory_scan
+from tests.ops._interpreter import prepared_once
 from tests.ops.test_memory_scan import OPTIONS
 from tests.ops.test_memory_scan_cuda import compare
+
+__all__ = ["prepared_once"]  # a fixture of all tests here
 
 SIZES = {  # B, T, H, R, N, M
     "one": (1, 1, 1, 1, 1, 1),

@@ -31,24 +31,24 @@ def test_interpreter():
         (90, "usual", "usual"),
         (90, "largest", "paper"),
         (90, "one", "blind"),
+        (90, "usual", "all"),
         *(
             pytest.param(target, sizes, options, marks=pytest.mark.slow)
-            for target in (80, 90, 100)
-            for sizes in ("usual", "largest")
-            for options in OPTIONS
+            for target in (80, 100)
+            for sizes, options in (("usual", "all"), ("largest", "paper"))
         ),
     ],
 )
 def test_does_not_spill(target, sizes, options):
     kernels = compile_launches(lambda: launch(SIZES[sizes], *OPTIONS[options]), target)
     assert [kernel.name for kernel in kernels] == ["_forward_kernel", "_backward_kernel"]
-    # The largest memory with the paper's options on sm_80 lacks 14 registers of 255.
-    allowed = 64 if (target, sizes, options) == (80, "largest", "paper") else 0
-    assert [kernel for kernel in kernels if kernel.stack > allowed] == []
+    assert [kernel for kernel in kernels if kernel.stack] == []
 
 
 def test_too_large():
-    with pytest.raises(ValueError, match=r"N \* M.* at most 8192.*got R = 4, \[N, M\] = \[256, 40"):
+    with pytest.raises(
+        ValueError, match=r"N \* M.* at most 8192.*got 4 heads, \[N, M\] = \[256, 40"
+    ):
         launch((1, 2, 8, 4, 256, 40), *OPTIONS["usual"])
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from stmeta._errors import BackendUnavailableError
+from stmeta._extension import extension
 from stmeta.ops import availability, ntm_scan, ntm_scan_ref
-from stmeta.ops._register import extension
 from stmeta.ops.content_addressing import EPS
 
 OPTIONS = {
