@@ -76,6 +76,7 @@ STMETA_FN inline void lrua_forward(const MemorySizes& s, const LruaOptions& o, c
 }
 
 // weight [R][padded] and least [R] of the forward; gradients of what it gave; weight's is used up.
+// `found`: what the forward's `compare` gave, where that is still known.
 struct LruaGrads {
   const float* weight;
   const int64_t* least;
@@ -86,7 +87,8 @@ struct LruaGrads {
 };
 
 STMETA_FN inline void lrua_backward(const MemorySizes& s, const LruaOptions& o, const LruaInputs& e,
-                                    const LruaGrads& g, Scratch scratch) {
+                                    const LruaGrads& g, Scratch scratch,
+                                    const Content* found = nullptr) {
   const int64_t wide = s.wide, padded = s.padded;
   float* write = scratch.take(s.heads * padded);
   float* keep = scratch.take(padded);
@@ -109,7 +111,7 @@ STMETA_FN inline void lrua_backward(const MemorySizes& s, const LruaOptions& o, 
     access_backward(reading, {g.weight, nullptr, nullptr, nullptr, nullptr, true}, source,
                     {g.of_memory, g.memory, g.of_read, g.of_weight, nullptr, nullptr, nullptr});
   }
-  const Content c = compare(s, source, e.key, o.eps, scratch);
+  const Content c = found != nullptr ? *found : compare(s, source, e.key, o.eps, scratch);
   content_backward(s, c, source, e.key, e.strength, g.weight, o.eps, g.of_weight, g.memory, g.key,
                    g.strength, scratch);
   if (!o.read_first) {

@@ -89,7 +89,7 @@ Seven ntm_scan_backward(Tensor grad_y, Tensor grad_memory, Tensor grad_weights, 
   NtmScan p = make_scan(t, {marks.size(2), marks.size(3)}, read, steps, false,
                         {taps, read_first, tanh_key, tanh_add, eps});
   const MemorySizes& s = p.sizes;
-  p.grad_y = scan_data(grad_y, {s.batch, steps, p.hidden + read}, "ntm_scan: grad_y");
+  take_grad(p, grad_y, "ntm_scan: grad_y");
   p.grad_memory = scan_data(grad_memory, {s.batch, s.rows, s.width}, "ntm_scan: grad_memory");
   p.grad_weight = scan_data(grad_weights, {s.batch, s.heads, s.rows}, "ntm_scan: grad_weights");
   p.grad_c = scan_data(grad_c, {s.batch, p.hidden}, "ntm_scan: grad_c");

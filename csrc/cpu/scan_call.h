@@ -20,6 +20,13 @@ inline float* scan_kept(Tensor& tensor, const Ints& size, const char* name) {
   return const_cast<float*>(scan_data(tensor, size, name));
 }
 
+// The gradient of what was shown, with any strides: that of a sum is one number.
+inline void take_grad(Scan& p, const Tensor& grad, const char* name) {
+  check_memory(grad, {p.sizes.batch, p.steps, p.hidden + p.read()}, ScalarType::Float, name);
+  for (int d = 0; d < 3; ++d) p.grad_strides[d] = grad.stride(d);
+  p.grad_y = grad.const_data_ptr<float>();
+}
+
 // A new tensor, and where its numbers lie.
 inline Tensor scan_output(const Tensor& like_this, const Ints& size, float*& numbers) {
   Tensor out = like(like_this, size);
@@ -27,22 +34,44 @@ inline Tensor scan_output(const Tensor& like_this, const Ints& size, float*& num
   return out;
 }
 
-// [inner][width], or with `turned` [width][inner], as panels.
-inline Panels pack(const Tensor& matrix, bool turned, Buffer<float>& buffer) {
+// [inner][width], or with `turned` [width][inner], as panels with `group` rows side by side.
+template <typename T>
+void pack_rows(const Tensor& matrix, bool turned, int64_t group, T* to) {
   const int64_t inner = matrix.size(turned ? 1 : 0), width = matrix.size(turned ? 0 : 1);
-  const float* from = matrix.const_data_ptr<float>();
+  const T* from = static_cast<const T*>(matrix.const_data_ptr());
   const int64_t row = turned ? 1 : width, column = turned ? inner : 1;
-  const Panels panels = {nullptr, inner, round_up(width, kPanel)};
-  buffer = Buffer<float>(std::max<int64_t>(1, panels.wide * inner));
-  float* to = buffer.get();
-  for (int64_t n = 0; n < panels.wide; n += kPanel) {
-    for (int64_t k = 0; k < inner; ++k) {
-      for (int64_t i = 0; i < kPanel; ++i) {
-        *to++ = n + i < width ? from[k * row + (n + i) * column] : 0.0f;
+  for (int64_t n = 0; n < width; n += kPanel) {
+    for (int64_t k = 0; k < inner; k += group) {
+      for (int64_t i = n; i < n + kPanel; ++i) {
+        for (int64_t j = k; j < k + group; ++j) {
+          *to++ = i < width && j < inner ? from[j * row + i * column] : T{};
+        }
       }
     }
   }
-  return {buffer.get(), inner, panels.wide};
+}
+
+// A matrix, dense fp32 or bf16, as panels in `buffer`.
+inline Panels pack(const Tensor& matrix, bool turned, Buffer<float>& buffer) {
+  Panels panels = {};
+  panels.inner = matrix.size(turned ? 1 : 0);
+  panels.wide = round_up(matrix.size(turned ? 0 : 1), kPanel);
+  if (matrix.scalar_type() == ScalarType::Float) {
+    buffer = Buffer<float>(panels.wide * panels.inner);
+    panels.data = buffer.get();
+    pack_rows(matrix, turned, 1, buffer.get());
+  } else {
+    buffer = Buffer<float>(panels.wide * panels.pairs());
+    panels.rounded = reinterpret_cast<const bf16*>(buffer.get());
+    pack_rows(matrix, turned, 2, reinterpret_cast<bf16*>(buffer.get()));
+  }
+  return panels;
+}
+
+// A matrix of weights, dense: fp32, or bf16 where products are to be of bf16 numbers.
+inline void take_weights(Tensor& matrix, const Ints& size, ScalarType dtype, const char* name) {
+  check_memory(matrix, size, dtype == ScalarType::BFloat16 ? dtype : ScalarType::Float, name);
+  matrix = torch::stable::contiguous(matrix);
 }
 
 // What forward and backward both need. Kept alive during a call: dense copies and packed weights.
@@ -61,10 +90,12 @@ inline void start_call(Scan& p, ScanInputs& t, int64_t steps, bool turned) {
   p.fed = t.recurrent.size(1);
   p.every = 1;
   while (p.every * p.every < steps) ++p.every;
+  p.slots = p.every;
   STD_TORCH_CHECK(p.fed == p.hidden || p.fed == p.hidden + p.read(),
                   "scan: recurrent has a wrong shape");
-  scan_data(t.recurrent, {4 * p.hidden, p.fed}, "scan: recurrent");
-  scan_data(t.interface, {p.numbers, p.hidden}, "scan: interface");
+  const ScalarType dtype = t.recurrent.scalar_type();
+  take_weights(t.recurrent, {4 * p.hidden, p.fed}, dtype, "scan: recurrent");
+  take_weights(t.interface, {p.numbers, p.hidden}, dtype, "scan: interface");
   p.previous = scan_data(t.previous, {s.batch, s.heads, s.rows}, "scan: weights");
   p.c = scan_data(t.c, {s.batch, p.hidden}, "scan: c");
   if (t.lengths.has_value()) {
@@ -81,10 +112,10 @@ inline int64_t scan_floats(const Scan& p, int64_t rows, bool backward) {
   const MemorySizes& s = p.sizes;
   const int64_t size = s.rows * s.wide, looks = s.heads * s.padded;
   const int64_t gates = 4 * p.hidden + kPanel, heads = p.numbers + kPanel;
-  int64_t floats = rows * (p.fed + p.hidden + gates + heads + size + 2 * looks);
+  int64_t floats = rows * (p.fed + p.hidden + gates + heads + size + 2 * looks + p.pairs());
   if (backward) {
     floats += rows * (p.fed + 2 * p.hidden + 2 * kPanel + gates + heads + 2 * looks +
-                      (p.every + 1) * size);
+                      (p.slots + 1) * size);
   }
   return floats + s.reads * s.wide + 512;
 }

@@ -13,6 +13,7 @@ struct ScanTile {
   float *fed, *cell;                  // [rows][K]: h, reads; [rows][H]
   float *gates, *heads;               // [rows][padded 4H], [rows][padded P]
   float *memory, *previous, *weight;  // of each element, padded
+  float* pairs;                       // [rows][pairs], for `multiply`
 };
 
 STMETA_FN inline ScanTile take_scan_tile(const Scan& p, int64_t first, int64_t rows,
@@ -26,6 +27,7 @@ STMETA_FN inline ScanTile take_scan_tile(const Scan& p, int64_t first, int64_t r
   t.memory = scratch.take(rows * t.size);
   t.previous = scratch.take(rows * t.looks);
   t.weight = scratch.take(rows * t.looks);
+  t.pairs = scratch.take(rows * p.pairs());
   return t;
 }
 
@@ -53,7 +55,7 @@ STMETA_FN inline void step_controller(const Scan& p, const ScanTile& t, int64_t 
     copy(p.gates + ((t.first + i) * p.steps + step) * four, four, gates);
     clear(gates + four, p.recurrent.wide - four);
   }
-  multiply(p.recurrent, t.fed, p.fed, t.rows, t.gates);
+  multiply(p.recurrent, t.fed, p.fed, t.rows, t.gates, t.pairs);
   for (int64_t i = 0; i < t.rows; ++i) {
     const int64_t at = (t.first + i) * p.steps + step;
     float *gates = t.gates + i * p.recurrent.wide, *h = t.fed + i * p.fed;
@@ -61,20 +63,26 @@ STMETA_FN inline void step_controller(const Scan& p, const ScanTile& t, int64_t 
     copy(p.bias, p.numbers, heads);
     clear(heads + p.numbers, p.interface.wide - p.numbers);
     if (!p.runs(t.first + i, step)) continue;
-    open_all(p.hidden, gates, t.cell + i * p.hidden, h);
+    float* cell = t.cell + i * p.hidden;
+    const int64_t mark = (t.first + i) * p.marks() + step / p.every;
+    if (p.lean && step % p.every == 0) copy(cell, p.hidden, p.cells + mark * p.hidden);
+    open_all(p.hidden, gates, cell, h);
     copy(gates, four, p.gates_out + at * four);
-    copy(t.cell + i * p.hidden, p.hidden, p.cells + at * p.hidden);
+    if (!p.lean) copy(cell, p.hidden, p.cells + at * p.hidden);
     copy(h, p.hidden, p.y + at * (p.hidden + p.read()));
   }
-  multiply(p.interface, t.fed, p.fed, t.rows, t.heads);
+  multiply(p.interface, t.fed, p.fed, t.rows, t.heads, t.pairs);
 }
 
-// Keeps the memory, one every sqrt(T) steps.
+// Keeps the memory, one every sqrt(T) steps, and the weights before the step where not all are
+// kept.
 STMETA_FN inline void keep_mark(const Scan& p, const ScanTile& t, int64_t i, int64_t step) {
   if (step % p.every != 0) return;
   const MemorySizes& s = p.sizes;
-  float* mark = p.checkpoints + ((t.first + i) * p.marks() + step / p.every) * s.rows * s.width;
-  write_rows<float>(t.memory + i * t.size, s.rows, s.width, s.wide, mark, 0);
+  const int64_t mark = (t.first + i) * p.marks() + step / p.every;
+  write_rows<float>(t.memory + i * t.size, s.rows, s.width, s.wide, p.checkpoints, mark);
+  if (p.lean)
+    write_rows<float>(t.previous + i * t.looks, s.heads, s.rows, s.padded, p.weights, mark);
 }
 
 // Shows the weights of a step, and what it read, padded; the next step is fed with it.
@@ -82,8 +90,7 @@ STMETA_FN inline void show_step(const Scan& p, const ScanTile& t, int64_t i, int
                                 const float* read) {
   const MemorySizes& s = p.sizes;
   const int64_t at = (t.first + i) * p.steps + step;
-  write_rows<float>(t.weight + i * t.looks, s.heads, s.rows, s.padded,
-                    p.weights + at * s.heads * s.rows, 0);
+  if (!p.lean) write_rows<float>(t.weight + i * t.looks, s.heads, s.rows, s.padded, p.weights, at);
   float* y = p.y + at * (p.hidden + p.read()) + p.hidden;
   write_rows<float>(read, s.reads, s.width, s.wide, y, 0);
   if (p.fed > p.hidden) copy(y, p.read(), t.fed + i * p.fed + p.hidden);
@@ -95,9 +102,10 @@ STMETA_FN inline void rest(const Scan& p, const ScanTile& t, int64_t i, int64_t 
   const int64_t at = (t.first + i) * p.steps + step, shown = p.hidden + p.read();
   keep_mark(p, t, i, step);
   copy(t.previous + i * t.looks, t.looks, t.weight + i * t.looks);
-  write_rows<float>(t.weight + i * t.looks, s.heads, s.rows, s.padded,
-                    p.weights + at * s.heads * s.rows, 0);
-  copy(t.cell + i * p.hidden, p.hidden, p.cells + at * p.hidden);
+  if (!p.lean) {
+    write_rows<float>(t.weight + i * t.looks, s.heads, s.rows, s.padded, p.weights, at);
+    copy(t.cell + i * p.hidden, p.hidden, p.cells + at * p.hidden);
+  }
   clear(p.gates_out + at * 4 * p.hidden, 4 * p.hidden);
   clear(p.heads + at * p.numbers, p.numbers);
   clear(p.y + at * shown, shown);
@@ -127,8 +135,9 @@ struct ScanBack {
   float *fed, *cell;                  // [rows][padded K], [rows][H]
   float *memory, *weight, *spare;     // padded; spare takes turns with weight
   float *d_gates, *d_heads, *grad_h;  // [rows][4H], [rows][P], [rows][padded H]
-  float* past;  // [rows][every][N][wide]: the memory before each step of a segment
-  float* read;  // [R][wide], gradient of what one element read
+  float* past;                        // [rows][slots][N][wide]: memories before steps of a segment
+  float* cells;  // [rows][every + 1][H]: cells of a segment, before its first step first, or null
+  float* read;   // [R][wide], gradient of what one element read
 };
 
 STMETA_FN inline ScanBack take_scan_back(const Scan& p, const ScanTile& t, Scratch& scratch) {
@@ -141,7 +150,7 @@ STMETA_FN inline ScanBack take_scan_back(const Scan& p, const ScanTile& t, Scrat
   c.d_gates = scratch.take(t.rows * 4 * p.hidden);
   c.d_heads = scratch.take(t.rows * p.numbers);
   c.grad_h = scratch.take(t.rows * p.interface.wide);
-  c.past = scratch.take(t.rows * p.every * t.size);
+  c.past = scratch.take(t.rows * p.slots * t.size);
   c.read = scratch.take(p.sizes.reads * p.sizes.wide);
   return c;
 }
@@ -168,19 +177,56 @@ STMETA_FN inline void see_previous(const Scan& p, int64_t b, int64_t step, float
   read_rows(from, s.rows, s.heads, s.rows, s.padded, out);
 }
 
+// out[k] += gradient of number `first` + k of what a step showed.
+STMETA_FN inline void add_shown(const Scan& p, int64_t b, int64_t step, int64_t first,
+                                int64_t count, float* out) {
+  const int64_t stride = p.grad_strides[2];
+  const float* from = p.grad_y + b * p.grad_strides[0] + step * p.grad_strides[1] + first * stride;
+  if (stride == 1) {
+    for (int64_t k = 0; k < count; ++k) out[k] += from[k];
+    return;
+  }
+  for (int64_t k = 0; k < count; ++k) out[k] += from[k * stride];
+}
+
+// The gradient of what a step read.
+STMETA_FN inline void see_read(const Scan& p, const ScanBack& c, int64_t b, int64_t i,
+                               int64_t step) {
+  const MemorySizes& s = p.sizes;
+  const int64_t width = s.width;
+  const float* fed = c.fed + i * p.recurrent.wide + p.hidden;
+  clear(c.read, s.reads * s.wide);
+  for (int64_t r = 0; r < s.reads; ++r) {
+    float* read = c.read + r * s.wide;
+    if (p.fed > p.hidden) copy(fed + r * width, width, read);
+    add_shown(p, b, step, p.hidden + r * width, width, read);
+  }
+}
+
 // The weights of a step and those before it into the tile, and the gradient of what it read.
 STMETA_FN inline void see_step(const Scan& p, const ScanTile& t, const ScanBack& c, int64_t i,
                                int64_t step) {
   const MemorySizes& s = p.sizes;
-  const int64_t b = t.first + i, at = b * p.steps + step, width = s.width;
+  const int64_t b = t.first + i, at = b * p.steps + step;
   see_previous(p, b, step, t.previous + i * t.looks);
   read_rows(p.weights + at * s.heads * s.rows, s.rows, s.heads, s.rows, s.padded,
             t.weight + i * t.looks);
-  const float* grad_y = p.grad_y + at * (p.hidden + p.read()) + p.hidden;
-  read_rows(grad_y, width, s.reads, width, s.wide, c.read);
-  const float* fed = c.fed + i * p.recurrent.wide + p.hidden;
-  for (int64_t r = 0; p.fed > p.hidden && r < s.reads; ++r) {
-    for (int64_t m = 0; m < width; ++m) c.read[r * s.wide + m] += fed[r * width + m];
+  see_read(p, c, b, i, step);
+}
+
+// The cells of [begin, end) of an element again, from that before them and from the opened gates.
+STMETA_FN inline void repeat_cells(const Scan& p, const ScanBack& c, int64_t b, int64_t i,
+                                   int64_t begin, int64_t end) {
+  const int64_t hidden = p.hidden;
+  float* cell = c.cells + i * (p.every + 1) * hidden;
+  const float* before = begin == 0 ? p.c + b * hidden
+                        : p.lean   ? p.cells + (b * p.marks() + begin / p.every) * hidden
+                                   : p.cells + (b * p.steps + begin - 1) * hidden;
+  copy(before, hidden, cell);
+  for (int64_t step = begin; step < end && p.runs(b, step); ++step, cell += hidden) {
+    const float* in = p.gates_out + (b * p.steps + step) * 4 * hidden;
+    const float *forget = in + hidden, *value = in + 2 * hidden;
+    for (int64_t n = 0; n < hidden; ++n) cell[hidden + n] = forget[n] * cell[n] + in[n] * value[n];
   }
 }
 
@@ -196,15 +242,14 @@ STMETA_FN inline void rest_back(const Scan& p, const ScanTile& t, const ScanBack
 // The controller, a step back, from the gradients of the raw numbers of the heads.
 STMETA_FN inline void step_controller_back(const Scan& p, const ScanTile& t, const ScanBack& c,
                                            int64_t step) {
-  const int64_t hidden = p.hidden, four = 4 * hidden, out = hidden + p.read();
+  const int64_t hidden = p.hidden, four = 4 * hidden;
   for (int64_t i = 0; i < t.rows; ++i) {
-    const float* y = p.grad_y + ((t.first + i) * p.steps + step) * out;
-    const float* fed = c.fed + i * p.recurrent.wide;
     float* grad = c.grad_h + i * p.interface.wide;
-    for (int64_t n = 0; n < hidden; ++n) grad[n] = y[n] + fed[n];
+    copy(c.fed + i * p.recurrent.wide, hidden, grad);
+    add_shown(p, t.first + i, step, 0, hidden, grad);
     clear(grad + hidden, p.interface.wide - hidden);
   }
-  multiply(p.interface, c.d_heads, p.numbers, t.rows, c.grad_h);
+  multiply(p.interface, c.d_heads, p.numbers, t.rows, c.grad_h, t.pairs);
   for (int64_t i = 0; i < t.rows; ++i) {
     const int64_t b = t.first + i, at = b * p.steps + step;
     if (!p.runs(b, step)) {
@@ -213,13 +258,18 @@ STMETA_FN inline void step_controller_back(const Scan& p, const ScanTile& t, con
       continue;
     }
     const float* before = step == 0 ? p.c + b * hidden : p.cells + (at - 1) * hidden;
+    const float* cell = p.cells + at * hidden;
+    if (c.cells != nullptr) {
+      before = c.cells + (i * (p.every + 1) + step % p.every) * hidden;
+      cell = before + hidden;
+    }
     float* d = c.d_gates + i * four;
-    close_all(hidden, p.gates_out + at * four, p.cells + at * hidden, before,
-              c.grad_h + i * p.interface.wide, c.cell + i * hidden, d);
+    close_all(hidden, p.gates_out + at * four, cell, before, c.grad_h + i * p.interface.wide,
+              c.cell + i * hidden, d);
     copy(d, four, p.d_gates + at * four);
   }
   clear(c.fed, t.rows * p.recurrent.wide);
-  multiply(p.recurrent, c.d_gates, four, t.rows, c.fed);
+  multiply(p.recurrent, c.d_gates, four, t.rows, c.fed, t.pairs);
 }
 
 STMETA_INLINE void turn_weights_back(ScanBack& c) {

@@ -6,8 +6,9 @@ paper leaves open is a field of `MANNConfig`. The state is explicit: `y, state =
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -145,12 +146,13 @@ class MANNCell(nn.Module):
         state = state or self.initial_state(x.shape[0])
         config = self.config
         # One product for the inputs of all steps; then the episode, in one call. An episode adds to
-        # its memory step by step: in fp32, also under autocast.
+        # its memory step by step: in fp32, also under autocast, but for the products of a CPU.
         dtype = state.memory.dtype
+        products = torch.bfloat16 if _multiplies_bf16(state.memory) else dtype
         episode = memory_scan(
             self.input(x).to(dtype),
-            self.recurrent.weight.to(dtype),
-            self.interface.weight.to(dtype),
+            self.recurrent.weight.to(products),
+            self.interface.weight.to(products),
             self.interface.bias.to(dtype),
             state.memory,
             state.usage,
@@ -170,11 +172,7 @@ class MANNCell(nn.Module):
         y = episode.y
         if x.shape[1] == 0:
             return y, state
-        last = y[:, -1]
-        if lengths is not None:
-            last = y[torch.arange(len(y), device=y.device), (lengths - 1).clamp(min=0)]
-            before = torch.cat([state.h, state.reads], 1)
-            last = torch.where((lengths > 0)[:, None], last, before)
+        last = last_shown(y, lengths, state.h, state.reads)
         h, reads = last.split([config.hidden, config.reads * config.width], dim=1)
         return y, MANNState(episode.memory, episode.usage, episode.weight, reads, h, episode.c)
 
@@ -188,6 +186,26 @@ class MANNCell(nn.Module):
                     f"MANNCell: {name} must be [B, T, R, M] = {list(want)} to match x and the "
                     f"config, got {list(tensor.shape)}"
                 )
+
+
+def last_shown(y: Tensor, lengths: Tensor | None, h: Tensor, reads: Tensor) -> Tensor:
+    """Row of y [B, T, H + R * M] at each sequence's last step; h and reads where it has none."""
+    if lengths is None:
+        return y[:, -1]
+    last = y[torch.arange(len(y), device=y.device), (lengths - 1).clamp(min=0)]
+    return torch.where((lengths > 0)[:, None], last, torch.cat([h, reads], 1))
+
+
+def select(on: Tensor, new: Sequence[Tensor], old: Sequence[Any]) -> list[Tensor]:
+    """New numbers for the samples that are `on`, bool [B], and old ones for the others."""
+    pairs = zip(new, old, strict=True)
+    return [torch.where(on.view(-1, *[1] * (x.ndim - 1)), x, y) for x, y in pairs]
+
+
+def _multiplies_bf16(memory: Tensor) -> bool:
+    """Whether autocast asks for products in bf16, where `memory_scan` has them."""
+    asked = memory.is_cpu and memory.dtype == torch.float32 and torch.is_autocast_enabled("cpu")
+    return asked and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def lstm_gates(gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stmeta.memory.mann import lstm_gates
+from stmeta.memory.mann import last_shown, lstm_gates, select
+from stmeta.ops._scan import check_lengths
 from stmeta.ops.ntm_scan import ntm_scan
 from stmeta.ops.ntm_step import ntm_step
 
@@ -75,6 +76,9 @@ class NTMConfig:
     row 0, or none, so that the first step looks by content only."""
     start_controller: Literal["zero", "learned"] = "zero"
     """First reads, h and c: zeros, or learned biases (section 4 of the paper)."""
+
+
+_Run = tuple[Tensor, NTMState]
 
 
 class NTMCell(nn.Module):
@@ -154,18 +158,22 @@ class NTMCell(nn.Module):
             first = torch.cat([first, first.new_zeros(c.hidden)])
         return NTMState(memory, weights, *first.expand(batch, -1).split(sizes, dim=1))
 
-    def forward(self, x: Tensor, state: NTMState | None = None) -> tuple[Tensor, NTMState]:
+    def forward(
+        self, x: Tensor, state: NTMState | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, NTMState]:
         """Run over a sequence.
 
         Args:
             x: [B, T, in_dim].
             state: where to start; None = `initial_state`.
+            lengths: int64 [B], steps of each sequence; None = T.
 
         Returns:
-            [B, T, H + R * M], controller output and reads of every step, and the last state.
+            [B, T, H + R * M], controller output and reads of every step, zeros behind a
+            sequence's end; and the state behind its last step.
 
         Raises:
-            ValueError: a shape does not fit.
+            ValueError: a shape does not fit, or a length is not in 0 ... T.
         """
         if x.ndim != 3 or x.shape[2] != self.in_dim:
             raise ValueError(f"NTMCell: x must be [B, T, {self.in_dim}], got {list(x.shape)}")
@@ -175,21 +183,20 @@ class NTMCell(nn.Module):
                 f"NTMCell: state must be of the batch of x, {x.shape[0]}, got "
                 f"{state.memory.shape[0]}; use the state of the same episodes"
             )
-        # One product for the inputs of all steps.
-        projected = self.input(x)
-        return self._scan(projected, state) if self._scans(state) else self._steps(projected, state)
+        projected = self.input(x)  # one product for the inputs of all steps
+        check_lengths("NTMCell", lengths, projected)
+        return (self._scan if self._scans(state) else self._steps)(projected, state, lengths)
 
     def _scans(self, state: NTMState) -> bool:
         """Whether `ntm_scan` runs the sequence, in one call.
 
-        It knows an LSTM only, adds to a memory in fp32 or fp64 only, and has a kernel for CPUs; on
-        a GPU the kernels of `ntm_step` are faster, step by step, than its eager form.
+        It knows an LSTM only, and a memory in fp32 or, on a CPU, fp64.
         """
         memory = state.memory
-        known = self.config.controller == "lstm" and memory.is_cpu
-        return known and memory.dtype in (torch.float32, torch.float64)
+        known = (torch.float32, torch.float64) if memory.is_cpu else (torch.float32,)
+        return self.config.controller == "lstm" and memory.dtype in known
 
-    def _scan(self, projected: Tensor, state: NTMState) -> tuple[Tensor, NTMState]:
+    def _scan(self, projected: Tensor, state: NTMState, lengths: Tensor | None) -> _Run:
         config, dtype = self.config, state.memory.dtype
         done = ntm_scan(  # in the dtype of the memory, also under autocast
             projected.to(dtype),
@@ -197,6 +204,7 @@ class NTMCell(nn.Module):
             self.interface.weight.to(dtype),
             self.interface.bias.to(dtype),
             *state,
+            lengths=lengths,
             taps=config.taps,
             read_first=config.read_first,
             tanh_key=config.tanh_key,
@@ -204,17 +212,20 @@ class NTMCell(nn.Module):
         )
         if projected.shape[1] == 0:
             return done.y, state
-        h, reads = done.y[:, -1].split([config.hidden, config.read_heads * config.width], dim=1)
+        last = last_shown(done.y, lengths, state.h, state.reads)
+        h, reads = last.split([config.hidden, config.read_heads * config.width], dim=1)
         return done.y, NTMState(done.memory, done.weights, reads, h, done.c)
 
-    def _steps(self, projected: Tensor, state: NTMState) -> tuple[Tensor, NTMState]:
+    def _steps(self, projected: Tensor, state: NTMState, lengths: Tensor | None = None) -> _Run:
         batch, steps = projected.shape[:2]
-        outputs = []
-        # unbind, not indexing: the backward of x[:, t] would fill a zero tensor of all steps at
-        # every step.
-        for now in projected.unbind(1):
-            state = self._step(state, now)
-            outputs += [state.h, state.reads]
+        outputs = []  # unbind, not indexing: x[:, t] fills a zero tensor of all steps in a backward
+        for t, now in enumerate(projected.unbind(1)):
+            before, state = state, self._step(state, now)
+            shown = [state.h, state.reads]
+            if lengths is not None:
+                shown = select(t < lengths, shown, (0, 0))
+                state = NTMState(*select(t < lengths, state, before))
+            outputs += shown
         y = torch.cat(outputs, dim=1) if outputs else projected.new_zeros(batch, 0)
         return y.view(batch, steps, self.out_dim), state
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -12,16 +12,24 @@ from stmeta.ops._args import check_shapes
 
 
 def check_tensors(
-    op: str, memory: Tensor, tensors: Mapping[str, tuple[Tensor | None, str]]
+    op: str,
+    memory: Tensor,
+    tensors: Mapping[str, tuple[Tensor | None, str]],
+    rounded: Collection[str] = (),
 ) -> None:
-    """Shapes by their letters, and one dtype of fp32 or fp64.
+    """Shapes by their letters, and one dtype of fp32 or fp64, or bf16 of all that are `rounded`.
 
     Raises:
         ValueError: a tensor does not fit.
     """
     present = {name: (x, letters) for name, (x, letters) in tensors.items() if x is not None}
     check_shapes(op, **present)
+    in_bf16 = {name for name in rounded if present[name][0].dtype == torch.bfloat16}
+    if in_bf16 and len(in_bf16) < len(rounded):
+        raise ValueError(f"{op}: {' and '.join(rounded)} must be in bf16 both, or none of them")
     for name, (tensor, _) in present.items():
+        if name in in_bf16:
+            continue
         if tensor.dtype not in (torch.float32, torch.float64) or tensor.dtype != memory.dtype:
             raise ValueError(
                 f"{op}: {name} must be fp32 (or fp64, all of them), as a sequence adds to its "
@@ -73,15 +81,21 @@ def controller_step(
 
     Args:
         gates: [B, 4 H], of the inputs: input, forget, cell, output.
-        recurrent: [4 H, K]; K tells whether the controller sees what was read.
+        recurrent: [4 H, K]; K tells whether the controller sees what was read. In bf16, what it
+            multiplies is rounded to bf16 as well.
         reads: [B, R * M].
         h: [B, H].
         c: [B, H].
     """
     fed = torch.cat([h, reads], 1) if recurrent.shape[1] > h.shape[1] else h
-    i, f, g, o = (gates + F.linear(fed, recurrent)).chunk(4, dim=1)
+    i, f, g, o = (gates + rounded_linear(fed, recurrent)).chunk(4, dim=1)
     c = torch.addcmul(torch.sigmoid(f) * c, torch.sigmoid(i), torch.tanh(g))
     return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def rounded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` in the dtype of x, which is rounded to the dtype of the weight first."""
+    return F.linear(x.to(weight.dtype).to(x.dtype), weight.to(x.dtype), bias)
 
 
 def marks(steps: int) -> int:

@@ -10,25 +10,27 @@ from a copy of the memory every sqrt(T) steps, instead of keeping T memories.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from stmeta._errors import BackendUnavailableError
 from stmeta.ops._dispatch import resolve, run
-from stmeta.ops._register import register
+from stmeta.ops._memory_scan import _autograd, _backward_fake, _fake
 from stmeta.ops._scan import (
     check_lengths,
     check_recurrent,
     check_tensors,
     controller_step,
-    marks,
+    rounded_linear,
 )
 from stmeta.ops.content_addressing import EPS
 from stmeta.ops.lrua_step import lrua_step_ref
 
 __all__ = ["MemoryScan", "memory_scan", "memory_scan_ref", "memory_step_ref"]
+__all__ += ["_autograd", "_backward_fake", "_fake"]
 
 
 class MemoryScan(NamedTuple):
@@ -80,8 +82,10 @@ def memory_scan(
     Args:
         gates: [B, T, 4 H], the part of the gates that the inputs give, for all steps; fp32 (all
             tensors; fp64 in eager).
-        recurrent: [4 H, K]; with K = H the controller does not see what was read.
-        interface: [R * P, H].
+        recurrent: [4 H, K]; with K = H the controller does not see what was read. May be bf16, as
+            `interface` then is: the products with both, forward and backward, are of numbers
+            rounded to bf16, with sums in fp32; all else stays fp32. On CPUs.
+        interface: [R * P, H], dtype of `recurrent`.
         bias: [R * P].
         memory: [B, N, M], before the first step, as the five below.
         usage: [B, N]; no gradient goes through it.
@@ -120,7 +124,7 @@ def memory_scan(
         "key": (key, "B T R M"),
         "add": (add, "B T R M"),
     }
-    check_tensors("memory_scan", memory, letters)
+    check_tensors("memory_scan", memory, letters, rounded=("recurrent", "interface"))
     heads, width = previous.shape[1], memory.shape[2]
     check_recurrent("memory_scan", recurrent, c.shape[1], heads * width)
     _check_interface(interface, heads, width, c.shape[1], write_key)
@@ -134,6 +138,11 @@ def memory_scan(
     tensors += (memory, usage.detach(), previous, reads, h, c, lengths)
     options = (decay, read_first, shared, strength, write_key, eps)
     name = resolve("memory_scan", memory, backend)
+    if recurrent.dtype == torch.bfloat16 and name in ("cuda", "triton"):
+        raise BackendUnavailableError(
+            f"memory_scan: backend {name!r} cannot run: it multiplies in fp32 and recurrent is "
+            "bf16; use .float() or backend='eager'"
+        )
     if name == "eager" or gates.shape[1] == 0:
         return memory_scan_ref(*tensors, *options)
     return MemoryScan(*run("memory_scan", name, *tensors, *options)[:5])
@@ -213,7 +222,7 @@ def memory_step_ref(
     """One step of `memory_scan_ref`: the six tensors of the state."""
     heads, width = previous.shape[1], memory.shape[2]
     h, c = controller_step(gates, recurrent, reads, h, c)
-    parts = F.linear(h, interface, bias).unflatten(1, (heads, len(bias) // heads))
+    parts = rounded_linear(h, interface, bias).unflatten(1, (heads, len(bias) // heads))
     k = parts[..., :width] if key is None else parts[..., :width] + key
     a = k if write_key else parts[..., width : 2 * width]
     a = a if add is None else a + add
@@ -235,98 +244,3 @@ def _check_interface(
             f"P = {per_head} numbers of a head (write_key = {write_key}), got "
             f"{list(interface.shape)}"
         )
-
-
-_STATE = (
-    "Tensor memory, Tensor usage, Tensor previous, Tensor reads, Tensor h, Tensor c, "
-    "Tensor? lengths"
-)
-_OPTIONS = "float decay, bool read_first, bool shared, bool strength, bool write_key, float eps"
-_KEPT = "Tensor opened, Tensor cells, Tensor heads, Tensor weights, Tensor rows, Tensor marks"
-_SCHEMA = (
-    "(Tensor gates, Tensor? key, Tensor? add, Tensor recurrent, Tensor interface, Tensor bias, "
-    f"{_STATE}, {_OPTIONS}) "
-    f"-> (Tensor y, Tensor memory_out, Tensor usage_out, Tensor weight_out, Tensor c_out, {_KEPT})"
-)
-_BACKWARD_SCHEMA = (
-    "(Tensor grad_y, Tensor grad_memory, Tensor grad_weight, Tensor grad_c, Tensor? add, "
-    "Tensor recurrent, Tensor interface, Tensor memory, Tensor previous, Tensor c, "
-    f"Tensor? lengths, {_KEPT}, {_OPTIONS}) "
-    "-> (Tensor d_gates, Tensor d_heads, Tensor d_written, Tensor d_memory, Tensor d_previous, "
-    "Tensor d_reads, Tensor d_h, Tensor d_c)"
-)
-
-
-def _fake(
-    gates: Tensor, key: Any, add: Any, recurrent: Tensor, interface: Tensor, bias: Tensor,
-    memory: Tensor, usage: Tensor, previous: Tensor, reads: Tensor, h: Tensor, c: Tensor,
-    lengths: Any, *options: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    batch, steps = gates.shape[:2]
-    heads, rows = previous.shape[1:]
-    hidden = c.shape[1]
-    new = gates.new_empty
-    return (
-        new(batch, steps, hidden + heads * memory.shape[2]),
-        *(x.new_empty(x.shape) for x in (memory, usage, previous, c, gates)),
-        new(batch, steps, hidden),
-        new(batch, steps, interface.shape[0]),
-        new(batch, steps, heads, rows),
-        new(batch, steps, heads, dtype=torch.int64),
-        new(batch, marks(steps), rows, memory.shape[2]),
-    )
-
-
-def _backward_fake(
-    grad_y: Tensor, grad_memory: Tensor, grad_weight: Tensor, grad_c: Tensor, add: Any,
-    recurrent: Tensor, interface: Tensor, memory: Tensor, previous: Tensor, c: Tensor,
-    lengths: Any, opened: Tensor, cells: Tensor, heads: Tensor, *rest: Any,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    reads = grad_y.new_empty(grad_y.shape[0], grad_y.shape[2] - c.shape[1])
-    batch, steps = opened.shape[:2]
-    written = opened.new_empty(batch, steps, previous.shape[1], memory.shape[2])
-    like = (memory, previous, reads, c, c)
-    gates = (opened.new_empty(opened.shape), heads.new_empty(heads.shape))
-    return *gates, written, *(x.new_empty(x.shape) for x in like)
-
-
-def _autograd(ops: Any) -> tuple[Any, Any]:
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, key, add, recurrent, interface, _, memory, _, *state = inputs[:13]
-        previous, reads, h, c, lengths = state
-        ctx.options, ctx.extra = inputs[13:], (key is not None, add is not None)
-        ctx.save_for_backward(
-            *(add, recurrent, interface, memory, previous, c, lengths, reads, h, output[0]),
-            *output[5:],
-        )
-        ctx.mark_non_differentiable(output[2], *output[5:])
-
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        add, recurrent, interface, memory, previous, c, lengths, *rest = ctx.saved_tensors
-        reads, h, y, *kept = rest
-        d_gates, d_heads, d_written, d_memory, d_previous, *d_state = ops.memory_scan_backward(
-            *(grads[0], grads[1], grads[3], grads[4], add),
-            *(recurrent, interface, memory, previous, c, lengths, *kept, *ctx.options),
-        )
-        first = torch.cat([h, reads], 1)[:, None]
-        fed = torch.cat([first, y[:, :-1]], 1)[..., : recurrent.shape[1]].flatten(0, 1)
-        shown = y[..., : h.shape[1]].flatten(0, 1)
-        of_heads = d_heads.flatten(0, 1)
-        heads = previous.shape[1]
-        of_key = d_heads.unflatten(2, (heads, d_heads.shape[2] // heads))[..., : memory.shape[2]]
-        return (
-            d_gates,
-            of_key.contiguous() if ctx.extra[0] else None,
-            d_written if ctx.extra[1] else None,
-            d_gates.flatten(0, 1).t() @ fed,
-            of_heads.t() @ shown,
-            of_heads.sum(0),
-            *(d_memory, None, d_previous, *d_state),
-            *[None] * 7,
-        )
-
-    return setup_context, backward
-
-
-register("memory_scan", _SCHEMA, _fake, module="memory_scan", autograd=_autograd)
-register("memory_scan_backward", _BACKWARD_SCHEMA, _backward_fake, module="memory_scan")

@@ -181,6 +181,24 @@ def test_autocast_keeps_the_memory_in_fp32():
     torch.testing.assert_close(y, cell(x)[0], rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("controller", ["lstm", "feedforward"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ragged_sequences_end_where_they_end(controller, dtype):
+    cell = make_cell(controller=controller).to(dtype)
+    x, lengths = torch.randn(3, 5, 5, dtype=dtype), torch.tensor([5, 2, 0])
+    _, start = cell(torch.randn(3, 3, 5, dtype=dtype))
+    y, state = cell(x, start, lengths=lengths)
+    for b, length in enumerate(lengths.tolist()):
+        part = NTMState(*(field[b : b + 1] for field in start))
+        alone, end = cell(x[b : b + 1, :length], part)
+        torch.testing.assert_close(y[b : b + 1, :length], alone)
+        assert not y[b, length:].any()
+        for ours, theirs in zip(state, end, strict=True):
+            torch.testing.assert_close(ours[b : b + 1], theirs)
+    with pytest.raises(ValueError, match=r"NTMCell: lengths must be in 0 \.\.\. T = 5, got 0 .* 6"):
+        cell(x, start, lengths=torch.tensor([6, 2, 0]))
+
+
 def test_samples_of_a_batch_do_not_touch_each_other():
     cell = make_cell()
     x = torch.randn(4, 6, 5, dtype=torch.float64)

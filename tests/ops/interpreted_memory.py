@@ -12,6 +12,9 @@ import torch
 from stmeta.kernels.triton._memory import TILES
 
 from tests.ops._harness import MEMORY_OPS, check, load, make_inputs, run_backend
+from tests.ops._interpreter import prepared_once
+
+__all__ = ["prepared_once"]  # a fixture of all tests here
 
 # Gradients of rows of zeros pass the largest fp16, as they do in eager.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")

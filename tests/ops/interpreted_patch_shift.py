@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.ops._interpreter import prepared_once
 from tests.ops._patch_shift_cases import CASES, Case, check, make_inputs, run_backend
+
+__all__ = ["prepared_once"]  # a fixture of all tests here
 
 LARGE = Case(  # more than one chunk in the backward
     name="large", shape=(1, 3, 2, 16, 16), tubelet=2, patch=16, video=torch.float32

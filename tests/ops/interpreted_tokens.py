@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from tests.ops._harness import TOKEN_OPS, check, load, make_inputs, run_backend
+from tests.ops._interpreter import prepared_once
 from tests.ops.test_locality_attention import check_temperature
+
+__all__ = ["prepared_once"]  # a fixture of all tests here
 
 CASES = [
     pytest.param(op, case, id=f"{op.name}-{case.name}")

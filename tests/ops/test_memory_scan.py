@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from stmeta._errors import BackendUnavailableError
+from stmeta._extension import extension
 from stmeta.ops import availability, memory_scan, memory_scan_ref
-from stmeta.ops._register import extension
 
 OPTIONS = {
     "usual": {},
@@ -34,11 +34,16 @@ SIZES = {  # B, T, H, R, N, M
 @pytest.fixture(params=["plain", "avx2", "avx512"])
 def capability(request: pytest.FixtureRequest) -> Iterator[None]:
     """Each instruction set of the CPU kernels."""
+    yield from use_capability(request.param)
+
+
+def use_capability(name: str) -> Iterator[None]:
+    """One of them, for a while."""
     if availability("memory_scan")["cpu"]:
         pytest.skip(availability("memory_scan")["cpu"])
     before = extension.cpu_capability()
     try:
-        extension.set_cpu_capability(request.param)
+        extension.set_cpu_capability(name)
     except ValueError as error:
         pytest.skip(str(error))
     yield
@@ -75,12 +80,19 @@ def make(
     return arguments
 
 
-def run(arguments: dict[str, Tensor], dtype: torch.dtype, backend: str, **options) -> list[Tensor]:
-    """Outputs, and gradients of all inputs but usage."""
-    leaves = {
-        name: x if name == "lengths" else x.to(dtype).requires_grad_(name != "usage")
-        for name, x in arguments.items()
-    }
+def run(
+    arguments: dict[str, Tensor],
+    dtype: torch.dtype,
+    backend: str,
+    products: torch.dtype | None = None,
+    **options,
+) -> list[Tensor]:
+    """Outputs, and gradients of all inputs but usage; `products`, dtype of the two matrices."""
+    leaves = {}
+    for name, x in arguments.items():
+        matrix = products is not None and name in WEIGHTS[:2]
+        x = x if name == "lengths" else x.to(products if matrix else dtype)
+        leaves[name] = x.requires_grad_(name not in ("usage", "lengths"))
     out = memory_scan(**leaves, backend=backend, **options)
     g = torch.Generator().manual_seed(1)
     parts = [out.y, out.memory, out.weight, out.c]
@@ -237,6 +249,8 @@ def test_errors():
         memory_scan(**arguments, write_key=True)
     with pytest.raises(ValueError, match=r"memory_scan: gates must be fp32"):
         memory_scan(**arguments | {"gates": arguments["gates"].bfloat16()})
+    with pytest.raises(ValueError, match=r"recurrent and interface must be in bf16 both"):
+        memory_scan(**arguments | {"recurrent": arguments["recurrent"].bfloat16()})
     with pytest.raises(ValueError, match=r"memory_scan: c must be \[B, H\]"):
         memory_scan(**arguments | {"c": arguments["c"][:1]})
     with pytest.raises(BackendUnavailableError, match=r"triton"):

@@ -37,8 +37,7 @@ Program = Callable[[str], HostProgram]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", [80, 90])
-def test_kernels_do_not_spill(target, tmp_path):
+def test_kernels_do_not_spill(tmp_path):
     lines = [
         '#include "cuda/memory_scan.cuh"',
         '#include "cuda/memory_scan_backward.cuh"',
@@ -48,7 +47,7 @@ def test_kernels_do_not_spill(target, tmp_path):
     ]
     source = tmp_path / "kernels.cu"
     source.write_text("\n".join(lines))
-    compiled = compile_cuda(source, tmp_path, target, "-cubin", f"-I{CSRC}")
+    compiled = compile_cuda(source, tmp_path, 80, "-cubin", f"-I{CSRC}")
     assert len([kernel for kernel in compiled if "column_sum" not in kernel.name]) == len(KERNELS)
     assert [kernel for kernel in compiled if kernel.spilled_bytes] == []
     assert max(kernel.registers for kernel in compiled) <= 128  # 512 threads share 65,536

@@ -13,7 +13,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stmeta.ops._register import INTERPRET, extension
+from stmeta._extension import extension
+from stmeta.ops._register import INTERPRET
 from tests.ops._harness import (
     ALL_OPS,
     FLOATS,
