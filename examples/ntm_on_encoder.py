@@ -3,7 +3,7 @@
     python examples/ntm_on_encoder.py
 
 The encoder here is a small convolutional net; put yours in its place. Only the memory is stmeta's:
-`y, state = memory(x, state)`, with all steps of a clip in one call.
+a layer that takes [B, T, D] and gives `y, state`, with all steps of a clip in one call.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from stmeta.data.datasets import motions
 from stmeta.data.loader import ClipLoader, LoaderConfig
-from stmeta.memory import NTMCell, NTMConfig
+from stmeta.memory import NTMConfig
+from stmeta.nn import NTMMemory
 
 SIZE, FRAMES, WIDTH = 48, 8, 64
 
@@ -30,15 +31,15 @@ class ClipClassifier(nn.Module):
         for before, after in ((3, 16), (16, 32), (32, WIDTH)):
             layers += [nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU()]
         self.encoder = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.memory = NTMCell(WIDTH, NTMConfig(hidden=96, rows=32, width=32))
-        self.head = nn.Linear(self.memory.out_dim, classes)
+        config = NTMConfig(hidden=96, rows=32, width=32)
+        self.memory = NTMMemory(WIDTH, classes, config=config)
 
     def forward(self, video: Tensor) -> Tensor:
         """Logits [B, classes] of uint8 [B, T, C, H, W]."""
         frames = video.flatten(0, 1).float() / 255 - 0.5
         features = self.encoder(frames).unflatten(0, video.shape[:2])  # [B, T, WIDTH]
-        y, _ = self.memory(features)
-        return self.head(y[:, -1])
+        y, _ = self.memory(features)  # [B, T, classes]
+        return y[:, -1]
 
 
 def main() -> None:

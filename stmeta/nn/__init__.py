@@ -3,15 +3,18 @@
 from stmeta.nn.block import Block, DropPath, Mlp
 from stmeta.nn.embed import MaskedTokens, ShiftedPatchEmbed, TubeletEmbed
 from stmeta.nn.lsa import LocalitySelfAttention
+from stmeta.nn.memory import MANN, NTMMemory
 from stmeta.nn.positions import SeparablePositions
 from stmeta.nn.spt import ShiftedPatchTokenization
 
 __all__ = [
+    "MANN",
     "Block",
     "DropPath",
     "LocalitySelfAttention",
     "MaskedTokens",
     "Mlp",
+    "NTMMemory",
     "SeparablePositions",
     "ShiftedPatchEmbed",
     "ShiftedPatchTokenization",

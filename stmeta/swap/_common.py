@@ -45,12 +45,19 @@ def original(fused: type) -> type:
     Raises:
         ValueError: something was built on the fused class, so it cannot be taken out.
     """
-    if fused.__bases__[0] is not Fused:
+    if not is_own(fused):
         raise ValueError(
             f"unfuse: {fused.__name__} is built on a fused class; undo that first (fully_shard, "
             "parametrize), or unfuse before it"
         )
     return fused.__bases__[1]
+
+
+def is_own(fused: type) -> bool:
+    """Whether `fuse` gave a module this class, and nothing was built on it."""
+    first, *others = fused.__bases__
+    # The first base is `Fused`, or a set of methods that fits many classes.
+    return first is Fused or (len(others) == 1 and first.__bases__[0].__base__ is Fused)
 
 
 def known(*functions: Callable[..., Any], digests: tuple[str, ...]) -> bool:

@@ -7,11 +7,13 @@ from importlib import import_module
 from torch import nn
 
 from stmeta.ops._dispatch import BACKENDS
-from stmeta.swap import conv
-from stmeta.swap._common import Fused, original
+from stmeta.swap import conv, mae_st, patches, videomae_own
+from stmeta.swap._common import Fused, is_own, original
 from stmeta.swap._report import FuseReport, Left, Replaced
+from stmeta.swap._structure import fused_class
 
 _HF = "transformers.models.videomae.modeling_videomae"
+_MAE = "transformers.models.vit_mae.modeling_vit_mae"
 _SPT = "vit_pytorch.vit_for_small_dataset"
 
 # Class of a block -> where its fused class lies. Read only for models that have such a block, so
@@ -19,18 +21,27 @@ _SPT = "vit_pytorch.vit_for_small_dataset"
 _BLOCKS = {
     "torch.nn.modules.conv.Conv2d": ("stmeta.swap.conv", "FusedConv2d"),
     "torch.nn.modules.conv.Conv3d": ("stmeta.swap.conv", "FusedConv3d"),
+    "torch.nn.modules.container.Sequential": ("stmeta.swap.patches", "FusedPatches"),
     f"{_HF}.VideoMAEEmbeddings": ("stmeta.swap.videomae", "FusedVideoMAEEmbeddings"),
     f"{_HF}.VideoMAEForPreTraining": ("stmeta.swap.videomae", "VideoMAEForPreTraining"),
+    f"{_MAE}.ViTMAEDecoder": ("stmeta.swap.vit_mae", "FusedViTMAEDecoder"),
+    f"{_MAE}.ViTMAEEmbeddings": ("stmeta.swap.vit_mae", "FusedViTMAEEmbeddings"),
+    f"{_MAE}.ViTMAEForPreTraining": ("stmeta.swap.vit_mae", "ViTMAEForPreTraining"),
+    "vit_pytorch.mae.MAE": ("stmeta.swap.mae", "FusedMAE"),
     f"{_SPT}.LSA": ("stmeta.swap.small_dataset", "FusedLSA"),
     f"{_SPT}.SPT": ("stmeta.swap.small_dataset", "FusedSPT"),
     "timm.layers.patch_dropout.PatchDropout": ("stmeta.swap.patch_dropout", "FusedPatchDropout"),
 }
 
+# Of projects that are no packages, so that the path of a class says nothing.
+_STRUCTURES = (mae_st.MaskedAutoencoder, videomae_own.Encoder, videomae_own.Autoencoder)
+
 
 def fuse(model: nn.Module, *, backend: str = "auto", strict: bool = False) -> FuseReport:
     """Put fused ops into the blocks of a model that we know, in place.
 
-    A block is known by its exact class, configuration and (outside torch) the text of its forward.
+    A block is known by its exact class, configuration and (outside torch) the text of its forward;
+    one of mae_st or VideoMAE, which are no packages, by the text of its methods, wherever it lies.
     It gives the same outputs and gradients as before up to rounding, from the same Parameters: the
     state_dict, optimizers, hooks and other instances of the class are not touched. Calls that an op
     does not cover (sizes or dtypes that the block itself refuses, masks that differ in number,
@@ -107,12 +118,14 @@ def _judge(module: nn.Module) -> tuple[type[Fused] | None, str] | None:
     """The fused class of a block, and why it cannot have it; None for what is no block of ours."""
     cls = type(module)
     if issubclass(cls, Fused):
-        return (cls, "") if cls.__bases__[0] is Fused else None
+        return (cls, "") if is_own(cls) else None
     if isinstance(module, nn.Conv2d | nn.Conv3d) and not conv.candidate(module):
+        return None
+    if isinstance(module, nn.Sequential) and not patches.candidate(module):
         return None
     ours = next((base for base in cls.__mro__ if _path(base) in _BLOCKS), None)
     if ours is None:
-        return None
+        return _judge_structure(module)
     if ours is not cls:
         return None, f"its class is built on {ours.__name__} and may do something else"
     if "forward" in module.__dict__:
@@ -120,3 +133,12 @@ def _judge(module: nn.Module) -> tuple[type[Fused] | None, str] | None:
     where, name = _BLOCKS[_path(cls)]
     fused: type[Fused] = getattr(import_module(where), name)
     return fused, fused.why_not(module)
+
+
+def _judge_structure(module: nn.Module) -> tuple[type[Fused] | None, str] | None:
+    """`_judge` for a class that we know by its methods alone."""
+    for methods in _STRUCTURES:
+        if methods.resembles(module):
+            reason = methods.why_not(module)
+            return (None, reason) if reason else (fused_class(methods, type(module)), "")
+    return None

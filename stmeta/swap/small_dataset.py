@@ -6,17 +6,17 @@ kept as its logarithm, is shared by all heads.
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 from vit_pytorch import vit_for_small_dataset as theirs  # pyright: ignore
 
-from stmeta.nn.spt import compute_dtype
 from stmeta.ops.locality_attention import locality_attention
-from stmeta.ops.shifted_patch_embed import shifted_patch_embed
-from stmeta.swap._common import Fused, computes_alike, disturbed, known
+from stmeta.swap import patches
+from stmeta.swap._common import Fused, disturbed, known
 
 _VERSION = "this version of vit-pytorch defines it in another way than those we have read"
 _SPT = ("5303472e010d8e72",)
 _LSA = ("dd6d914210894142",)
+SHIFTS = 5  # the pixels, and four shifts of them
 
 
 class FusedSPT(Fused, theirs.SPT):
@@ -29,51 +29,21 @@ class FusedSPT(Fused, theirs.SPT):
         """Why this tokenization must stay."""
         if not known(theirs.SPT.forward, digests=_SPT):
             return _VERSION
-        kinds = [type(part) for part in module.to_patch_tokens]
-        if [kind.__name__ for kind in kinds[:1]] != ["Rearrange"] or kinds[1:] != [
-            nn.LayerNorm,
-            nn.Linear,
-        ]:
-            return "to_patch_tokens is not Rearrange, LayerNorm, Linear"
-        rearrange = module.to_patch_tokens[0]
-        sizes = rearrange.axes_lengths
-        if rearrange.pattern != "b c (h p1) (w p2) -> b (h w) (p1 p2 c)" or (
-            sizes["p1"] != sizes["p2"]
-        ):
-            return f"patches are cut by {rearrange.pattern!r} with {sizes}"
-        if module.to_patch_tokens[1].weight is None or module.to_patch_tokens[1].bias is None:
-            return "its LayerNorm has no weight or no bias"
+        cut = patches.read(module.to_patch_tokens)
+        if isinstance(cut, str):
+            return cut
+        if cut.norm is None or cut.axes != ("fhw",) or cut.tubelet != 1:
+            return "to_patch_tokens is not Rearrange of an image, LayerNorm, Linear"
         return disturbed(module.to_patch_tokens, *module.to_patch_tokens)
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed images."""
-        if not self._covers(x):
+        cut = patches.read(self.to_patch_tokens)
+        if isinstance(cut, str) or x.dim() != 4 or not patches.covers(cut, x, SHIFTS):
             return super().forward(x)
-        rearrange, norm, linear = self.to_patch_tokens
-        return shifted_patch_embed(
-            x.unsqueeze(2),
-            linear.weight,
-            linear.bias,
-            tubelet=1,
-            patch=rearrange.axes_lengths["p1"],
-            shifts="cardinal",
-            norm_weight=norm.weight,
-            norm_bias=norm.bias,
-            eps=norm.eps,
-            dtype=compute_dtype(linear.weight),
-            backend=self.stmeta_backend,
-        )
-
-    def _covers(self, x: Tensor) -> bool:
-        parts = self.to_patch_tokens
-        patch = parts[0].axes_lengths["p1"]
-        return (
-            x.dim() == 4
-            and not (x.shape[2] % patch or x.shape[3] % patch)
-            and 5 * x.shape[1] * patch**2 == parts[2].in_features
-            and computes_alike(x, parts[2].weight)
-            and not disturbed(parts, *parts)
-        )
+        if disturbed(self.to_patch_tokens, *self.to_patch_tokens):
+            return super().forward(x)
+        return patches.embed(cut, x.unsqueeze(2), self.stmeta_backend, "cardinal")
 
 
 class FusedLSA(Fused, theirs.LSA):

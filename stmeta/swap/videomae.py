@@ -10,11 +10,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers.models.videomae import modeling_videomae as hf  # pyright: ignore
 from transformers.utils.constants import (  # pyright: ignore
     IMAGENET_DEFAULT_MEAN,
@@ -24,13 +24,14 @@ from transformers.utils.generic import can_return_tuple  # pyright: ignore
 
 from stmeta.ops.masked_patch_loss import masked_patch_loss
 from stmeta.ops.patch_shift import patch_shift
-from stmeta.ops.restore_tokens import restore_tokens
 from stmeta.swap import conv
 from stmeta.swap._common import Fused, disturbed, known
+from stmeta.swap._tokens import assemble, visible_first
 
 _VERSION = "this version of transformers defines it in another way than those we have read"
 _EMBED = ("14a75fcfa41f5fc0", "b2c04f66acc78511")
 _PRETRAIN = ("7c5cd8ad4e0da1fb",)
+_CACHED_ROWS = 256  # targets at a time: 1.5 MB of VideoMAE-base, which stay in L2 and L3
 
 
 class FusedVideoMAEEmbeddings(Fused, hf.VideoMAEEmbeddings):
@@ -108,7 +109,7 @@ class VideoMAEForPreTraining(Fused, hf.VideoMAEForPreTraining):
         loss = "patch_shift for targets" if module.config.norm_pix_loss else "masked_patch_loss"
         return f"{cls.ops}; {loss}"
 
-    def forward(self, pixel_values: Tensor, bool_masked_pos: Tensor, **kwargs: Any) -> Any:
+    def forward(self, pixel_values: Tensor, bool_masked_pos: Any, **kwargs: Any) -> Any:
         """Reconstruct masked tokens of [B, T, C, H, W]; bool_masked_pos [B, N]: True = masked."""
         split = None
         if self._covers(pixel_values):
@@ -133,7 +134,8 @@ class VideoMAEForPreTraining(Fused, hf.VideoMAEForPreTraining):
     ) -> Any:
         outputs = self.videomae(pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
         latent = self.encoder_to_decoder(outputs.last_hidden_state)
-        tokens = self._assemble(latent, order, pixel_values.dtype)
+        table = self.position_embeddings[0].detach().to(pixel_values)
+        tokens = assemble(latent, self.mask_token, order, table, self.stmeta_backend)
         logits = self.decoder(tokens, order.shape[1] - keep).logits
         return hf.VideoMAEForPreTrainingOutput(
             loss=self._loss(logits, pixel_values, order[:, keep:].contiguous()),
@@ -142,35 +144,18 @@ class VideoMAEForPreTraining(Fused, hf.VideoMAEForPreTraining):
             attentions=outputs.attentions,
         )
 
-    def _assemble(self, latent: Tensor, order: Tensor, dtype: torch.dtype) -> Tensor:
-        """Visible tokens, then mask tokens, each with its position: [B, K, D] to [B, N, D].
-
-        Positions differ by row of the batch, so the rows are laid end to end as one sequence.
-        """
-        (batch, count), (_, keep, dim) = order.shape, latent.shape
-        dtype = torch.promote_types(torch.promote_types(latent.dtype, dtype), self.mask_token.dtype)
-        table = self.position_embeddings[0].detach().to(latent.device)
-        pos = functional.embedding(order.flatten(), table)
-        row = torch.arange(batch, device=order.device)[:, None]
-        place = torch.arange(count, device=order.device)[None]
-        hidden = batch * keep + row * (count - keep) + (place - keep)
-        ids_restore = torch.where(place < keep, row * keep + place, hidden)
-        return restore_tokens(
-            latent.to(dtype).reshape(1, batch * keep, dim),
-            self.mask_token,
-            ids_restore.view(1, -1),
-            pos=pos,
-            backend=self.stmeta_backend,
-        ).view(batch, count, dim)
-
     def _loss(self, logits: Tensor, pixel_values: Tensor, ids: Tensor) -> Tensor:
         config, kind = self.config, logits.device.type
         video = pixel_values.detach().transpose(1, 2)
         size: dict[str, Any] = {"tubelet": config.tubelet_size, "patch": config.patch_size}
         mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         if config.norm_pix_loss:
-            target = self._targets(video, ids, size)
-            loss = functional.mse_loss(logits.to(target.dtype), target)
+            negative = self._negative_targets(video, ids, size).detach()  # no view of no_grad's
+            if logits.dtype == torch.float64:
+                negative = negative.double()
+            # In the place of the targets: nothing else of their size is kept for the backward.
+            rows = torch.linalg.vector_norm(negative.add_(logits), dim=-1)
+            loss = rows.square().mean() / negative.shape[-1]
         else:  # pixels * std + mean, in the form (pixels - mean') / std'
             loss = masked_patch_loss(
                 logits,
@@ -187,44 +172,40 @@ class VideoMAEForPreTraining(Fused, hf.VideoMAEForPreTraining):
         return loss.to(torch.promote_types(logits.dtype, pixel_values.dtype))
 
     @torch.no_grad()
-    def _targets(self, video: Tensor, ids: Tensor, size: dict[str, Any]) -> Tensor:
-        """Pixels of masked tokens, normalised per token and channel: [B, M, t*p*p*C].
+    def _negative_targets(self, video: Tensor, ids: Tensor, size: dict[str, Any]) -> Tensor:
+        """Pixels of masked tokens, normalised per token and channel, times -1: [B, M, t*p*p*C].
 
-        The same operations in the same order as the model's own: where a patch is flat, what
-        remains is rounding, divided by an eps of 1e-6.
+        A patch may be flat: what remains then is the rounding of its mean, divided by an eps of
+        1e-6. So pixels and means are computed with the model's own operations in its order. The
+        deviation need not be: it is made of differences from the mean, whose own mean is taken out.
         """
-        math = torch.promote_types(video.dtype, torch.float32)
+        exact = torch.promote_types(video.dtype, torch.float32)
         pixels = patch_shift(
-            video, shifts="none", ids_keep=ids, dtype=math, backend=self.stmeta_backend, **size
-        ).unflatten(2, (-1, video.shape[1]))
-        if video.shape[1] == 3:
-            mean, std = (
-                torch.tensor(numbers, dtype=math, device=video.device)
-                for numbers in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-            )
-            pixels = pixels.mul_(std).add_(mean)
-        centre = pixels.mean(dim=-2, keepdim=True)
-        deviation = pixels.var(dim=-2, unbiased=True, keepdim=True).sqrt().add_(1e-6)
-        return pixels.sub_(centre).div_(deviation).flatten(2)
+            video, shifts="none", ids_keep=ids, dtype=exact, backend=self.stmeta_backend, **size
+        )
+        channels, features = video.shape[1], pixels.shape[2]
+        colours = [IMAGENET_DEFAULT_STD, IMAGENET_DEFAULT_MEAN] if channels == 3 else []
+        scale = [
+            torch.tensor(c, dtype=exact, device=video.device).repeat(features // 3) for c in colours
+        ]
+        rows = pixels.view(-1, features)
+        whole = video.is_cuda or torch.compiler.is_compiling()
+        for part in [rows] if whole else rows.split(_CACHED_ROWS):
+            if scale:
+                part.mul_(scale[0]).add_(scale[1])
+            pixel = part.unflatten(1, (-1, channels))
+            pixel.sub_(pixel.mean(dim=1, keepdim=True))
+            part.div_(_deviation(part, channels).add_(1e-6).neg_().repeat(1, features // channels))
+        return pixels
 
 
-def visible_first(masked: Any, batch: int, tokens: int) -> tuple[Tensor, int] | None:
-    """Order a mask's tokens as VideoMAE does: visible ones, then masked ones, both ascending.
-
-    Args:
-        masked: bool [B, N].
-        batch: B.
-        tokens: N.
-
-    Returns:
-        int64 [B, N] and the number of visible tokens in each row; None where the rows differ in
-        number, a kind is missing, or it is no such mask.
-    """
-    if not isinstance(masked, Tensor) or masked.dtype != torch.bool:
-        return None
-    if masked.shape != (batch, tokens):
-        return None
-    counts = masked.sum(dim=1).tolist()
-    if len(set(counts)) != 1 or not 0 < counts[0] < tokens:
-        return None
-    return masked.byte().argsort(dim=1, stable=True), tokens - counts[0]
+def _deviation(x: Tensor, channels: int) -> Tensor:
+    """Unbiased deviation of each channel of rows [R, P*C] whose mean is nearly 0: [R, C]."""
+    count = x.shape[1] // channels
+    wide = math.gcd(count, 32) * channels  # sums of rows this wide fill a vector
+    squares, sums = (
+        values.unflatten(1, (-1, wide)).sum(1).unflatten(1, (-1, channels)).sum(1)
+        for values in (x.square(), x)
+    )
+    variance = (squares - sums.square().div_(count)).div_(count - 1)
+    return variance.clamp_(min=0).sqrt_()

@@ -36,7 +36,7 @@ def test_model(theirs, channels, backend):
     assert_close(run(twin, lambda m: m(x)), run(model, lambda m: m(x)))
     blocks = {type(m).__name__ for m in twin.modules()}
     assert {"FusedSPT", "FusedLSA"} <= blocks
-    assert unfuse(twin) == 3 and [type(m) for m in twin.modules()] == [
+    assert unfuse(twin) == 4 and [type(m) for m in twin.modules()] == [
         type(m) for m in model.modules()
     ]
 
@@ -69,7 +69,7 @@ def test_compile(theirs):
 def test_dropout_on_weights_is_left_alone(theirs):
     model = make(theirs, dropout=0.1)
     report = fuse(model)
-    assert [item.block for item in report.replaced] == ["SPT"]
+    assert [item.block for item in report.replaced] == ["SPT", "Sequential"]
     assert [item.block for item in report.left] == ["LSA", "LSA"]
     assert all("attention weights" in item.reason for item in report.left)
 

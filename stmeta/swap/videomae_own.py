@@ -1,0 +1,113 @@
+"""VideoMAE (Tong et al. 2022) as MCG-NJU/VideoMAE defines it: encoder, and decoder's input.
+
+Its loss lies in a training loop, not in a module, so it stays.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.utils import checkpoint
+
+from stmeta.swap import conv
+from stmeta.swap._common import digest, disturbed
+from stmeta.swap._structure import Structural, parameters_of
+from stmeta.swap._tokens import assemble, embed_kept, visible_first
+
+_PATCH_EMBED = ("d94e41dc7d8abfde",)
+
+
+class Encoder(Structural):
+    """Visible tokens of a clip: `forward(x, mask)` takes [B, C, T, H, W] and bool [B, N]."""
+
+    ops = "shifted_patch_embed of visible tokens, with positions"
+    project = "MCG-NJU/VideoMAE"
+    digests: ClassVar[dict[str, tuple[str, ...]]] = {
+        "forward_features": ("3490e249f1e08035", "71c971fea5d081c6")
+    }
+
+    @classmethod
+    def resembles(cls, module: nn.Module) -> bool:
+        """Whether it embeds patches of a clip and takes a mask."""
+        return parameters_of(getattr(type(module), "forward_features", None)) == [
+            *("self", "x", "mask")
+        ] and all(hasattr(module, name) for name in ("patch_embed", "pos_embed", "blocks", "norm"))
+
+    @classmethod
+    def why_not(cls, module: Any) -> str:
+        """Why it must stay."""
+        patches = module.patch_embed
+        reason = cls.unread(module)
+        if reason:
+            return reason
+        if digest(type(patches).forward) not in _PATCH_EMBED or "forward" in patches.__dict__:
+            return f"its {type(patches).__name__} is defined in another way than {cls.project}'s"
+        if type(patches.proj) not in (nn.Conv3d, conv.FusedConv3d):
+            return f"patch_embed.proj is a {type(patches.proj).__name__}"
+        return conv.why_not(patches.proj) or disturbed(patches, patches.proj)
+
+    def forward_features(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Encode visible tokens: [B, K, D]."""
+        split = None
+        if self._covers(x):
+            split = visible_first(mask, len(x), self.pos_embed.shape[1])
+        if split is None:
+            return super().forward_features(x, mask)  # pyright: ignore
+        order, keep = split
+        proj = self.patch_embed.proj
+        table = self.pos_embed[0].detach().to(x.device, conv.compute_dtype(proj.weight))
+        ids_keep = order[:, :keep].contiguous()
+        kept = embed_kept(proj, x, ids_keep, table, self.stmeta_backend)
+        saving = getattr(self, "use_checkpoint", False)  # came later than the class
+        for block in self.blocks:
+            kept = checkpoint.checkpoint(block, kept) if saving else block(kept)
+        return self.norm(kept)
+
+    def _covers(self, x: Tensor) -> bool:
+        patches = self.patch_embed
+        if not conv.covers(patches.proj, x) or x.shape[3:] != tuple(patches.img_size):
+            return False
+        t, p, _ = patches.proj.kernel_size
+        frames, height, width = x.shape[2:]
+        count = frames // t * (height // p) * (width // p)
+        return (
+            self.pos_embed.shape[:2] == (1, count)
+            and not (frames % t or height % p or width % p)
+            and type(patches.proj) in (nn.Conv3d, conv.FusedConv3d)
+            and not disturbed(patches, patches.proj)
+        )
+
+
+class Autoencoder(Structural):
+    """Predictions for masked tokens: `forward(x, mask)` takes [B, C, T, H, W] and bool [B, N]."""
+
+    ops = "restore_tokens"
+    project = "MCG-NJU/VideoMAE"
+    digests: ClassVar[dict[str, tuple[str, ...]]] = {"forward": ("ebd6afd60f640dea",)}
+
+    @classmethod
+    def resembles(cls, module: nn.Module) -> bool:
+        """Whether it has an encoder, a decoder and a mask token, and takes a mask."""
+        names = ("encoder", "decoder", "encoder_to_decoder", "mask_token", "pos_embed")
+        return parameters_of(type(module).forward) == ["self", "x", "mask"] and all(
+            hasattr(module, name) for name in names
+        )
+
+    @classmethod
+    def why_not(cls, module: Any) -> str:
+        """Why it must stay."""
+        return cls.unread(module)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Reconstruct masked tokens: [B, N - K, F]."""
+        split = None
+        if x.dim() == 5 and x.is_floating_point():
+            split = visible_first(mask, len(x), self.pos_embed.shape[1])
+        if split is None:
+            return super().forward(x, mask)  # pyright: ignore
+        order, keep = split
+        latent = self.encoder_to_decoder(self.encoder(x, mask))
+        table = self.pos_embed[0].detach().to(x.device, x.dtype)
+        full = assemble(latent, self.mask_token, order, table, self.stmeta_backend)
+        return self.decoder(full, order.shape[1] - keep)
