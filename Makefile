@@ -12,7 +12,7 @@ train: $(STAMP)  ## the three stages on built-in clips
 	$(BIN)/python -m stmeta.train --fused
 
 test: $(STAMP)  ## the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 bench: $(STAMP)  ## fused ops against eager PyTorch
 	$(BIN)/python -m pytest benchmarks --benchmark-only

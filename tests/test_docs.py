@@ -38,6 +38,8 @@ def test_command_exists(line, words):
         parse(rest)
     elif words[0] == "stmeta":
         cli.parse(words[1:])
+    elif words[0] == "python" and words[1].endswith(".py"):
+        assert (ROOT / words[1]).is_file(), line
     else:
         assert words[0] in ("pip", "pytest"), f"no check for: {line}"
 
