@@ -1,7 +1,9 @@
 """memory_scan: an episode of a MANN, LSTM 200, four heads, from the gates of the inputs on.
 
 Gradients go to the gates and to all weights; the state at the start has none. torch.compile gets
-the step: a compiled episode would be all of its steps, one after the other, in one program.
+the step: a compiled episode would be all of its steps, one after the other, in one program. "bf16
+products": the op alone multiplies in bf16, with fp32 state and sums; what it is compared with does
+all in fp32.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from stmeta.ops.memory_scan import memory_scan_ref, memory_step_ref
 
 OP = "memory_scan"
 HIDDEN, HEADS = 200, 4
-CASES = {"B16 T50, memory 128 x 40": (16, 50, 128, 40)}
-FULL = {"B64 T100, memory 512 x 64": (64, 100, 512, 64)}
+BF16 = ", bf16 products"
+CASES = {f"B16 T50, memory 128 x 40{kind}": (16, 50, 128, 40) for kind in ("", BF16)}
+FULL = {f"B64 T100, memory 512 x 64{kind}": (64, 100, 512, 64) for kind in ("", BF16)}
 OPTIONS = (0.99, True, False, True, False, 1e-8)
 STATE = ("memory", "usage", "previous", "reads", "h", "c")
 ORDER = ("gates", "key", "add", "recurrent", "interface", "bias", *STATE, "lengths")
@@ -51,7 +54,9 @@ def _eager(step, **arguments):
     return out.y, out.memory
 
 
-def _fused(**arguments):
+def _fused(products: torch.dtype, **arguments):
+    for name in ("recurrent", "interface"):
+        arguments[name] = arguments[name].to(products)
     out = memory_scan(**arguments)
     return out.y, out.memory
 
@@ -60,7 +65,7 @@ def _fused(**arguments):
 def test_memory_scan(name, device, compare):
     problem = Problem(
         eager=partial(_eager, memory_step_ref),
-        fused=_fused,
+        fused=partial(_fused, torch.bfloat16 if name.endswith(BF16) else torch.float32),
         compiled=lambda options: partial(_eager, torch.compile(memory_step_ref, **options)),
         arguments=_arguments(device, *(CASES | FULL)[name]),
     )

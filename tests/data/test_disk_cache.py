@@ -87,7 +87,7 @@ def test_a_lock_that_is_not_given_back_stops_nobody(tmp_path):
     with first.alone("ab" * 32, 1):
         began = time.monotonic()
         with second.alone("ab" * 32, 0.1):
-            assert 0.1 <= time.monotonic() - began < 2
+            assert 0.1 <= time.monotonic() - began < 10
         with second.alone("cd" * 32, 60):
             pass
     with second.alone("ab" * 32, 60):

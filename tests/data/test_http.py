@@ -84,10 +84,10 @@ def test_without_a_cache_only_what_clips_need_is_read(site, split, tmp_path):
 def test_faults_that_pass_cost_time_and_nothing_else(site, split, tmp_path, processes):
     site.faulty.faults = {"000000.tar": ["500", "500"], "000001.tar": ["stall"]}
     site.faulty.faults["000002.tar"] = ["cut", "cut"]
-    options = config(tmp_path, processes, timeout_seconds=0.7)
+    options = config(tmp_path, processes, timeout_seconds=2)
     found, stats = epoch(site.url("faulty/"), options)
     assert all_same(found, epoch(split, options)[0])
-    assert stats["retries"] == 5 and stats["read_retry_seconds"] >= 0.7
+    assert stats["retries"] == 5 and stats["read_retry_seconds"] >= 2
     assert not any(site.faulty.faults.values())
 
 
@@ -98,9 +98,9 @@ def test_a_shard_that_trickles_ends_the_epoch_in_time(site, tmp_path, processes)
         began = time.monotonic()
         with pytest.raises(StorageError, match=r"\.tar: cannot be read: .* \(\d tries in"):
             next(iter(loader))
-        assert time.monotonic() - began < 8 and not loader.skipped
+        assert time.monotonic() - began < 20 and not loader.skipped
         assert loader.stats()["retries"] >= 1
-    assert time.monotonic() - began < 12
+    assert time.monotonic() - began < 30
 
 
 def test_a_server_that_goes_away_ends_the_epoch(site, tmp_path):
@@ -111,9 +111,11 @@ def test_a_server_that_goes_away_ends_the_epoch(site, tmp_path):
         site.stop()
         began = time.monotonic()
         with pytest.raises(DataError, match=r"Connection refused \(\d tries .* reached, or raise"):
-            while True:
-                next(batches)
-        assert time.monotonic() - began < 5 and not loader.skipped
+            while True:  # what was read ahead may be the whole epoch
+                for _ in batches:
+                    pass
+                batches = iter(loader)
+        assert time.monotonic() - began < 20 and not loader.skipped
     with pytest.raises(StorageError, match=r"train/index.parquet: cannot be read: Connection"):
         ClipLoader(site.url(), options)
 

@@ -99,7 +99,7 @@ def test_a_place_that_hangs_ends_the_epoch_and_skips_nothing(memory, tmp_path, m
         began = time.monotonic()
         with pytest.raises(StorageError, match=r"no answer in 0.2 seconds \(\d tries"):
             next(iter(loader))
-        assert time.monotonic() - began < 5 and not loader.skipped
+        assert time.monotonic() - began < 20 and not loader.skipped
         assert loader.stats()["retries"] >= 1
         assert loader.stats()["read_retry_seconds"] >= 0.2
         released.set()
