@@ -69,8 +69,9 @@ class Batcher:
         self._check_rate()
         count = config.processes
         if count == "auto":
-            # Clips that start where shards allow have few packets, and threads seldom meet.
-            alone = config.threads == 1 or choice.decoder == "dali" or plan.align > 1
+            # What two threads lose by Python's lock is less than what goes between processes. Clips
+            # that start where shards allow have few packets, and threads seldom meet.
+            alone = config.threads <= 2 or choice.decoder == "dali" or plan.align > 1
             count = 0 if fits or alone else config.threads
         self._source = ProcessDecoder(index.root, count) if count else None
         self.reader = ClipReader(

@@ -69,8 +69,8 @@ class LoaderConfig:
     decoder: Literal["auto", "dali", "pyav"] = "auto"
     processes: Literal["auto"] | int = "auto"
     """Processes that PyAV decodes in; 0 = the threads below. "auto": one for each thread, but none
-    where one thread is asked for, the cache holds all videos, or clips start where shards were made
-    for their stride."""
+    where at most two are asked for, the cache holds all videos, or clips start where shards were
+    made for their stride."""
     device: str = "auto"
     """Where batches are delivered: auto, cpu, cuda or cuda:N."""
     threads: int = 2
