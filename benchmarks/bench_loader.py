@@ -3,10 +3,10 @@
 Random clips of 16 frames, stride 4, to uint8 batches of 32 at 64 x 64, on two threads or processes,
 cold cache of decoded frames. Every way runs in a process of its own; they take turns in rounds.
 
-    python -m benchmarks.bench_loader DATA/train [--results loader.json]
+    python -m benchmarks.bench_loader DATA/train ... [--stride 4] [--results loader.json]
 
-DATA/train is a split of H.264 videos; none = the built-in clips. Other readers are left out, with
-the reason, where they are not installed.
+DATA/train is a split of H.264 videos. Other readers are left out, with the reason, where they are
+not installed.
 """
 
 from __future__ import annotations
@@ -92,6 +92,8 @@ def _clips(index: ShardIndex, folder: Path, span: int) -> list[tuple[str, int]]:
             shard.seek(row.offset)
             path.write_bytes(shard.read(row.size))
         clips.append((str(path), draw.randrange(row.frames - span + 1)))
+    if not clips:
+        raise SystemExit(f"{index.root}: no video has the {span} frames of a clip; lower --stride")
     draw.shuffle(clips)
     return clips
 
@@ -146,12 +148,15 @@ def main() -> None:
     parser.add_argument("splits", type=Path, nargs="+")
     parser.add_argument("--seconds", type=float, default=5.0, help="per way and round")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--stride", type=int, default=SHAPE["stride"])
+    parser.add_argument("--size", type=int, default=SHAPE["size"])
     parser.add_argument("--results", type=Path, help="JSON; a picture goes beside it")
     arguments = parser.parse_args()
     console, results = Console(), []
     for split in arguments.splits:
+        shape = {**SHAPE, "stride": arguments.stride, "size": arguments.size}
         results.append(
-            compare(split, seconds=arguments.seconds, rounds=arguments.rounds, shape=SHAPE)
+            compare(split, seconds=arguments.seconds, rounds=arguments.rounds, shape=shape)
         )
         show(results[-1], console)
     if arguments.results:
