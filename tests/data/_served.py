@@ -105,7 +105,7 @@ class Site:
         self._wait()
 
     def _wait(self) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             try:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
@@ -121,7 +121,7 @@ class Site:
 
     def log(self, lines: int = 0) -> list[str]:
         """What was asked for; nginx writes a line after its answer, so wait for so many."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while len(found := (self.here / "access.log").read_text().splitlines()) < lines:
             assert time.monotonic() < deadline, found
             time.sleep(0.01)

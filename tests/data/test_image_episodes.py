@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 
 import numpy as np
 import pytest
@@ -231,11 +230,3 @@ def test_real_characters(shared_data):
         image = data.images[place[name], int(number)].float() / 255
         assert batch.class_id[row, step] == place[name]
         assert (batch.x[row, step].sum() - image.sum()).abs() < 0.25 * image.sum()
-    # Beside a training step of tens of milliseconds, these must not count.
-    plain = ImageEpisodes(data.images, **options)
-    seconds = []
-    for first in range(0, 320, 16):
-        start = time.perf_counter()
-        plain.batch(range(first, first + 16))
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.01

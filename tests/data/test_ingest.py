@@ -148,7 +148,7 @@ def test_resume_after_a_kill(mixed_folder, tmp_path):
         stdout=subprocess.DEVNULL,
         env=ENVIRONMENT,
     )
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 180
     while not (out / "train" / "000001.tar").exists() and time.monotonic() < limit:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -239,7 +239,7 @@ def test_a_script_without_a_guard_is_told(mixed_folder, tmp_path):
         "print(list(ordered_map(eval, ['1 + 1', '2 + 2'], workers=2)))\n"
     )
     done = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, timeout=60, env=ENVIRONMENT
+        [sys.executable, script], capture_output=True, text=True, timeout=180, env=ENVIRONMENT
     )
     assert done.returncode == 1
     assert "put its work under if __name__" in done.stderr.splitlines()[-1]

@@ -371,7 +371,7 @@ def test_a_forgotten_loader_stops_its_threads(split):
     next(iter(loader))
     del loader
     gc.collect()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while any(t.name.startswith("stmeta") for t in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -396,7 +396,7 @@ def test_ctrl_c_ends_a_program_that_never_closes_its_loader(split):
     ) as program:
         assert program.stdout is not None and program.stdout.readline() == b"4\n"
         program.send_signal(signal.SIGINT)
-        _, errors = program.communicate(timeout=60)
+        _, errors = program.communicate(timeout=180)
     assert b"KeyboardInterrupt" in errors and program.returncode == -signal.SIGINT
 
 

@@ -134,7 +134,7 @@ def test_processes_end_with_their_parent(index):
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(root)},
-        timeout=60,
+        timeout=180,
     )
     pid = int(done.stdout)
     for _ in range(100):

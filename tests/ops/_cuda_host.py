@@ -55,7 +55,7 @@ class HostProgram:
             command = [str(self.path), str(source), str(target)]
             environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}
             done = subprocess.run(
-                command, capture_output=True, text=True, check=False, env=environment, timeout=120
+                command, capture_output=True, text=True, check=False, env=environment, timeout=300
             )
             if "unexpected memory mapping" in done.stderr:
                 pytest.skip("ThreadSanitizer of this g++ cannot run under this kernel's settings")
