@@ -43,7 +43,7 @@ def ordered_map(
     try:
         while True:
             while len(waiting) < 4 * workers and (item := next(stream, _END)) is not _END:
-                waiting.append((item, pool.submit(_call, function, item)))
+                waiting.append((item, _submit(pool, function, item)))
             if not waiting:
                 return
             try:
@@ -82,6 +82,16 @@ def process_pool(workers: int) -> ProcessPoolExecutor:
             'if __name__ == "__main__":, or use workers=1'
         ) from error
     return pool
+
+
+def _submit(pool: ProcessPoolExecutor, function: Callable[[Any], Any], item: Any) -> Future[Any]:
+    """Put an item on its way; a pool that an earlier item broke refuses it in the future."""
+    try:
+        return pool.submit(_call, function, item)
+    except BrokenProcessPool as error:
+        refused: Future[Any] = Future()
+        refused.set_exception(error)
+        return refused
 
 
 def _alone(function: Callable[[Any], Any], item: Any) -> Any:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -213,6 +214,18 @@ def test_a_crash_costs_one_item():
     results = [result for _, result in found]
     assert [results[i] for i in (0, 1, 3, 4)] == [2, 4, 6, 8]
     assert isinstance(results[2], DataError) and "crashed" in str(results[2])
+
+
+def test_a_crash_before_the_next_item_is_handed_out():
+    def items():
+        yield "__import__('os')._exit(1)"
+        limit = time.monotonic() + 60
+        while multiprocessing.active_children() and time.monotonic() < limit:
+            time.sleep(0.01)  # the pool is marked as broken before its processes are gone
+        yield "1 + 1"
+
+    (_, crash), (_, two) = ordered_map(eval, items(), workers=2)
+    assert isinstance(crash, DataError) and two == 2
 
 
 def test_wagon4(shared_data, tmp_path):
