@@ -21,7 +21,7 @@ from stmeta.data.engine import Engine, HostEngine, Item
 from stmeta.data.loader_config import LoaderConfig
 from stmeta.data.plan import ClipPlan, ClipRequest
 from stmeta.data.quarantine import Quarantine
-from stmeta.data.reader import ClipReader, Missing
+from stmeta.data.reader import ClipReader
 from stmeta.data.shards import ShardIndex
 from stmeta.data.storage import StorageError
 from stmeta.data.times import Times
@@ -242,9 +242,8 @@ class Batcher:
         """Whether no clip of a sample can be read, as its file cannot be opened."""
         if self._source is not None:  # it may have ended its process, and would end this one
             return False
-        none = np.zeros(0, np.int64)
         try:
-            self.reader.encoded(Missing(sample, sample, none, none, 0))
+            self.reader.check(sample)
         except StorageError:
             raise
         except DataError:

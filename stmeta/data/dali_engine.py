@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stmeta._errors import DataError
 from stmeta.data.decode import dali, pyav
+from stmeta.data.decode.sample import Encoded
 from stmeta.data.engine import Alter, Draw, Item, Requests, Rooms
 from stmeta.data.plan import ClipRequest
 from stmeta.data.reader import Clip, ClipReader, Missing
@@ -63,7 +64,7 @@ class DaliEngine:
             item.missing = found
         try:
             # Files are counted here first, because DALI stops at damaged ones or pads them.
-            item.encoded, item.times = self.reader.encoded(item.missing)
+            item.encoded = self.reader.encoded(item.missing)
         except BaseException:
             self.reader.give_up(item.missing)
             raise
@@ -118,11 +119,11 @@ class DaliEngine:
 
     def _decode(self, items: Sequence[Item], places: list[int], failed: dict[int, str]) -> None:
         """Decode on the CPU; fills in `clip`."""
-        todo = [(items[place], items[place].missing) for place in places]
+        todo = [(items[place], *_files(items[place])) for place in places]
         try:
             decoded = self.graph.decode(
-                [item.encoded for item, _ in todo],
-                [missing.frames for _, missing in todo if missing is not None],
+                [encoded.file for _, _, encoded in todo],
+                [encoded.places for _, _, encoded in todo],
             )
         except dali.PipelineError:
             if len(places) == 1:
@@ -132,13 +133,13 @@ class DaliEngine:
             for place in places:  # one sample fails them all: find it
                 self._decode(items, [place], failed)
             return
-        for place, (item, missing), frames in zip(places, todo, decoded, strict=True):
-            assert missing is not None and item.times is not None
+        for place, (item, missing, encoded), frames in zip(places, todo, decoded, strict=True):
             if frames.reshape(len(frames), -1).any(1).all():  # no frame is black
-                _with_clip(item, self.reader.store(missing, pyav.Frames(frames, item.times)))
+                found = pyav.Frames(frames, encoded.pts_seconds)
+                _with_clip(item, self.reader.store(missing, found))
             elif missing.reserved:  # look at this clip alone: the cache must not change results
-                item.times = item.times[np.searchsorted(missing.frames, np.unique(item.indices))]
                 item.missing = self.reader.give_up(missing)
+                item.encoded = encoded.some(np.searchsorted(missing.frames, item.missing.frames))
                 self._decode(items, [place], failed)
             else:
                 self._second_try(items, place, failed)
@@ -147,6 +148,7 @@ class DaliEngine:
         self, items: Sequence[Item], places: list[int], failed: dict[int, str]
     ) -> list[tuple[list[int], Tensor]]:
         """Decode and augment on the GPU."""
+        files = [_files(items[place])[1] for place in places]
         infos = [self.reader.row(items[place].request.sample) for place in places]
         windows = [
             self.draw(items[place].request.draw, info.height, info.width)
@@ -154,9 +156,7 @@ class DaliEngine:
         ]
         try:
             clips = self.graph.decode_augment(
-                [items[place].encoded for place in places],
-                [items[place].indices for place in places],
-                windows,
+                [encoded.file for encoded in files], [encoded.places for encoded in files], windows
             )
         except dali.PipelineError:
             if len(places) > 1:
@@ -168,7 +168,7 @@ class DaliEngine:
         for number in dark:
             self._second_try(items, places[number], failed)
         for number in set(range(len(places))) - dark:
-            items[places[number]].pts_seconds = items[places[number]].times
+            items[places[number]].pts_seconds = files[number].pts_seconds
         kept = [number for number in range(len(places)) if number not in dark]
         return [([places[number] for number in kept], clips[kept] if dark else clips)]
 
@@ -201,5 +201,11 @@ class DaliEngine:
 
 def _with_clip(item: Item, clip: Clip) -> Item:
     item.clip, item.pts_seconds = clip, clip.pts_seconds
-    item.missing, item.encoded = None, b""
+    item.missing = item.encoded = None
     return item
+
+
+def _files(item: Item) -> tuple[Missing, Encoded]:
+    """What is to be decoded for an item."""
+    assert item.missing is not None and item.encoded is not None
+    return item.missing, item.encoded

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stmeta.data.augment import Window, crop_resize
+from stmeta.data.decode.sample import Encoded
 from stmeta.data.plan import ClipRequest
 from stmeta.data.reader import Clip, ClipReader, Missing
 from stmeta.data.times import Times
@@ -39,10 +40,8 @@ class Item:
     """Decoded frames that still have to be cut and resized."""
     missing: Missing | None = None
     """Frames that DALI has to decode ..."""
-    encoded: bytes = b""
-    """... from this file; ..."""
-    times: np.ndarray | None = None
-    """... float64 [F], their seconds."""
+    encoded: Encoded | None = None
+    """... from this file."""
     leader: Item | None = None
     """An item before it whose `clip`, once decoded, serves this one too."""
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from stmeta._errors import DataError
 from stmeta.data.decode import pyav
-from stmeta.data.decode.sample import FrameSource, SampleDecoder, VideoPlace
+from stmeta.data.decode.sample import Encoded, FrameSource, SampleDecoder, VideoPlace
 from stmeta.data.decode.yuv import YuvVideo
 from stmeta.data.shards import ShardIndex
 from stmeta.data.stable_cache import StableCache
@@ -156,8 +156,7 @@ class ClipReader:
             return np.arange(info.frames) / info.fps
         seconds = self._seconds.get(sample)
         if seconds is None:
-            place, every = self._place(sample), np.arange(info.frames)
-            _, seconds = self.files.encoded(sample, place, every, self.times)
+            seconds = self.files.seconds(sample, self._place(sample), self.times)
             if self._seconds.reserve(seconds.nbytes):
                 self._seconds.fill(sample, seconds, seconds.nbytes)
         return seconds
@@ -192,15 +191,22 @@ class ClipReader:
             self.decoded.fill(missing.key, None, missing.reserved)
         return missing._replace(frames=_distinct(missing.indices), reserved=0)
 
-    def encoded(self, missing: Missing) -> tuple[bytes, np.ndarray]:
-        """Return a whole video file, its packets counted, and the times of its missing frames.
+    def encoded(self, missing: Missing) -> Encoded:
+        """Return a file that has the missing frames; see `SampleDecoder.encoded`.
 
         Raises:
             DataError: the file is damaged; the message is the reason alone.
         """
-        return self.files.encoded(
-            missing.sample, self._place(missing.sample), missing.frames, self.times
-        )
+        place = self._place(missing.sample)
+        return self.files.encoded(missing.sample, place, missing.frames, self.times)
+
+    def check(self, sample: int) -> None:
+        """Read a sample's file and count its packets.
+
+        Raises:
+            DataError: the file is damaged; the message is the reason alone.
+        """
+        self.files.seconds(sample, self._place(sample), self.times)
 
     def _decode(self, sample: int, indices: np.ndarray) -> pyav.Frames:
         return self.source.decode(sample, self._place(sample), indices, self.times)

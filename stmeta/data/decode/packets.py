@@ -74,6 +74,14 @@ class PacketList:
             previous = number
         return runs
 
+    def parts(self, indices: np.ndarray) -> list[np.ndarray]:
+        """The packets of each of `runs(indices)`, int64, but for spare ones not asked for."""
+        needed = ~self.spare
+        needed[self.shown[indices]] = True
+        return [
+            first + np.flatnonzero(needed[first : last + 1]) for first, last in self.runs(indices)
+        ]
+
     def byte_range(self, indices: np.ndarray) -> tuple[int, int]:
         """Bytes [begin, end) of the file that hold every packet of `runs(indices)`."""
         parts = [slice(first, last + 1) for first, last in self.runs(indices)]

@@ -166,11 +166,8 @@ def _from_packets(
         codec.extradata = packets.extradata
     # Frames that are not asked for and that no other frame needs do not reach the decoder; where
     # packets do not tell, it skips them.
-    needed = ~packets.spare
-    needed[packets.shown[indices]] = True
     skipping, skips = packets.codec in _SKIPPING and not packets.spare.any(), ""
-    for first, last in packets.runs(indices):
-        part = first + np.flatnonzero(needed[first : last + 1])
+    for part in packets.parts(indices):
         offsets = (packets.offset[part] - first_byte).tolist()
         times = packets.pts[part].tolist()
         for pts, begin, size in zip(times, offsets, packets.size[part].tolist(), strict=True):

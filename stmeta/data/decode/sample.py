@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from stmeta._errors import DataError
-from stmeta.data.decode import pyav, yuv
+from stmeta.data.decode import cut, pyav, yuv
 from stmeta.data.stable_cache import StableCache
 from stmeta.data.storage import folder_of
 from stmeta.data.times import Times
@@ -39,6 +39,24 @@ class VideoPlace(NamedTuple):
     frames: int
     rotation: int
     fps: float
+
+
+class Encoded(NamedTuple):
+    """Frames, not decoded yet.
+
+    Attributes:
+        file: a video.
+        places: int64 [F], where the frames are in it.
+        pts_seconds: float64 [F], their times in the sample.
+    """
+
+    file: bytes
+    places: np.ndarray
+    pts_seconds: np.ndarray
+
+    def some(self, part: np.ndarray) -> Encoded:
+        """Some of the frames, int64 [F]."""
+        return Encoded(self.file, self.places[part], self.pts_seconds[part])
 
 
 class FrameSource(Protocol):
@@ -98,22 +116,35 @@ class SampleDecoder:
         decode = functools.partial(pyav.decode_yuv, accept=accept)
         return self._decode(decode, sample, place, indices, times)
 
-    def encoded(
-        self, sample: int, place: VideoPlace, indices: np.ndarray, times: Times
-    ) -> tuple[bytes, np.ndarray]:
-        """Return a whole video file, its packets counted, and the times of some frames.
+    def encoded(self, sample: int, place: VideoPlace, indices: np.ndarray, times: Times) -> Encoded:
+        """Return a file that has some frames of a sample, the packets of the sample counted.
 
         Raises:
             DataError: the file is damaged; the message is the reason alone.
         """
-        with times.measure("read"):
-            video = self._folder.read(place.shard, place.offset, place.size, times)
+        video, packets = self._file(sample, place, times)
+        if packets is None:
+            return Encoded(video, indices, indices / place.fps)
         with times.measure("decode"):
-            packets = self._packets.get(sample) or self._list(sample, place, video)
-        return video, indices / place.fps if packets is None else packets.seconds(indices)
+            file, places = cut.without_spare(video, packets, indices)
+        return Encoded(file, places, packets.seconds(indices))
+
+    def seconds(self, sample: int, place: VideoPlace, times: Times) -> np.ndarray:
+        """Times of all frames of a sample after its first one, float64; see `encoded`."""
+        _, packets = self._file(sample, place, times)
+        every = np.arange(place.frames)
+        return every / place.fps if packets is None else packets.seconds(every)
 
     def close(self) -> None:
         """See `FrameSource`."""
+
+    def _file(
+        self, sample: int, place: VideoPlace, times: Times
+    ) -> tuple[bytes, pyav.PacketList | None]:
+        with times.measure("read"):
+            video = self._folder.read(place.shard, place.offset, place.size, times)
+        with times.measure("decode"):
+            return video, self._packets.get(sample) or self._list(sample, place, video)
 
     def _decode(
         self,
