@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from stmeta.data import pixel_ops
 from stmeta.data.draws import Draws
 from stmeta.data.erasing import Erasing
@@ -29,16 +27,16 @@ class Appearance:
         """Whether anything is changed at all."""
         return any(self.jitter) or self.rand_augment is not None or self.erasing.chance > 0
 
-    def __call__(self, clip: np.ndarray, seed: int) -> None:
+    def __call__(self, clip: pixel_ops.Clip, seed: int) -> None:
         """Change a clip in place, all its frames alike; uint8 [T, H, W, 3]."""
         changed = self._jitter(clip, Draws(seed, "jitter")) if any(self.jitter) else clip
         if self.rand_augment is not None:
             changed = self.rand_augment(changed, Draws(seed, "rand"))
         if changed is not clip:
-            np.copyto(clip, changed)
+            clip[...] = changed
         self.erasing(clip, Draws(seed, "erase"))
 
-    def _jitter(self, clip: np.ndarray, draws: Draws) -> np.ndarray:
+    def _jitter(self, clip: pixel_ops.Clip, draws: Draws) -> pixel_ops.Clip:
         factors = [1 + draws.between(-x, x) for x in self.jitter]
         order = [0, 1, 2]
         for i in (2, 1):  # a random order (Durstenfeld 1964)

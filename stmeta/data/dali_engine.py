@@ -34,7 +34,7 @@ class DaliEngine:
         *,
         alter: Alter | None = None,
     ) -> None:
-        """Make an engine around the pipelines of `graph`; `alter` is for those on a CPU."""
+        """Make an engine around the pipelines of `graph`; `alter` runs on their device."""
         self.reader, self.draw, self.times, self.graph = reader, draw, times, graph
         self.alter = alter
         self.refused: set[int] = set()  # samples that DALI failed on and PyAV can read
@@ -72,6 +72,10 @@ class DaliEngine:
 
     def finish(self, items: Sequence[Item], room: Tensor | None) -> tuple[Tensor, dict[int, str]]:
         """See `Engine`."""
+        with self.graph.beside():
+            return self._finish(items)
+
+    def _finish(self, items: Sequence[Item]) -> tuple[Tensor, dict[int, str]]:
         failed: dict[int, str] = {}
         parts: list[tuple[list[int], Tensor]] = []
         encoded = [place for place, item in enumerate(items) if item.missing is not None]
@@ -94,8 +98,8 @@ class DaliEngine:
         video = self._join(parts, len(items))
         if self.alter is not None:
             with self.times.measure("augment"):
-                for place, item in enumerate(items):
-                    self.alter(video[place].numpy(), item.request.draw)
+                for pixels, item in zip(video, items, strict=True):
+                    self.alter(pixels if self.graph.gpu else pixels.numpy(), item.request.draw)
         return video, failed
 
     def close(self) -> None:

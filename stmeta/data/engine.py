@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from stmeta.data.times import Times
 Draw = Callable[[int, int, int], Window]  # (seed, height, width) -> window
 Requests = Sequence[ClipRequest]
 Rooms = Sequence[np.ndarray | None]
-Alter = Callable[[np.ndarray, int], None]  # changes a clip, uint8 [T, H, W, 3], by a seed
+Alter = Callable[[Any, int], None]  # changes a clip, `pixel_ops.Clip`, by a seed
 
 
 @dataclass

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
+from stmeta.data import pixel_ops
 from stmeta.data.draws import Draws
 
 
@@ -48,15 +47,9 @@ class Erasing:
                 return draws.below(height - h + 1), draws.below(width - w + 1), h, w
         return None
 
-    def __call__(self, clip: np.ndarray, draws: Draws) -> None:
+    def __call__(self, clip: pixel_ops.Clip, draws: Draws) -> None:
         """Erase in place; uint8 [T, H, W, 3]."""
         box = self.box(draws, *clip.shape[1:3])
-        if box is None:
-            return
-        top, left, height, width = box
-        fill = (
-            draws.pixels(height, width, 3)
-            if self.fill == "noise"
-            else np.rint(clip.mean((0, 1, 2), dtype=np.float64)).astype(np.uint8)
-        )
-        clip[:, top : top + height, left : left + width] = fill
+        if box is not None:
+            noise = draws.pixels(*box[2:], 3) if self.fill == "noise" else None
+            pixel_ops.erase(clip, box, noise)

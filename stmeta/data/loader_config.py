@@ -146,10 +146,6 @@ class LoaderConfig:
 
     def host_only(self, *, gpu: bool) -> str:
         """Which settings DALI's graph does not serve on this kind of device; "" = none."""
-        if gpu and self.appearance() is not None:
-            names = ("brightness", "contrast", "saturation", "rand_augment", "erase_chance")
-            used = [name for name in names if getattr(self, name)]
-            return f"{', '.join(used)}: computed on the CPU"
         if gpu and self.train and self.repeats > 1:
             return f"repeats = {self.repeats}: decoded once, on the CPU"
         return ""

@@ -20,8 +20,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
+from typing import Any
 
 from stmeta.data import pixel_ops
 from stmeta.data.draws import Draws
@@ -35,7 +34,7 @@ _FIELDS = {
     "p": "chance",
 }
 # (clip, level in [0, 1], sign, increasing) -> clip
-_Operation = Callable[[np.ndarray, float, int, bool], np.ndarray]
+_Operation = Callable[[Any, float, int, bool], Any]
 
 
 @dataclass(frozen=True)
@@ -97,39 +96,39 @@ class RandAugment:
                 chosen.append((name, min(max(level, 0.0), self.largest) / 10, sign))
         return chosen
 
-    def __call__(self, clip: np.ndarray, draws: Draws) -> np.ndarray:
+    def __call__(self, clip: pixel_ops.Clip, draws: Draws) -> pixel_ops.Clip:
         """Return the augmented clip, uint8 [T, H, W, 3]."""
         for name, level, sign in self.draw(draws):
             clip = OPERATIONS[name](clip, level, sign, self.increasing)
         return clip
 
 
-def _plain(run: Callable[[np.ndarray], np.ndarray]) -> _Operation:
+def _plain(run: Callable[[Any], Any]) -> _Operation:
     return lambda clip, level, sign, increasing: run(clip)
 
 
-def _signed(run: Callable[[np.ndarray, float], np.ndarray], most: float) -> _Operation:
+def _signed(run: Callable[[Any, float], Any], most: float) -> _Operation:
     return lambda clip, level, sign, increasing: run(clip, sign * level * most)
 
 
-def _enhance(run: Callable[[np.ndarray, float], np.ndarray]) -> _Operation:
-    def apply(clip: np.ndarray, level: float, sign: int, increasing: bool) -> np.ndarray:
+def _enhance(run: Callable[[Any, float], Any]) -> _Operation:
+    def apply(clip: Any, level: float, sign: int, increasing: bool) -> Any:
         return run(clip, max(0.1, 1 + sign * 0.9 * level) if increasing else 0.1 + 1.8 * level)
 
     return apply
 
 
-def _posterize(clip: np.ndarray, level: float, sign: int, increasing: bool) -> np.ndarray:
+def _posterize(clip: Any, level: float, sign: int, increasing: bool) -> Any:
     bits = math.floor(level * 4)
     return pixel_ops.posterize(clip, 4 - bits if increasing else bits)
 
 
-def _solarize(clip: np.ndarray, level: float, sign: int, increasing: bool) -> np.ndarray:
+def _solarize(clip: Any, level: float, sign: int, increasing: bool) -> Any:
     threshold = math.floor(level * 256)
     return pixel_ops.solarize(clip, 256 - threshold if increasing else threshold)
 
 
-def _solarize_add(clip: np.ndarray, level: float, sign: int, increasing: bool) -> np.ndarray:
+def _solarize_add(clip: Any, level: float, sign: int, increasing: bool) -> Any:
     return pixel_ops.solarize_add(clip, math.floor(level * 110))
 
 

@@ -13,8 +13,9 @@ tells which clips need a second look.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,18 @@ class DaliGraph:
         """Decode on the GPU, then crop, resize and flip there; see `decode` and `augment`."""
         return self._tensor(self._run("nvdec", _files(videos, indices) | _windows(windows)))
 
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[None]:
+        """Run what torch does on a stream of its own, not behind the model's; waits for its end."""
+        if not self.gpu:
+            yield
+            return
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(self.device_id)
+        with torch.cuda.stream(self._stream):
+            yield
+        self._stream.synchronize()
+
     def close(self) -> None:
         """Free the pipelines."""
         self._built.clear()
@@ -191,12 +204,8 @@ class DaliGraph:
         if not self.gpu:
             # The dynamic executor gives its buffers away: no copy.
             return torch.from_dlpack(result.as_tensor())
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(self.device_id)
-        with torch.cuda.stream(self._stream):  # not behind the model's kernels
-            copy = torch.from_dlpack(result.as_tensor()).clone()
-        self._stream.synchronize()
-        return copy
+        with self.beside():
+            return torch.from_dlpack(result.as_tensor()).clone()
 
 
 def _files(videos: Sequence[bytes], indices: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
