@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 import tempfile
 from collections.abc import Iterable
 from fractions import Fraction
@@ -189,9 +190,11 @@ class Encoder:
         frame.pts, frame.time_base = self.count, self.tick
         frame.pict_type = PictureType.NONE  # the source's key frames are not ours
         self.count += 1
+        opens = self.count == 1 and self.stream.codec_context.name == "libsvtav1"
+        before = _real_time() if opens else {}
         packets = self.stream.encode(frame)
-        if self.count == 1 and self.stream.codec_context.name == "libsvtav1":
-            _leave_real_time()
+        if opens:
+            _leave_real_time(before)
         self.container.mux(packets)
 
     def close(self) -> None:
@@ -200,19 +203,31 @@ class Encoder:
         self.container.close()
 
 
-def _leave_real_time() -> None:
-    """Undo what SVT-AV1 does when root opens it.
-
-    It gives this thread and those that it starts the highest real-time priority, and the whole
-    machine then waits for them.
-    """
-    if not hasattr(os, "sched_setscheduler"):
-        return
+def _real_time() -> dict[int, int]:
+    """Priority of each thread of this process that the kernel schedules first in, first out."""
+    found: dict[int, int] = {}
+    if not sys.platform.startswith("linux"):
+        return found
     for thread in map(int, os.listdir("/proc/self/task")):
         try:
             if os.sched_getscheduler(thread) == os.SCHED_FIFO:
-                os.sched_setscheduler(thread, os.SCHED_OTHER, os.sched_param(0))
+                found[thread] = os.sched_getparam(thread).sched_priority
         except ProcessLookupError:  # it has ended meanwhile
+            continue
+    return found
+
+
+def _leave_real_time(before: dict[int, int]) -> None:
+    """Undo what SVT-AV1 does when root opens it.
+
+    It gives this thread and those that it starts the highest real-time priority, and the whole
+    machine then waits for them. Threads that had one before get theirs back.
+    """
+    for thread in _real_time():
+        policy = os.SCHED_FIFO if thread in before else os.SCHED_OTHER
+        try:
+            os.sched_setscheduler(thread, policy, os.sched_param(before.get(thread, 0)))
+        except ProcessLookupError:
             continue
 
 

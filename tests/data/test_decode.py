@@ -103,6 +103,20 @@ def test_no_encoder_leaves_this_process_a_priority():
         assert policies == {os.SCHED_OTHER}, codec
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="needs Linux")
+def test_a_priority_from_before_is_kept():
+    def encode() -> tuple[int, int]:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(3))
+        encode_frames(moving(64, 64, 2), 25, codec="av1")
+        return os.sched_getscheduler(0), os.sched_getparam(0).sched_priority
+
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            assert pool.submit(encode).result() == (os.SCHED_FIFO, 3)
+        except PermissionError:
+            pytest.skip("this user may not set a priority")
+
+
 def test_a_clip_needs_only_its_part_of_the_file(videos):
     packets = pyav.read_packets(videos["h264"])
     begin, end = packets.byte_range(np.arange(20, 24))
