@@ -17,25 +17,25 @@ from typing import Any
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from tyro.extras import subcommand_cli_from_dict
 
+from stmeta import __version__
 from stmeta._errors import BackendUnavailableError, DataError
 
 COMMANDS = {
-    "shard": "Shard",
-    "index": "Index",
-    "dataset": "Dataset",
-    "verify": "Verify",
-    "inspect": "Inspect",
-    "stream": "Stream",
-    "bench": "Bench",
+    "shard": "Turn a folder of videos into a data set of shards.",
+    "index": "Index the shards of a split again, such as shards from elsewhere.",
+    "dataset": "Make a data set: the built-in clips, or Kinetics and TinyVIRAT as one.",
+    "verify": "Look for damage in shards, and name each bad sample with its reason.",
+    "inspect": "Show what is in a split, a shard or one sample.",
+    "stream": "Run the loader as training would, and print how fast it is and where time goes.",
+    "bench": "Find the fastest settings for these shards on this machine, and the limit.",
 }
-"""Name of each command to its class in `stmeta.commands.<name>`."""
+"""Name of each command, which is a class of that name in `stmeta.commands.<name>`, and a line."""
 
 
 def command_class(name: str) -> type[Any]:
     """Import a command: a dataclass of options with a method `run` that returns the exit code."""
-    return getattr(importlib.import_module(f"stmeta.commands.{name}"), COMMANDS[name])
+    return getattr(importlib.import_module(f"stmeta.commands.{name}"), name.capitalize())
 
 
 def parse(args: Sequence[str]) -> Any:
@@ -43,8 +43,20 @@ def parse(args: Sequence[str]) -> Any:
     # Only the command that is named is imported: `stream` needs torch, which takes seconds.
     if args and args[0] in COMMANDS:
         return tyro.cli(command_class(args[0]), args=args[1:], prog=f"stmeta {args[0]}")
-    every = {name: command_class(name) for name in COMMANDS}
-    return subcommand_cli_from_dict(every, args=args, prog="stmeta", description=__doc__)
+    if args and args[0] in ("-h", "--help"):
+        print(_overview())
+        sys.exit(0)
+    if args and args[0] == "--version":
+        print(f"stmeta {__version__}")
+        sys.exit(0)
+    received = f"got {args[0]!r}" if args else "got none"
+    print(f"stmeta: a command comes first, {received}\n\n{_overview()}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _overview() -> str:
+    commands = "\n".join(f"  {name:8} {line}" for name, line in COMMANDS.items())
+    return f"{__doc__}\nCommands; `stmeta COMMAND --help` lists the options:\n\n{commands}"
 
 
 def main(args: Sequence[str] | None = None) -> None:

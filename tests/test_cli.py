@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 
+import stmeta
 from stmeta import cli
 from stmeta.data.encode import encode_frames
 from stmeta.data.shards import EncodedSample, write_shards
@@ -45,12 +46,18 @@ def test_every_command_explains_itself(name, capsys):
     assert run(name, "--help") == 0
     first = (cli.command_class(name).__doc__ or "").splitlines()[0]
     assert first in " ".join(capsys.readouterr().out.split())
+    assert first == cli.COMMANDS[name]
 
 
 def test_all_commands_are_listed(capsys):
     assert run("--help") == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in cli.COMMANDS)
+    assert all(f"  {name} " in shown and line in shown for name, line in cli.COMMANDS.items())
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"stmeta {stmeta.__version__}\n"
 
 
 def test_wrong_use(capsys):

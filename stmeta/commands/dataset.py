@@ -35,7 +35,7 @@ class Motions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Make a data set."""
+    """Make a data set: the built-in clips, or Kinetics and TinyVIRAT as one."""
 
     made: OmitSubcommandPrefixes[
         OmitArgPrefixes[
