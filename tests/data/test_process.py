@@ -137,7 +137,7 @@ def test_processes_end_with_their_parent(index):
         timeout=180,
     )
     pid = int(done.stdout)
-    for _ in range(100):
+    for _ in range(600):
         state = Path(f"/proc/{pid}/stat")
         if not state.exists() or state.read_text().split()[2] == "Z":
             return

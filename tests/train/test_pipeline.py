@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import tarfile
-import time
 
 import pytest
 import torch
@@ -69,20 +67,41 @@ def test_run_leaves_what_the_documents_say(whole):
     assert not list(out.rglob("*.tmp"))
 
 
+KILLED = """
+import os, signal, sys
+from stmeta.train import main
+
+replace, stage, saves, written = os.replace, sys.argv[1], int(sys.argv[2]), sys.argv[3] == "True"
+
+def replace_or_die(source, target):
+    global saves
+    if str(target).endswith(f"{stage}/last.pt"):
+        saves -= 1
+        if saves == 0:
+            if written:
+                replace(source, target)
+            os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+
+os.replace = replace_or_die
+sys.exit(main(sys.argv[4:]))
+"""
+
+
 @pytest.mark.slow
 def test_killed_in_every_stage_and_resumed_is_bit_identical(data, whole, tmp_path):
+    """At the third save, once it is done or just before."""
     out = tmp_path / "killed"
-    for stage in STAGES:
+    for stage, written in zip(STAGES, (True, False, True), strict=True):
         resume = ["--resume"] if (out / "config.json").exists() else []
-        process = subprocess.Popen(command(data, out, *resume), stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 300
-        while not (out / stage / "last.pt").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.005)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        arguments = command(data, out, *resume)
+        assert arguments[1:3] == ["-m", "stmeta.train"]
+        program = [arguments[0], "-c", KILLED, stage, "3", str(written), *arguments[3:]]
+        done = subprocess.run(program, capture_output=True, text=True, timeout=600)
+        assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+        assert (out / stage / "last.pt.tmp").exists() != written
         step = torch.load(out / stage / "last.pt", weights_only=True)["step"]
-        assert step < 6, f"{stage} was already over when it was killed"
+        assert 0 < step < 6
     done = subprocess.run(command(data, out, "--resume"), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     for stage in STAGES:
