@@ -8,6 +8,7 @@
 #pragma once
 
 #include "memory_launch.cuh"
+#include "memory_pass.cuh"
 
 namespace stmeta::content_addressing {
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "memory_launch.cuh"
+#include "memory_pass.cuh"
 
 namespace stmeta::erase_add {
 

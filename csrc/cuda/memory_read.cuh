@@ -3,6 +3,7 @@
 #pragma once
 
 #include "memory_launch.cuh"
+#include "memory_pass.cuh"
 
 namespace stmeta::memory_read {
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from tyro.conf import OmitArgPrefixes
 
 from stmeta.commands._show import print_bad, print_table
+from stmeta.commands._store import StoreOptions
 from stmeta.data.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -46,24 +49,11 @@ class DatasetComposite:
     """Clips with fewer are left out."""
     fps: float = 10
     """Frames per second."""
-    short_side: int | Literal["source"] = 128
-    """Larger videos are scaled down to this short side, in pixels."""
-    codec: Literal["h264", "hevc", "vp8", "vp9", "av1", "mjpeg"] = "h264"
-    """Codec, as in `stmeta shard`."""
-    gop: int = 16
-    """Frames from one key frame to the next."""
-    crf: int | None = None
-    """Quality on the codec's own scale, lower is better."""
     seed: int = 0
     """Of the splits and the order."""
-    shard_mib: float = 64
-    """Size of a shard."""
-    workers: int | None = None
-    """Processes; one per core if left out."""
-    resume: bool = False
-    """Go on with a run that was stopped."""
     json: bool = False
     """Print the manifest, without a progress bar."""
+    store: OmitArgPrefixes[StoreOptions] = dataclasses.field(default_factory=StoreOptions)
 
     @property
     def resumable(self) -> bool:
@@ -73,15 +63,7 @@ class DatasetComposite:
     def run(self) -> int:
         """Run the command; return the exit code."""
         from stmeta.data.datasets import composite
-        from stmeta.data.encode import EncodeOptions
 
-        encode = EncodeOptions(
-            short_side=None if self.short_side == "source" else self.short_side,
-            fps=self.fps,
-            codec=self.codec,
-            gop=self.gop,
-            crf=self.crf,
-        )
         with ProgressBar(hidden=self.json) as bar:
             report = composite.build(
                 self.out,
@@ -95,10 +77,10 @@ class DatasetComposite:
                 frames=self.frames,
                 min_frames=self.min_frames,
                 seed=self.seed,
-                encode=encode,
-                shard_mib=self.shard_mib,
-                workers=self.workers,
-                resume=self.resume,
+                encode=self.store.encode_options(self.fps),
+                shard_mib=self.store.shard_mib,
+                workers=self.store.workers,
+                resume=self.store.resume,
                 progress=bar,
             )
         if self.json:

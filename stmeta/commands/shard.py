@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from tyro.conf import Positional
+from tyro.conf import OmitArgPrefixes, Positional
 
 from stmeta.commands._show import print_bad, print_table
+from stmeta.commands._store import StoreOptions
 from stmeta.data.progress import ProgressBar
 
 
@@ -36,29 +37,16 @@ class Shard:
     """Part of each class that becomes the val split."""
     seed: int = 0
     """Of the order and of the val split."""
-    short_side: int | Literal["source"] = 128
-    """Larger videos are scaled down to this short side, in pixels."""
     fps: float | Literal["source"] = 12.5
     """Frames per second."""
-    codec: Literal["h264", "hevc", "vp8", "vp9", "av1", "mjpeg"] = "h264"
-    """Codec; DALI decodes vp8, vp9 and mjpeg on a CPU, and the others on an NVIDIA GPU."""
     stride: int = 1
     """H.264: make every so many frames decodable without those between. Loading clips of this
     stride then takes about half the time; files are a little larger."""
-    gop: int = 16
-    """Frames from one key frame to the next; short groups make random clips cheap."""
-    crf: int | None = None
-    """Quality on the codec's own scale, lower is better."""
     copy: bool = False
     """Copy videos that are stored so already, instead of encoding them again."""
-    shard_mib: float = 64
-    """Size of a shard."""
-    workers: int | None = None
-    """Processes; one per core if left out."""
-    resume: bool = False
-    """Go on with a run that was stopped."""
     json: bool = False
     """Print the result as JSON, without a progress bar."""
+    store: OmitArgPrefixes[StoreOptions] = dataclasses.field(default_factory=StoreOptions)
 
     @property
     def resumable(self) -> bool:
@@ -67,17 +55,8 @@ class Shard:
 
     def run(self) -> int:
         """Run the command; return the exit code."""
-        from stmeta.data.encode import EncodeOptions
         from stmeta.data.ingest import ingest
 
-        encode = EncodeOptions(
-            short_side=None if self.short_side == "source" else self.short_side,
-            fps=None if self.fps == "source" else self.fps,
-            codec=self.codec,
-            gop=self.gop,
-            stride=self.stride,
-            crf=self.crf,
-        )
         with ProgressBar(hidden=self.json) as bar:
             report = ingest(
                 self.videos,
@@ -87,11 +66,11 @@ class Shard:
                 label_column=self.label_column,
                 val_fraction=self.val_fraction,
                 seed=self.seed,
-                encode=encode,
+                encode=self.store.encode_options(self.fps, self.stride),
                 copy=self.copy,
-                shard_mib=self.shard_mib,
-                workers=self.workers,
-                resume=self.resume,
+                shard_mib=self.store.shard_mib,
+                workers=self.store.workers,
+                resume=self.store.resume,
                 progress=bar,
             )
         if self.json:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from stmeta._errors import DataError
 
-_Batch = TypeVar("_Batch", bound="_TensorFields")
+_Batch = TypeVar("_Batch", bound="TensorFields")
 
 
-class _TensorFields:
+class TensorFields:
     """Moves every tensor of a dataclass at once."""
 
     def to(self: _Batch, device: torch.device | str, non_blocking: bool = False) -> _Batch:
@@ -39,7 +39,7 @@ class _TensorFields:
 
 
 @dataclass(frozen=True)
-class ClipBatch(_TensorFields):
+class ClipBatch(TensorFields):
     """A batch of clips; B clips of T frames with C = 3 channels (RGB).
 
     Normalisation is left to the model (the fused patch op does it on the device).
@@ -61,7 +61,7 @@ class ClipBatch(_TensorFields):
 
 
 @dataclass(frozen=True)
-class EpisodeBatch(_TensorFields):
+class EpisodeBatch(TensorFields):
     """A batch of few-shot episodes: B sequences of L clips, or of features of clips.
 
     The protocol is `offset` (Santoro et al. 2016, figure 1a): at step t a model sees clip t and the

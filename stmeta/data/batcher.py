@@ -113,6 +113,11 @@ class Batcher:
         ]
         return self._joiner.submit(self._join, parts, room, replace)
 
+    @property
+    def processes(self) -> int:
+        """Processes that decode; 0 = this one does."""
+        return self._source.count if self._source else 0
+
     def close(self) -> None:
         """Stop the threads; batches that were not made yet are dropped."""
         self._closed = True
@@ -164,7 +169,7 @@ class Batcher:
             try:
                 if reason := self._quarantine.reason(requests[0]):
                     raise DataError(reason)
-                items = self._engine.prepare(requests, self._indices(requests[0]), out)
+                items = self._engine.prepare(requests, self.indices(requests[0]), out)
                 for item, request in zip(items, planned, strict=True):
                     item.planned = request
                 return items
@@ -185,7 +190,8 @@ class Batcher:
             raise DataError(f"no sample with label {label} can be read\n{self._listing()}")
         return [None] * len(planned)
 
-    def _indices(self, request: ClipRequest) -> np.ndarray:
+    def indices(self, request: ClipRequest) -> np.ndarray:
+        """Frames of a clip, int64 [T]; their times are read where clips are sampled by time."""
         if self.plan.fps is None:
             return self.plan.indices(request)
         return self.plan.indices(request, self.reader.seconds(request.sample))

@@ -88,8 +88,7 @@ def compare(index: ShardIndex, config: LoaderConfig, *, seconds: float, rounds: 
 
 def _settled(given: LoaderWay) -> LoaderConfig:
     """The given settings, with a number in place of "auto"."""
-    source = given.loader._batcher._source
-    return dataclasses.replace(given.loader.config, processes=source.count if source else 0)
+    return dataclasses.replace(given.loader.config, processes=given.loader.batcher.processes)
 
 
 def differences(given: LoaderConfig, other: LoaderConfig) -> dict[str, Any]:

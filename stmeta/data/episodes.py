@@ -14,6 +14,7 @@ from torch import Tensor
 from stmeta.data.batch import ClipBatch, EpisodeBatch
 from stmeta.data.loader import ClipLoader
 from stmeta.data.plan import mix
+from stmeta.data.position import Epochs
 
 
 class Episode(NamedTuple):
@@ -124,7 +125,7 @@ class EpisodePlan:
                 return labels
 
 
-class EpisodeLoader:
+class EpisodeLoader(Epochs):
     """Delivers batches of episodes, from clips or from a table of features.
 
     Like `ClipLoader`, it yields to the end of the epoch and then stands at the start of the next
@@ -172,7 +173,6 @@ class EpisodeLoader:
             )
         self.plan, self.batch_size, self.episodes = plan, batch_size, episodes
         self.clips, self.features, self.keys = clips, features, list(keys or ())
-        self._epoch = self._position = 0
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -188,18 +188,8 @@ class EpisodeLoader:
                 ahead.append(self._start(epoch, position))
                 position += 1
             batch = self._finish(*ahead.popleft())
-            self._position += 1
-            if self._position == len(self):
-                self._epoch, self._position = epoch + 1, 0
+            self._advance()
             yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Where the next batch will come from."""
-        return {"epoch": self._epoch, "position": self._position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to where `state_dict` was called."""
-        self._epoch, self._position = state["epoch"], state["position"]
 
     def _start(self, epoch: int, position: int) -> tuple[list[Episode], Future[ClipBatch] | None]:
         first = position * self.batch_size

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-_LARGEST_VIDEO = 2**31
+from stmeta.data.tarscan import LARGEST_VIDEO
+
 _NAME = re.compile(r"[^/\\\x00-\x1f]+\.tar")
 _BOUNDS = {"frames": (1, 2**24), "width": (1, 2**15), "height": (1, 2**15), "fps": (1e-6, 1e6)}
 _MOST_LABELS = 2**20  # where there are no names
@@ -51,7 +52,7 @@ def places_fault(table: pa.Table, shards: Mapping[str, Sequence[int]]) -> str:
     if lengths is None:
         return "samples lie in files that are not among its shards"
     offset, size = table["offset"].to_numpy(), table["size"].to_numpy()
-    inside = (offset >= 0) & (size > 0) & (size <= _LARGEST_VIDEO) & (offset <= lengths - size)
+    inside = (offset >= 0) & (size > 0) & (size <= LARGEST_VIDEO) & (offset <= lengths - size)
     return "" if inside.all() else f"{(~inside).sum()} samples lie outside of their shards"
 
 

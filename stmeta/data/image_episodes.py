@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stmeta.data.batch import _TensorFields
+from stmeta.data.batch import TensorFields
 from stmeta.data.episodes import Episode, EpisodePlan, instance_numbers
 from stmeta.data.plan import mix
+from stmeta.data.position import Epochs
 
 Protocol = Literal["offset", "delayed", "support_query"]
 
 
 @dataclass(frozen=True)
-class ImageEpisodeBatch(_TensorFields):
+class ImageEpisodeBatch(TensorFields):
     """B episodes of L images of H × W pixels."""
 
     x: Tensor
@@ -41,7 +42,7 @@ class ImageEpisodeBatch(_TensorFields):
         return len(self.key)
 
 
-class ImageEpisodes:
+class ImageEpisodes(Epochs):
     """Delivers batches of episodes of images.
 
     Protocols, by what is told beside image t and what is scored:
@@ -121,7 +122,6 @@ class ImageEpisodes:
         self._views = np.lib.stride_tricks.sliding_window_view(
             table, (self.height, self.width), axis=(1, 2)
         )
-        self._epoch = self._position = 0
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -134,18 +134,8 @@ class ImageEpisodes:
             first = epoch * self.episodes + self._position * self.batch_size
             last = min(first + self.batch_size, (epoch + 1) * self.episodes)
             batch = self.batch(range(first, last))
-            self._position += 1
-            if self._position == len(self):
-                self._epoch, self._position = epoch + 1, 0
+            self._advance()
             yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Where the next batch will come from."""
-        return {"epoch": self._epoch, "position": self._position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to where `state_dict` was called."""
-        self._epoch, self._position = state["epoch"], state["position"]
 
     def batch(self, numbers: Sequence[int]) -> ImageEpisodeBatch:
         """Make the episodes of these numbers, a pure function of the arguments and the seed."""

@@ -147,6 +147,10 @@ class ShardIndex:
         """Keys of the good samples, in order."""
         return self._table["key"].to_pylist()
 
+    def columns(self, names: Sequence[str]) -> dict[str, list]:
+        """Return fields of `SampleInfo` for all good samples, in order."""
+        return self._table.select(list(names)).to_pydict()
+
 
 def build_index(
     split_dir: str | os.PathLike[str],

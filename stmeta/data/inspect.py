@@ -224,12 +224,12 @@ def _columns(
     """Columns of the good samples, rows of the bad ones, and the names of the classes."""
     if is_address(path):
         index = ShardIndex.open(path)
-        return index._table.select(_COLUMNS).to_pydict(), index.bad, index.classes
+        return index.columns(_COLUMNS), index.bad, index.classes
     path = Path(path)
     names = read_classes(path if path.is_dir() else path.parent)
     if path.is_dir():
         index = ShardIndex.open(path)
-        return index._table.select(_COLUMNS).to_pydict(), index.bad, names
+        return index.columns(_COLUMNS), index.bad, names
     rows = _scan(path, names)
     good = [row for row in rows if not row.error]
     columns = {name: [getattr(row, name) for row in good] for name in _COLUMNS}

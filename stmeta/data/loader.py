@@ -7,7 +7,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any
 
 import torch
@@ -83,7 +83,7 @@ class ClipLoader:
         )
         self._times = Times()
         self.choice = self._choose()
-        self._batcher = Batcher(
+        self.batcher = Batcher(
             index, self.plan, config, self.choice, self._times, fits=self._fits()
         )
         self._epoch = self._position = 0
@@ -117,7 +117,7 @@ class ClipLoader:
     @property
     def skipped(self) -> list[Skip]:
         """Samples that were left out so far, with reasons; those of the index first."""
-        return list(self._batcher.skipped)
+        return list(self.batcher.skipped)
 
     def load(self, requests: Sequence[ClipRequest]) -> ClipBatch:
         """Read these clips, in this order; see `ClipPlan.clip` for making requests.
@@ -128,7 +128,7 @@ class ClipLoader:
 
     def submit(self, requests: Sequence[ClipRequest]) -> Future[ClipBatch]:
         """Start reading clips; the result is what `load` returns, still in host memory."""
-        return self._batcher.submit(list(requests), replace=True)
+        return self.batcher.submit(list(requests), replace=True)
 
     def sweep(self, view: int = 0) -> Iterator[ClipBatch]:
         """Yield every sample once, in order: for tables of features, and leaving none out.
@@ -142,7 +142,7 @@ class ClipLoader:
             while first < len(self.index) and len(ahead) <= self.config.prefetch:
                 part = range(first, min(first + step, len(self.index)))
                 requests = [self.plan.clip(i, epoch=view, view=view) for i in part]
-                ahead.append(self._batcher.submit(requests, replace=False))
+                ahead.append(self.batcher.submit(requests, replace=False))
                 first += step
             batch = self.deliver(ahead.popleft().result())
             if len(batch):
@@ -198,14 +198,18 @@ class ClipLoader:
             "skipped": len(self.skipped),
             "cache_hits": int(self._times["hit"]),
             "cache_misses": int(self._times["miss"]),
-            "cache_mib": self._batcher.reader.decoded.used / 2**20,
+            "cache_mib": self.batcher.reader.decoded.used / 2**20,
             **reading_stats(self._times),
         }
+
+    def settle(self) -> None:
+        """Wait for the batches that are being made ahead; none is handed out."""
+        wait([future for _, future in self._ahead])
 
     def close(self) -> None:
         """Stop the threads and free memory; may be called twice."""
         self._ahead.clear()
-        self._batcher.close()
+        self.batcher.close()
 
     def __enter__(self) -> ClipLoader:
         return self
@@ -224,7 +228,7 @@ class ClipLoader:
             if place is None:
                 break
             requests = self.plan.batch(*place)
-            self._ahead.append((place, self._batcher.submit(requests, replace=self.config.train)))
+            self._ahead.append((place, self.batcher.submit(requests, replace=self.config.train)))
         return self.deliver(self._ahead.popleft()[1].result())
 
     def _after(self, epoch: int, position: int) -> tuple[int, int] | None:

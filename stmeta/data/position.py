@@ -1,8 +1,34 @@
-"""Where a loader stopped, for one that goes on there with another number of processes."""
+"""Where a loader stands, and where another goes on from there."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+
+class Epochs:
+    """Base of a loader that yields to the end of an epoch and then stands at the start of the next.
+
+    A batch counts as delivered once it is handed out: `_advance` comes before its `yield`.
+    """
+
+    _epoch = 0
+    _position = 0
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next batch will come from."""
+        return {"epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to where `state_dict` was called."""
+        self._epoch, self._position = state["epoch"], state["position"]
+
+    def _advance(self) -> None:
+        self._position += 1
+        if self._position == len(self):
+            self._epoch, self._position = self._epoch + 1, 0
 
 
 def find(state: Mapping[str, int], mine: Mapping[str, int], length: int) -> tuple[int, int]:

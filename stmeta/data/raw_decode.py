@@ -122,8 +122,4 @@ def _run(seconds: float) -> Share:
 
 def _decode(clip: _Clip) -> int:
     """Returns how many frames of the clip came."""
-    if clip.packets is None:
-        frames = pyav._from_container(clip.video, clip.indices)
-    else:
-        frames = pyav._from_packets(clip.video, clip.indices, clip.packets, clip.begin)
-    return sum(1 for _ in frames)
+    return sum(1 for _ in pyav.raw_frames(clip.video, clip.indices, clip.packets, clip.begin))

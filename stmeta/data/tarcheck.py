@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stmeta._errors import DataError
-from stmeta.data.tarscan import EXTENSIONS, _Group, _label
+from stmeta.data.tarscan import EXTENSIONS, LARGEST_VIDEO, Members, read_label
 
-_LARGEST_VIDEO = 2**31
 _LARGEST_OTHER = 2**26  # labels, JSON, an audio track; more is no companion of a clip
 _BLOCK = tarfile.BLOCKSIZE
 # Notes that webdataset itself leaves out, such as `__meta__/...`.
@@ -41,7 +40,7 @@ class TarSample(NamedTuple):
     """
 
     key: str
-    members: dict[str, tuple[int, int]]
+    members: Members
     extension: str
     label: int
     frames: int
@@ -77,7 +76,7 @@ def check_tar(path: Path, classes: Sequence[str] | None) -> tuple[list[TarSample
 @dataclasses.dataclass
 class _Entry:
     key: str
-    members: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+    members: Members = dataclasses.field(default_factory=dict)
     faults: list[str] = dataclasses.field(default_factory=list)
 
 
@@ -131,7 +130,7 @@ def _name(member: tarfile.TarInfo) -> tuple[str, str, str]:
 
 
 def _add(entry: _Entry, member: tarfile.TarInfo, extension: str, size: int) -> None:
-    limit = _LARGEST_VIDEO if extension in EXTENSIONS else _LARGEST_OTHER
+    limit = LARGEST_VIDEO if extension in EXTENSIONS else _LARGEST_OTHER
     if not member.isreg() or member.issparse():
         entry.faults.append(f"{extension} is a link, a device or a sparse file, not plain content")
     elif extension in entry.members:
@@ -186,7 +185,7 @@ def _sample(entry: _Entry, fd: int, classes: Sequence[str] | None) -> TarSample:
             entry.faults += check(entry, fd, classes)
     label, frames = -1, -1
     if not entry.faults:
-        label, frames = _label(_Group(entry.key, entry.members), fd, classes), _frames(entry, fd)
+        label, frames = read_label(entry.members, fd, classes), _frames(entry, fd)
     return TarSample(entry.key, entry.members, extension, label, frames, entry.faults)
 
 
@@ -214,7 +213,7 @@ def _label_faults(entry: _Entry, fd: int, classes: Sequence[str] | None) -> Iter
         yield "the label is missing: there is no .cls, and no label in .json"
         return
     try:
-        _label(_Group(entry.key, entry.members), fd, classes)
+        read_label(entry.members, fd, classes)
     except DataError as error:
         yield str(error)
 

@@ -21,8 +21,11 @@ from typing import NamedTuple
 from stmeta._errors import DataError
 
 EXTENSIONS = ("mp4", "webm", "avi", "mkv", "mov")
-_LARGEST_VIDEO = 2**31  # bytes; more than this is no clip, and a reader would hold it in memory
+LARGEST_VIDEO = 2**31  # bytes; more than this is no clip, and a reader would hold it in memory
 _LARGEST_TEXT = 2**20
+
+Members = dict[str, tuple[int, int]]
+"""Members of a sample: extension to offset and size in the shard, in bytes."""
 
 
 class SampleInfo(NamedTuple):
@@ -124,7 +127,7 @@ def write_dali_index(path: Path) -> None:
 @dataclasses.dataclass
 class _Group:
     key: str
-    members: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)  # offset, size
+    members: Members = dataclasses.field(default_factory=dict)
     error: str = ""
 
 
@@ -178,9 +181,9 @@ def _describe(group: _Group, fd: int, shard: str, classes: Sequence[str] | None)
         found = ", ".join(group.members) or "nothing"
         raise DataError(f"a sample needs one of {', '.join(EXTENSIONS)}; found {found}")
     offset, size = group.members[videos[0]]
-    if size > _LARGEST_VIDEO:
-        raise DataError(f"the video has {size} bytes; at most {_LARGEST_VIDEO} are read")
-    label = _label(group, fd, classes)
+    if size > LARGEST_VIDEO:
+        raise DataError(f"the video has {size} bytes; at most {LARGEST_VIDEO} are read")
+    label = read_label(group.members, fd, classes)
     content = os.pread(fd, size, offset)
     info = probe(content)
     _check_frames(group, fd, info.frames)
@@ -205,21 +208,30 @@ def _describe(group: _Group, fd: int, shard: str, classes: Sequence[str] | None)
     )
 
 
-def _text(group: _Group, fd: int, extension: str) -> str | None:
-    if extension not in group.members:
+def _text(members: Members, fd: int, extension: str) -> str | None:
+    if extension not in members:
         return None
-    offset, size = group.members[extension]
+    offset, size = members[extension]
     if size > _LARGEST_TEXT:
         raise DataError(f"{extension} has {size} bytes, which is no label")
     return os.pread(fd, size, offset).decode("utf-8", errors="replace").strip()
 
 
-def _label(group: _Group, fd: int, classes: Sequence[str] | None) -> int:
-    """Label from .cls, else from "label" in .json, as a number or as a class name; -1 = none."""
-    text = _text(group, fd, "cls")
-    if text is None and "json" in group.members:
+def read_label(members: Members, fd: int, classes: Sequence[str] | None) -> int:
+    """Return the label in .cls, else "label" in .json, a number or a class name; -1 = none.
+
+    Args:
+        members: of the sample.
+        fd: the open shard.
+        classes: see `scan_shard`.
+
+    Raises:
+        DataError: it cannot be read, or is none of the classes.
+    """
+    text = _text(members, fd, "cls")
+    if text is None and "json" in members:
         try:
-            record = json.loads(_text(group, fd, "json") or "")
+            record = json.loads(_text(members, fd, "json") or "")
         except (ValueError, RecursionError) as error:
             raise DataError(f"json cannot be read: {error}") from error
         value = record.get("label") if isinstance(record, dict) else None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stmeta.data.plan import mix
+from stmeta.data.position import Epochs
 
 
 class TaskBatch(NamedTuple):
@@ -207,7 +208,7 @@ def wrong_bits(logits: Tensor, batch: TaskBatch) -> Tensor:
     return (~right & batch.mask[..., None]).sum((1, 2)).float()
 
 
-class TaskLoader:
+class TaskLoader(Epochs):
     """Delivers the batches of a task, epoch after epoch, with exact resume.
 
     Like the other loaders, it yields to the end of the epoch and then stands at the start of the
@@ -227,7 +228,6 @@ class TaskLoader:
         if batches < 1:
             raise ValueError(f"TaskLoader: batches must be at least 1, got {batches}")
         self.task, self.batches = task, batches
-        self._epoch = self._position = 0
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -238,18 +238,8 @@ class TaskLoader:
         epoch = self._epoch
         while self._epoch == epoch:
             batch = self.task(epoch * self.batches + self._position)
-            self._position += 1
-            if self._position == self.batches:
-                self._epoch, self._position = epoch + 1, 0
+            self._advance()
             yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        """Where the next batch will come from."""
-        return {"epoch": self._epoch, "position": self._position}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to where `state_dict` was called."""
-        self._epoch, self._position = state["epoch"], state["position"]
 
 
 def _check(task: str, batch_size: int, bits: int, **ranges: tuple[int, int]) -> None:

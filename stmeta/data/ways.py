@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -80,7 +80,7 @@ class LoaderWay:
         if used and now_used:
             self.sums["cpu"] += now_used.cpu_since(used)
             self.sums["rss"] += now_used.rss_bytes - used.rss_bytes
-        wait([future for _, future in self.loader._ahead])  # or the next way would pay for them
+        self.loader.settle()  # or the next way would pay for them
 
     def fill(self, seconds: float) -> str:
         """Read every video into the cache, for so long at most; returns why it is not full."""
@@ -89,7 +89,7 @@ class LoaderWay:
             for _ in self.loader.sweep(view):
                 if time.perf_counter() > until:
                     return f"filling the memory takes longer than {seconds:.0f} s"
-        kept = len(self.loader._batcher.reader.decoded)
+        kept = len(self.loader.batcher.reader.decoded)
         wanted = len(self.loader.index) - len(self.loader.skipped) + len(self.loader.index.bad)
         return "" if kept >= wanted else f"{kept} of {wanted} videos are kept, as others are long"
 
@@ -123,7 +123,7 @@ class BatchWay(LoaderWay):
 
     def __init__(self, index: ShardIndex, config: LoaderConfig) -> None:
         super().__init__(index, config)
-        batcher, requests = self.loader._batcher, self.loader.plan.batch(0, 0)
+        batcher, requests = self.loader.batcher, self.loader.plan.batch(0, 0)
         batch = batcher.submit(requests, replace=config.train).result()
         self.pool = pool = ThreadPoolExecutor(1, "stmeta-join")
         cast(Any, batcher).submit = lambda requests, *, replace: pool.submit(lambda: batch)
@@ -144,7 +144,7 @@ class RawWay:
 
     def __init__(self, loader: ClipLoader) -> None:
         """Take the clips that a loader would read first."""
-        plan, batcher, places = loader.plan, loader._batcher, []
+        plan, batcher, places = loader.plan, loader.batcher, []
         count = -(-_RAW_CLIPS // loader.config.batch_size)
         for number in range(min(len(loader), count)):
             for request in plan.batch(0, number):
@@ -152,7 +152,7 @@ class RawWay:
                 place = VideoPlace(
                     row.shard, row.offset, row.size, row.frames, row.rotation, float(row.fps)
                 )
-                places.append((place, batcher._indices(request)))
+                places.append((place, batcher.indices(request)))
         self.frames = loader.config.frames
         self.raw = RawDecode(loader.index.root, places, loader.config.threads)
         self.rates: list[float] = []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
+from stmeta.swap import conv
 from stmeta.swap._common import Fused, digest, original
 
 
@@ -40,6 +41,15 @@ class Structural(Fused):
                 return f"a {name} of its own was put on the instance"
             if digest(getattr(type(module), name)) not in known:
                 return f"its {name} is defined in another way than those of {cls.project}"
+        return ""
+
+    @classmethod
+    def unlike(cls, patches: Any, known: tuple[str, ...]) -> str:
+        """Why a `patch_embed` is not the project's around a Conv3d; "" if it is."""
+        if digest(type(patches).forward) not in known or "forward" in patches.__dict__:
+            return f"its {type(patches).__name__} is defined in another way than {cls.project}'s"
+        if type(patches.proj) not in (nn.Conv3d, conv.FusedConv3d):
+            return f"patch_embed.proj is a {type(patches.proj).__name__}"
         return ""
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:

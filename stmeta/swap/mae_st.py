@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stmeta.ops.masked_patch_loss import masked_patch_loss
 from stmeta.swap import conv
-from stmeta.swap._common import digest, disturbed
+from stmeta.swap._common import disturbed
 from stmeta.swap._structure import Structural
 from stmeta.swap._tokens import embed_kept, fill, invert
 
@@ -48,13 +48,9 @@ class MaskedAutoencoder(Structural):
     def why_not(cls, module: Any) -> str:
         """Why it must stay."""
         patches = module.patch_embed
-        reason = cls.unread(module)
+        reason = cls.unread(module) or cls.unlike(patches, _PATCH_EMBED)
         if reason:
             return reason
-        if digest(type(patches).forward) not in _PATCH_EMBED or "forward" in patches.__dict__:
-            return f"its {type(patches).__name__} is defined in another way than {cls.project}'s"
-        if type(patches.proj) not in (nn.Conv3d, conv.FusedConv3d):
-            return f"patch_embed.proj is a {type(patches.proj).__name__}"
         if patches.proj.in_channels != 3:
             return f"{patches.proj.in_channels} channels; its loss is for 3"
         return conv.why_not(patches.proj) or disturbed(patches, patches.proj)

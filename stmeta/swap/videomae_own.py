@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from stmeta.swap import conv
-from stmeta.swap._common import digest, disturbed
+from stmeta.swap._common import disturbed
 from stmeta.swap._structure import Structural, parameters_of
 from stmeta.swap._tokens import assemble, embed_kept, visible_first
 
@@ -38,13 +38,9 @@ class Encoder(Structural):
     def why_not(cls, module: Any) -> str:
         """Why it must stay."""
         patches = module.patch_embed
-        reason = cls.unread(module)
+        reason = cls.unread(module) or cls.unlike(patches, _PATCH_EMBED)
         if reason:
             return reason
-        if digest(type(patches).forward) not in _PATCH_EMBED or "forward" in patches.__dict__:
-            return f"its {type(patches).__name__} is defined in another way than {cls.project}'s"
-        if type(patches.proj) not in (nn.Conv3d, conv.FusedConv3d):
-            return f"patch_embed.proj is a {type(patches.proj).__name__}"
         return conv.why_not(patches.proj) or disturbed(patches, patches.proj)
 
     def forward_features(self, x: Tensor, mask: Tensor) -> Tensor:

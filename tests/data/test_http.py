@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from stmeta import cli
 from stmeta._errors import DataError
@@ -17,6 +16,7 @@ from stmeta.data.shards import ShardIndex
 from stmeta.data.storage import StorageConfig, StorageError
 from stmeta.data.times import Times
 
+from ._loading import all_same
 from ._served import NGINX, site, split
 
 __all__ = ["site", "split"]
@@ -43,15 +43,6 @@ def epoch(root, options: LoaderConfig) -> tuple[list, dict]:
         found = list(loader)
         assert not loader.skipped
         return found, loader.stats()
-
-
-def all_same(first: list, second: list) -> bool:
-    return len(first) == len(second) and all(
-        ours.key == theirs.key
-        and torch.equal(ours.frame_index, theirs.frame_index)
-        and torch.equal(ours.video, theirs.video)
-        for ours, theirs in zip(first, second, strict=True)
-    )
 
 
 @pytest.mark.parametrize(("processes", "path"), [(0, ""), (2, ""), (0, "moved/")])

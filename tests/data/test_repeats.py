@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -14,13 +13,14 @@ import torch
 
 from stmeta._errors import DataError
 from stmeta.data.augment import crop_resize
-from stmeta.data.decode import Choice, dali_problem, pyav
+from stmeta.data.decode import Choice, pyav
 from stmeta.data.decode.dali import DaliGraph
 from stmeta.data.loader import ClipLoader, LoaderConfig
 from stmeta.data.plan import ClipPlan, ClipRequest
 from stmeta.data.shards import EncodedSample, ShardIndex, write_shards
 
-needs_dali = pytest.mark.skipif(bool(dali_problem()), reason=f"DALI: {dali_problem()}")
+from ._loading import all_same, copied, needs_dali, overwrite
+
 COUNT = 9
 
 
@@ -47,14 +47,6 @@ def make(**options) -> ClipLoader:
 def batches(root: Path, count: int, **options) -> list:
     with make(root=root, **options) as loader:
         return [batch for _ in range(count) for batch in loader]
-
-
-def all_same(first: list, second: list) -> bool:
-    fields = ("video", "label", "frame_index", "pts_seconds")
-    return len(first) == len(second) and all(
-        a.key == b.key and all(torch.equal(getattr(a, f), getattr(b, f)) for f in fields)
-        for a, b in zip(first, second, strict=True)
-    )
 
 
 def test_a_plan_puts_the_repeats_of_a_sample_next_to_each_other():
@@ -116,7 +108,7 @@ def test_the_same_frames_decoded_once_and_cut_anew(split, monkeypatch, processes
         requests = loader.plan.batch(0, 0)
         misses = loader.stats()["cache_misses"]
         for i, request in enumerate(requests):
-            clip = loader._batcher.reader.clip(request.sample, batch.frame_index[i].numpy())
+            clip = loader.batcher.reader.clip(request.sample, batch.frame_index[i].numpy())
             out = np.empty((8, 32, 32, 3), np.uint8)
             crop_resize(clip.video, loader.config.window(request.draw, *clip.video.shape[1:3]), out)
             np.testing.assert_array_equal(batch.video[i].permute(0, 2, 3, 1).numpy(), out)
@@ -167,26 +159,18 @@ def test_resume_is_exact_also_with_another_number_of_ranks(split):
         other.load_state_dict(old)
 
 
-def overwrite(root: Path, target: Path, key: str) -> Path:
+def broken_copy(root: Path, target: Path, key: str) -> Path:
     """A copy of a split in which one video is garbage that its index does not know."""
-    (target / "train").mkdir()
-    (target / "classes.json").write_bytes((root.parent / "classes.json").read_bytes())
-    for path in root.iterdir():
-        (target / "train" / path.name).write_bytes(path.read_bytes())
-    index = ShardIndex.open(target / "train")
+    copy = copied(root, target)
+    index = ShardIndex.open(copy)
     (row,) = (index.row(i) for i in range(len(index)) if index.row(i).key == key)
-    path = target / "train" / row.shard
-    stat = path.stat()
-    with open(path, "r+b") as file:
-        file.seek(row.offset)
-        file.write(b"garbage " * (row.size // 8))
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    return target / "train"
+    overwrite(copy / row.shard, row.offset, b"garbage " * (row.size // 8))
+    return copy
 
 
 @pytest.mark.parametrize("decoder", ["pyav", pytest.param("dali", marks=needs_dali)])
 def test_a_broken_sample_is_replaced_in_all_its_repeats(split, tmp_path, decoder):
-    root = overwrite(split, tmp_path, "v3")  # VP9, which DALI decodes
+    root = broken_copy(split, tmp_path, "v3")  # VP9, which DALI decodes
     options = {"max_error_rate": 0.5, "decoder": decoder}
     with make(root=root, **options) as loader:
         found = list(loader)

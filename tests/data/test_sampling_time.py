@@ -164,7 +164,7 @@ def test_files_without_times_follow_the_mean_rate_of_the_index(split, monkeypatc
     monkeypatch.setattr(pyav, "read_packets", lambda video: None)
     with make(split) as loader:
         row = loader.index.row(2)
-        reader = loader._batcher.reader
+        reader = loader.batcher.reader
         np.testing.assert_allclose(reader.seconds(2), np.arange(FRAMES) / row.fps)
 
 
@@ -173,7 +173,7 @@ def test_a_varying_file_is_listed_once(split, monkeypatch):
     listed = pyav.read_packets
     monkeypatch.setattr(pyav, "read_packets", lambda video: calls.append(1) or listed(video))
     with make(split) as loader:
-        reader = loader._batcher.reader
+        reader = loader.batcher.reader
         first = reader.seconds(4)
         assert reader.seconds(4) is first and len(calls) == 1
         reader.seconds(0)

@@ -183,7 +183,7 @@ def test_a_loader_delivers_the_same_clips_without_the_extension(index, monkeypat
 
     def clips(expected: type) -> list[np.ndarray]:
         with ClipLoader(index, config) as loader:
-            clip = loader._batcher.reader.yuv_clip(1, np.array([3, 5, 9, 9]))
+            clip = loader.batcher.reader.yuv_clip(1, np.array([3, 5, 9, 9]))
             assert isinstance(clip.video, expected) and clip.video.shape[0] == 4
             return [batch.video.numpy().copy() for batch in loader]
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
+
+import stmeta
 
 
 def slow_allocation(usage):
@@ -66,6 +70,53 @@ def check_equations(cell, x, step):
     slow = gradients(cell, x, lambda cell, x: slow_run(cell, x, step))
     for a, b in zip(fast, slow, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def check_fused(cell, x):
+    """A cell in fp32 against itself in float64: values, and gradients beside those of eager."""
+    single = copy.deepcopy(cell).float()
+    run = type(cell).__call__
+    torch.testing.assert_close(single(x.float())[0].double(), cell(x)[0], rtol=1e-4, atol=1e-4)
+    exact = gradients(cell, x, run)
+    fused = gradients(single, x.float(), run)
+    with stmeta.backend("eager"):
+        eager = gradients(single, x.float(), run)
+    for e, f, g in zip(exact, fused, eager, strict=True):
+        # 2e-5 of the largest entry is what fp32 itself loses over six steps of sharp heads.
+        bound = 4 * (g - e).abs().max() + 2e-5 * e.abs().max() + 1e-6
+        assert (f - e).abs().max() <= bound
+
+
+def check_two_runs(cell, x, steps):
+    """One run equals one of the first steps and one of the others, from the state in between."""
+    whole, last = cell(x)
+    first, middle = cell(x[:, :steps])
+    second, end = cell(x[:, steps:], middle)
+    torch.testing.assert_close(torch.cat([first, second], 1), whole)
+    for a, b in zip(last, end, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def check_every_gradient(cell, x):
+    cell(x)[0].square().sum().backward()
+    for name, parameter in cell.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def check_empty(cell):
+    """No steps, and no samples, for a memory of 6 rows of 4 numbers that takes 5."""
+    y, state = cell(torch.zeros(3, 0, 5, dtype=torch.float64))
+    assert y.shape == (3, 0, cell.out_dim)
+    assert state.memory.shape == (3, 6, 4)
+    assert cell(torch.zeros(0, 2, 5, dtype=torch.float64))[0].shape == (0, 2, cell.out_dim)
+
+
+def check_state_dict(cell, other, x):
+    """Two cells that differ are the same once one has loaded the other's parameters."""
+    assert not torch.equal(cell(x)[0], other(x)[0])
+    other.load_state_dict(cell.state_dict())
+    assert torch.equal(cell(x)[0], other(x)[0])
 
 
 def check_link(link, above):

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 
-import stmeta
 from stmeta.memory.dnc import DNCCell, DNCConfig, DNCState
 from tests.memory._reference import (
+    check_empty,
     check_equations,
+    check_every_gradient,
+    check_fused,
     check_link,
-    gradients,
+    check_two_runs,
     slow_allocation,
     slow_links,
     slow_run,
@@ -141,28 +141,13 @@ def test_values_match_the_equations_once_rows_run_out():
 @pytest.mark.parametrize("choices", CHOICES, ids=name_of)
 def test_fused_fp32_is_near_float64_in_values_and_gradients(choices):
     cell = make_cell(**choices)
-    single = copy.deepcopy(cell).float()
-    x = torch.randn(3, 5, 5, dtype=torch.float64)
-    torch.testing.assert_close(single(x.float())[0].double(), cell(x)[0], rtol=1e-4, atol=1e-4)
-    exact = gradients(cell, x, DNCCell.__call__)
-    fused = gradients(single, x.float(), DNCCell.__call__)
-    with stmeta.backend("eager"):
-        eager = gradients(single, x.float(), DNCCell.__call__)
-    for e, f, g in zip(exact, fused, eager, strict=True):
-        bound = 4 * (g - e).abs().max() + 2e-5 * e.abs().max() + 1e-6
-        assert (f - e).abs().max() <= bound
+    check_fused(cell, torch.randn(3, 5, 5, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("choices", CHOICES, ids=name_of)
 def test_one_run_equals_two_with_the_state_passed_on(choices):
     cell = make_cell(**choices)
-    x = torch.randn(3, 8, 5, dtype=torch.float64)
-    whole, last = cell(x)
-    first, middle = cell(x[:, :4])
-    second, end = cell(x[:, 4:], middle)
-    torch.testing.assert_close(torch.cat([first, second], 1), whole)
-    for a, b in zip(last, end, strict=True):
-        torch.testing.assert_close(a, b)
+    check_two_runs(cell, torch.randn(3, 8, 5, dtype=torch.float64), 4)
 
 
 def test_samples_of_a_batch_do_not_touch_each_other():
@@ -209,12 +194,7 @@ def test_detach_and_inputs_left_alone():
 
 def test_every_parameter_gets_a_gradient():
     for choices in CHOICES:
-        cell = make_cell(**choices)
-        y, _ = cell(torch.randn(2, 4, 5, dtype=torch.float64))
-        y.square().sum().backward()
-        for name, parameter in cell.named_parameters():
-            assert parameter.grad is not None, name
-            assert parameter.grad.abs().max() > 0, name
+        check_every_gradient(make_cell(**choices), torch.randn(2, 4, 5, dtype=torch.float64))
 
 
 def test_usage_can_be_blind_to_the_gradient_of_writes():
@@ -279,11 +259,7 @@ def test_a_free_gate_frees_the_row_just_read(clear):
 
 
 def test_empty_sequence_and_empty_batch():
-    cell = make_cell()
-    y, state = cell(torch.zeros(3, 0, 5, dtype=torch.float64))
-    assert y.shape == (3, 0, cell.out_dim)
-    assert state.memory.shape == (3, 6, 4)
-    assert cell(torch.zeros(0, 2, 5, dtype=torch.float64))[0].shape == (0, 2, cell.out_dim)
+    check_empty(make_cell())
 
 
 @pytest.mark.parametrize("name", ["hidden", "rows", "width", "read_heads", "write_heads"])

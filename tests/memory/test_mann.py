@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from stmeta.memory import LSTMCell, MANNCell, MANNConfig
 from stmeta.memory.mann import MANNState, lstm_gates
 from stmeta.ops.content_addressing import EPS
+from tests.memory._reference import check_empty, check_state_dict, check_two_runs
 
 CHOICES = [
     {},
@@ -137,13 +138,7 @@ def test_controller_is_torchs_lstm():
 
 def test_one_run_equals_two_with_the_state_passed_on():
     cell = make_cell()
-    x = torch.randn(3, 8, 5, dtype=torch.float64)
-    whole, last = cell(x)
-    first, middle = cell(x[:, :3])
-    second, end = cell(x[:, 3:], middle)
-    torch.testing.assert_close(torch.cat([first, second], 1), whole)
-    for a, b in zip(last, end, strict=True):
-        torch.testing.assert_close(a, b)
+    check_two_runs(cell, torch.randn(3, 8, 5, dtype=torch.float64), 3)
 
 
 def test_samples_of_a_batch_do_not_touch_each_other():
@@ -235,19 +230,12 @@ def test_no_gradient_through_usage_and_detach():
 
 
 def test_empty_sequence_and_empty_batch():
-    cell = make_cell()
-    y, state = cell(torch.zeros(3, 0, 5, dtype=torch.float64))
-    assert y.shape == (3, 0, cell.out_dim)
-    assert state.memory.shape == (3, 6, 4)
-    assert cell(torch.zeros(0, 2, 5, dtype=torch.float64))[0].shape == (0, 2, cell.out_dim)
+    check_empty(make_cell())
 
 
 def test_state_dict_round_trip():
     cell, other = make_cell(seed=0), make_cell(seed=1)
-    x = torch.randn(2, 3, 5, dtype=torch.float64)
-    assert not torch.equal(cell(x)[0], other(x)[0])
-    other.load_state_dict(cell.state_dict())
-    assert torch.equal(cell(x)[0], other(x)[0])
+    check_state_dict(cell, other, torch.randn(2, 3, 5, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

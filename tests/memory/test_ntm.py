@@ -1,14 +1,19 @@
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 
-import stmeta
 from stmeta.memory.ntm import NTMCell, NTMConfig, NTMState
 from stmeta.ops.content_addressing import EPS
-from tests.memory._reference import check_equations, gradients
+from tests.memory._reference import (
+    check_empty,
+    check_equations,
+    check_every_gradient,
+    check_fused,
+    check_state_dict,
+    check_two_runs,
+    gradients,
+)
 
 CHOICES = [
     {},
@@ -114,29 +119,13 @@ def test_matches_the_equations_and_their_gradients(choices):
 @pytest.mark.parametrize("choices", CHOICES, ids=name_of)
 def test_fused_fp32_is_near_float64_in_values_and_gradients(choices):
     cell = make_cell(**choices)
-    single = copy.deepcopy(cell).float()
-    x = torch.randn(3, 6, 5, dtype=torch.float64)
-    torch.testing.assert_close(single(x.float())[0].double(), cell(x)[0], rtol=1e-4, atol=1e-4)
-    exact = gradients(cell, x, NTMCell.__call__)
-    fused = gradients(single, x.float(), NTMCell.__call__)
-    with stmeta.backend("eager"):
-        eager = gradients(single, x.float(), NTMCell.__call__)
-    for e, f, g in zip(exact, fused, eager, strict=True):
-        # 2e-5 of the largest entry is what fp32 itself loses over six steps of these sharp heads.
-        bound = 4 * (g - e).abs().max() + 2e-5 * e.abs().max() + 1e-6
-        assert (f - e).abs().max() <= bound
+    check_fused(cell, torch.randn(3, 6, 5, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("choices", CHOICES, ids=name_of)
 def test_one_run_equals_two_with_the_state_passed_on(choices):
     cell = make_cell(**choices)
-    x = torch.randn(3, 8, 5, dtype=torch.float64)
-    whole, last = cell(x)
-    first, middle = cell(x[:, :4])
-    second, end = cell(x[:, 4:], middle)
-    torch.testing.assert_close(torch.cat([first, second], 1), whole)
-    for a, b in zip(last, end, strict=True):
-        torch.testing.assert_close(a, b)
+    check_two_runs(cell, torch.randn(3, 8, 5, dtype=torch.float64), 4)
 
 
 @pytest.mark.parametrize("choices", [c for c in CHOICES if "controller" not in c], ids=name_of)
@@ -254,29 +243,17 @@ def test_a_constant_memory_does_not_stay_constant(start):
 
 def test_every_parameter_gets_a_gradient():
     for choices in CHOICES:
-        cell = make_cell(**choices)
-        y, _ = cell(torch.randn(2, 4, 5, dtype=torch.float64))
-        y.square().sum().backward()
-        for name, parameter in cell.named_parameters():
-            assert parameter.grad is not None, name
-            assert parameter.grad.abs().max() > 0, name
+        check_every_gradient(make_cell(**choices), torch.randn(2, 4, 5, dtype=torch.float64))
 
 
 def test_empty_sequence_and_empty_batch():
-    cell = make_cell()
-    y, state = cell(torch.zeros(3, 0, 5, dtype=torch.float64))
-    assert y.shape == (3, 0, cell.out_dim)
-    assert state.memory.shape == (3, 6, 4)
-    assert cell(torch.zeros(0, 2, 5, dtype=torch.float64))[0].shape == (0, 2, cell.out_dim)
+    check_empty(make_cell())
 
 
 def test_state_dict_round_trip():
     learned = {"start_memory": "learned", "start_controller": "learned"}
     cell, other = make_cell(seed=0, **learned), make_cell(seed=1, **learned)
-    x = torch.randn(2, 3, 5, dtype=torch.float64)
-    assert not torch.equal(cell(x)[0], other(x)[0])
-    other.load_state_dict(cell.state_dict())
-    assert torch.equal(cell(x)[0], other(x)[0])
+    check_state_dict(cell, other, torch.randn(2, 3, 5, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(

@@ -87,3 +87,13 @@ def assert_close(found: dict[str, Tensor], exact: dict[str, Tensor], bound: floa
         keys = name.replace("bias", "weight") if name.endswith(KEYS) else ""
         least = float(exact[keys].abs().max()) if keys else 1e-30
         assert error(value, exact[name], least) <= bound, f"{name}: {error(value, exact[name])}"
+
+
+def assert_same_error(model: nn.Module, twin: nn.Module, wrong: Tensor) -> None:
+    """Both refuse an input, in the same words."""
+    kinds = []
+    for m in (model, twin):
+        with pytest.raises(Exception) as caught:
+            m(wrong)
+        kinds.append((caught.type, str(caught.value)))
+    assert kinds[0] == kinds[1]

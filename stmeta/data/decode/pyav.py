@@ -21,7 +21,15 @@ from stmeta._errors import DataError
 from stmeta.data.decode import yuv
 from stmeta.data.decode.packets import PacketList, read_packets, reasons, video_stream
 
-__all__ = ["Frames", "PacketList", "YuvFrames", "decode", "decode_yuv", "read_packets"]
+__all__ = [
+    "Frames",
+    "PacketList",
+    "YuvFrames",
+    "decode",
+    "decode_yuv",
+    "raw_frames",
+    "read_packets",
+]
 
 _SKIPPING = {"h264", "hevc", "vp8", "vp9"}  # honour `skip_frame` from one packet to the next
 
@@ -123,6 +131,15 @@ def decode_yuv(
     return Frames(out, seconds)
 
 
+def raw_frames(
+    video: bytes, indices: np.ndarray, packets: PacketList | None, first_byte: int
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Yield (place in `indices`, frame) as FFmpeg gives them: unchecked, and maybe not all."""
+    if packets is None:
+        return _from_container(video, indices)
+    return _from_packets(video, indices, packets, first_byte)
+
+
 def _seconds(indices: np.ndarray, packets: PacketList | None, fps: float) -> np.ndarray:
     return indices / fps if packets is None else packets.seconds(indices)
 
@@ -137,14 +154,10 @@ def _wanted(
     video: bytes, indices: np.ndarray, packets: PacketList | None, first_byte: int
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield (place in `indices`, frame) for each of them, all sound."""
-    if packets is None:
-        source = _from_container(video, indices)
-    elif len(indices) and int(indices[-1]) >= packets.frames:
+    if packets is not None and len(indices) and int(indices[-1]) >= packets.frames:
         raise DataError(f"frame {int(indices[-1])} is past the end, {packets.frames} frames")
-    else:
-        source = _from_packets(video, indices, packets, first_byte)
     count = 0
-    for place, frame in source:
+    for place, frame in raw_frames(video, indices, packets, first_byte):
         if frame.is_corrupt:
             raise DataError(f"frame {int(indices[place])} is damaged")
         yield place, frame
