@@ -30,6 +30,7 @@ from ._memory import (
 UNITS = 16  # of a block of weights
 INNER = 64  # numbers that each of them multiplies at a time
 CHUNK = 16  # rows of the memory and of its gradient in a backward's registers at a time
+UNROLLED = tl.constexpr(512)  # numbers of all heads: with more, an unrolled loop's loads spill
 
 
 @triton.jit
@@ -190,14 +191,14 @@ def _close_gates(
     grad_ptr, d_seen_ptr, d_heads_ptr, interface_ptr,  # in:  [H] x2, [P], [P, H]
     opened_ptr, cell_ptr, before_ptr, d_cell_ptr,  # in:  [4H], [H] x3
     d_gates_ptr, d_before_ptr,  # out: [4H], [H]
-    hidden,
-    NUMBERS: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
+    hidden, numbers,
+    BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The LSTM, a step back."""
     for first in range(0, hidden, BLOCK_K):
         n = first + tl.arange(0, BLOCK_K)
         live = n < hidden
-        d = product(d_heads_ptr, interface_ptr, NUMBERS, n, hidden, BLOCK_I, BLOCK_K)
+        d = product(d_heads_ptr, interface_ptr, numbers, n, hidden, BLOCK_I, BLOCK_K)
         d += tl.load(grad_ptr + n, mask=live, other=0.0)
         d += tl.load(d_seen_ptr + n, mask=live, other=0.0)
         i = tl.load(opened_ptr + n, mask=live, other=0.0)
@@ -221,14 +222,17 @@ def controller_back(
     opened_ptr, cell_ptr, before_ptr, d_cell_ptr,  # in:  [4H], [H] x3
     d_seen_ptr,  # in and out: [H + R * M], of which the last do not change where K = H
     d_gates_ptr, d_before_ptr,  # out: [4H], [H]
-    hidden, fed,
+    hidden, fed, zero,  # zero: not known to the compiler
     NUMBERS: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The controller, a step back: gradients of its gates, its cell and what it was fed."""
+    numbers = NUMBERS
+    if NUMBERS > UNROLLED:
+        numbers = NUMBERS + zero
     tl.debug_barrier()
     _close_gates(
         grad_ptr, d_seen_ptr, d_heads_ptr, interface_ptr, opened_ptr, cell_ptr, before_ptr,
-        d_cell_ptr, d_gates_ptr, d_before_ptr, hidden, NUMBERS, BLOCK_I, BLOCK_K,
+        d_cell_ptr, d_gates_ptr, d_before_ptr, hidden, numbers, BLOCK_I, BLOCK_K,
     )  # fmt: skip
     tl.debug_barrier()
     for first in range(0, fed, BLOCK_K):

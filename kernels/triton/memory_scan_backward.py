@@ -262,7 +262,7 @@ def _backward_kernel(
             controller_back(
                 grad_y, d_heads, interface_ptr, recurrent_ptr, opened_ptr + at * 4 * hidden,
                 cells_ptr + at * hidden, before_step(c_ptr, cells_ptr, batch, steps, t, hidden),
-                d_cell, d_seen, d_gates, d_before, hidden, fed, NUMBERS, BLOCK_C, BLOCK_K,
+                d_cell, d_seen, d_gates, d_before, hidden, fed, zero, NUMBERS, BLOCK_C, BLOCK_K,
             )  # fmt: skip
             d_weight, d_cell = d_previous, d_before
     d_seen = scratch_ptr + (batch + 1) * scratch_size - CHUNKS * PART - shown

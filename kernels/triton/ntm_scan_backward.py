@@ -326,7 +326,7 @@ def _backward_kernel(
                 grad_y, d_heads_ptr + at * NUMBERS, interface_ptr, recurrent_ptr,
                 opened_ptr + at * 4 * hidden, cells_ptr + at * hidden,
                 before_step(c_ptr, cells_ptr, batch, steps, t, hidden),
-                d_cell, d_seen, d_gates_ptr + at * 4 * hidden, d_before, hidden, fed,
+                d_cell, d_seen, d_gates_ptr + at * 4 * hidden, d_before, hidden, fed, zero,
                 NUMBERS, BLOCK_C, BLOCK_K,
             )  # fmt: skip
             d_weight, d_cell = d_previous, d_before

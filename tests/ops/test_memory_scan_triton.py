@@ -5,6 +5,8 @@ On a GPU: test_memory_scan_cuda.py.
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -19,26 +21,17 @@ OPTIONS = {  # read_first, shared, strength, write_key; extra keys and vectors; 
     "all": (False, False, True, True, True, True, True),
     "blind": (True, False, True, False, True, True, False),
 }
+CASES = [
+    *product((80, 90, 100), ("usual", "largest"), OPTIONS),
+    (90, "one", "blind"),
+]
 
 
 def test_interpreter():
     run_interpreted("memory_scan")
 
 
-@pytest.mark.parametrize(
-    ("target", "sizes", "options"),
-    [
-        (90, "usual", "usual"),
-        (90, "largest", "paper"),
-        (90, "one", "blind"),
-        (90, "usual", "all"),
-        *(
-            pytest.param(target, sizes, options, marks=pytest.mark.slow)
-            for target in (80, 100)
-            for sizes, options in (("usual", "all"), ("largest", "paper"))
-        ),
-    ],
-)
+@pytest.mark.parametrize(("target", "sizes", "options"), CASES)
 def test_does_not_spill(target, sizes, options):
     kernels = compile_launches(lambda: launch(SIZES[sizes], *OPTIONS[options]), target)
     assert [kernel.name for kernel in kernels] == ["_forward_kernel", "_backward_kernel"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -18,34 +20,17 @@ OPTIONS = {  # taps, read_first, tanh_key, tanh_add; lengths; K > H
     "all": (5, False, True, True, True, True),
     "blind": (1, True, False, True, False, False),
 }
+CASES = [
+    *product((80, 90, 100), ("usual", "largest"), OPTIONS),
+    (90, "one", "blind"),
+]
 
 
 def test_interpreter():
     run_interpreted("ntm_scan")
 
 
-@pytest.mark.parametrize(
-    ("target", "sizes", "options"),
-    [
-        (90, "usual", "usual"),
-        (90, "largest", "all"),
-        (90, "one", "blind"),
-        (90, "usual", "all"),
-        *(
-            pytest.param(target, sizes, "all", marks=pytest.mark.slow)
-            for target in (80, 100)
-            for sizes in ("usual", "largest")
-            if (target, sizes) != (100, "largest")
-        ),
-        pytest.param(
-            *(100, "largest", "all"),
-            marks=[
-                pytest.mark.slow,
-                pytest.mark.xfail(strict=True, reason="40 bytes of the backward's numbers spill"),
-            ],
-        ),
-    ],
-)
+@pytest.mark.parametrize(("target", "sizes", "options"), CASES)
 def test_does_not_spill(target, sizes, options):
     kernels = compile_launches(lambda: launch(SIZES[sizes], *OPTIONS[options]), target)
     assert [kernel.name for kernel in kernels] == ["_forward_kernel", "_backward_kernel"]
