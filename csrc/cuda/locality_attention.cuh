@@ -76,6 +76,7 @@ __device__ inline void store_part(const Problem& p, Rows<T> rows, int64_t row, i
 template <int kSplit, typename T>
 __device__ inline void load_tile(const Problem& p, Rows<const T> rows, int64_t first, float* out) {
   constexpr int kWide = kSplit * kEach;
+#pragma unroll(kSplit == 2 ? 2 : 4)  // 4 spills on 8.0 with two lanes a row
   for (int i = static_cast<int>(threadIdx.x); i < kTile * kWide; i += kThreads) {
     const int64_t row = first + i / kWide;
     const int e = i % kWide;

@@ -79,7 +79,7 @@ class Barrier {
 struct Warp {
   explicit Warp(int lanes) : barrier(lanes) {}
   Barrier barrier;
-  uint64_t lane[32];
+  uint64_t lane[2][32];  // of one shuffle and of the next
 };
 
 struct Block {
@@ -97,21 +97,32 @@ struct Block {
 
 inline thread_local Block* block;
 inline thread_local Warp* warp;
+inline thread_local unsigned shuffles;  // of this thread in this block; its warp's all have as many
 
 }  // namespace cuda_host
 
 inline thread_local dim3 threadIdx(0, 0, 0), blockIdx, blockDim, gridDim;
 
+namespace cuda_host {
+
+// What the lane `from` of this thread's warp holds. A lane that is late may still read the last
+// shuffle's values while others write this one's; none gets two ahead, as all meet in each.
+template <typename T>
+T exchange(T value, unsigned from) {
+  uint64_t* lanes = warp->lane[shuffles++ % 2];
+  std::memcpy(&lanes[threadIdx.x % 32], &value, sizeof value);
+  warp->barrier.wait();
+  std::memcpy(&value, &lanes[from], sizeof value);
+  return value;
+}
+
+}  // namespace cuda_host
+
 inline void __syncthreads() { cuda_host::block->barrier.wait(); }
 
 template <typename T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
-  auto* warp = cuda_host::warp;
-  std::memcpy(&warp->lane[threadIdx.x % 32], &value, sizeof value);
-  warp->barrier.wait();
-  std::memcpy(&value, &warp->lane[(threadIdx.x % 32) ^ mask], sizeof value);
-  warp->barrier.wait();
-  return value;
+  return cuda_host::exchange(value, (threadIdx.x % 32) ^ mask);
 }
 
 // Of integers alone, whose sum does not depend on the order.
@@ -122,13 +133,8 @@ inline int atomicAdd(int* target, int value) {
 // The value of the lane `distance` below; a lane that has none keeps its own.
 template <typename T>
 T __shfl_up_sync(unsigned, T value, unsigned distance) {
-  auto* warp = cuda_host::warp;
   const unsigned lane = threadIdx.x % 32;
-  std::memcpy(&warp->lane[lane], &value, sizeof value);
-  warp->barrier.wait();
-  if (lane >= distance) std::memcpy(&value, &warp->lane[lane - distance], sizeof value);
-  warp->barrier.wait();
-  return value;
+  return cuda_host::exchange(value, lane >= distance ? lane - distance : lane);
 }
 
 namespace stmeta {
@@ -162,6 +168,7 @@ void launch(void (*kernel)(Params...), dim3 grid, int threads, size_t shared, St
       gridDim = grid;
       cuda_host::block = block.get();
       cuda_host::warp = block->warps[t / 32].get();
+      cuda_host::shuffles = 0;
       std::apply(kernel, values);
       cuda_host::warp->barrier.leave();
       block->barrier.leave();

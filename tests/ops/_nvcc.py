@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,28 +24,76 @@ TORCH_FLAGS = (
 
 
 class Kernel(NamedTuple):
-    """One compiled kernel; the name is mangled."""
+    """One compiled kernel."""
 
-    name: str
+    name: str  # as in C++, in the namespace stmeta: erase_add::forward_kernel<float>
+    target: int  # 90: compute capability 9.0
     registers: int
     spilled_bytes: int
 
 
-def compile_cuda(source: Path, folder: Path, target: int, *flags: str) -> list[Kernel]:
-    """Compile for compute capability `target` (90 = 9.0); fails with what nvcc wrote."""
+def compile_launcher(op: str, folder: Path, *targets: int) -> list[Kernel]:
+    """Compile csrc/cuda/<op>.cu: every kernel that the op launches, for each target.
+
+    The host compiler checks the host code, but need not optimise and write it: nobody runs it.
+    """
+    flags = ("-c", "-Xcompiler=-fsyntax-only", *TORCH_FLAGS)
+    return _compile(CSRC / "cuda" / f"{op}.cu", folder, targets, flags)
+
+
+def compile_kernels(
+    names: Iterable[str], headers: Iterable[str], folder: Path, target: int
+) -> list[Kernel]:
+    """Compile kernels of csrc/cuda/<header>.cuh alone: faster than launchers with all dtypes."""
+    lines = [
+        *(f'#include "cuda/{header}.cuh"' for header in headers),
+        *("using namespace stmeta;", "void* kernels[] = {"),
+        *(f"    reinterpret_cast<void*>({name})," for name in names),
+        "};",
+    ]
+    source = folder / "kernels.cu"
+    source.write_text("\n".join(lines))
+    return _compile(source, folder, (target,), ("-cubin", f"-I{CSRC}"))
+
+
+def check_kernels(kernels: list[Kernel], names: Iterable[str], registers: int = 255) -> None:
+    """All of `names` are there, for each target; nothing spills or has more registers."""
+    for target in {kernel.target for kernel in kernels}:
+        missing = set(names) - {kernel.name for kernel in kernels if kernel.target == target}
+        assert not missing, f"not compiled for {target}: {missing}"
+    wrong = [k for k in kernels if k.spilled_bytes or k.registers > registers]
+    assert not wrong, f"spills, or more than {registers} registers: {wrong}"
+
+
+def _compile(
+    source: Path, folder: Path, targets: tuple[int, ...], flags: tuple[str, ...]
+) -> list[Kernel]:
+    """Fails with what nvcc wrote."""
     if shutil.which("nvcc") is None:
         pytest.skip("nvcc is not on PATH")
     command = [
-        *("nvcc", "-O3", "-std=c++17", f"-arch=sm_{target}", "-Xptxas=-v", *flags),
-        *(str(source), "-o", str(folder / f"{source.stem}_{target}")),
+        *("nvcc", "-O3", "-std=c++17", "-Xptxas=-v", *flags),
+        *(f"-gencode=arch=compute_{target},code=sm_{target}" for target in targets),
+        *(str(source), "-o", str(folder / source.stem)),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     report = done.stdout + done.stderr
     assert done.returncode == 0, f"{' '.join(command)}\n{report}"
-    names = re.findall(r"Compiling entry function '(\w+)'", report)
+    # Its names are mangled; c++filt comes with the linker, which no host compiler is without.
+    plain = subprocess.run("c++filt", input=report, capture_output=True, text=True, check=True)
+    before, *parts = plain.stdout.split("Compiling entry function ")
+    assert "spill" not in before, before
+    kernels = [_kernel(part) for part in parts]
+    assert {kernel.target for kernel in kernels} == set(targets), report
+    return kernels
+
+
+def _kernel(report: str) -> Kernel:
+    """From the kernel's part of the report, functions that it calls included."""
+    found = re.match(r"'(?:void )?stmeta::([^(]+)\(.*' for 'sm_(\d+)'", report)
+    assert found, report
     spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
-    registers = re.findall(r"Used (\d+) registers", report)
-    return [
-        Kernel(name, int(used), int(stores) + int(loads))
-        for name, used, (stores, loads) in zip(names, registers, spills, strict=True)
-    ]
+    (registers,) = re.findall(r"Used (\d+) registers", report)
+    assert spills, report
+    spilled = sum(int(stores) + int(loads) for stores, loads in spills)
+    return Kernel(found[1], int(found[2]), int(registers), spilled)

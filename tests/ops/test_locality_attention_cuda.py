@@ -9,34 +9,33 @@ import torch
 
 from tests.ops._cuda_host import HostProgram, as_tensor, storage
 from tests.ops._harness import check, load, make_inputs
-from tests.ops._nvcc import CSRC, TORCH_FLAGS, compile_cuda
+from tests.ops._nvcc import check_kernels, compile_kernels, compile_launcher
 
 OP = load("locality_attention")
+DTYPES = ("float", "__half", "__nv_bfloat16")
 SMALL = [case for case in OP.cases if case.name in ("odd", "plain", "two", "lone", "sharp")]
 
 
 def test_kernels_do_not_spill(tmp_path):
-    source = tmp_path / "kernels.cu"
-    kernels = [
-        f"reinterpret_cast<void*>({kernel}_kernel<{split}, {dtype}>),"
-        for kernel in ("forward", "know", "backward_keys", "backward_queries")
-        for split in (1, 4)
-        for dtype in ("float", "__nv_bfloat16")
-    ]
-    source.write_text(
-        '#include "cuda/locality_attention.cuh"\nusing namespace stmeta::locality_attention;\n'
-        f"void* kernels[] = {{{' '.join(kernels)}}};\n"
-    )
-    compiled = compile_cuda(source, tmp_path, 80, "-cubin", f"-I{CSRC}")
-    assert len(compiled) == len(kernels) + 1  # and column_sum
-    assert [kernel for kernel in compiled if kernel.spilled_bytes] == []
+    """For compute capability 8.0; the launcher's are for 9.0."""
+    names = _kernels((1, 2, 4, 8), ("float", "__nv_bfloat16"))
+    check_kernels(compile_kernels(names, ["locality_attention"], tmp_path, 80), names)
 
 
 @pytest.mark.slow
 def test_launcher_compiles(tmp_path):
-    source = CSRC / "cuda" / "locality_attention.cu"
-    kernels = compile_cuda(source, tmp_path, 90, "-c", *TORCH_FLAGS)
-    assert [kernel for kernel in kernels if kernel.spilled_bytes] == []
+    kernels = compile_launcher("locality_attention", tmp_path, 90)
+    check_kernels(kernels, _kernels((1, 2, 4, 8), DTYPES))
+
+
+def _kernels(splits: tuple[int, ...], dtypes: tuple[str, ...]) -> list[str]:
+    names = [
+        f"locality_attention::{kernel}_kernel<{split}, {dtype}>"
+        for kernel in ("forward", "know", "backward_keys", "backward_queries")
+        for split in splits
+        for dtype in dtypes
+    ]
+    return [*names, "column_sum_kernel<8>"]
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,14 @@ from stmeta.ops import availability, ntm_scan
 from stmeta.ops.content_addressing import EPS
 from stmeta.ops.ntm_scan import _autograd, _backward_fake, _fake
 from tests.ops._cuda_host import HostProgram, HostProgramError, as_tensor
-from tests.ops._nvcc import CSRC, TORCH_FLAGS, compile_cuda
+from tests.ops._nvcc import check_kernels, compile_launcher
 from tests.ops.test_ntm_scan import OPTIONS, make
 
 ADDRESS, THREAD = "address,undefined", "thread"
-KERNELS = ("forward_kernel<true>", "forward_kernel<false>", "pack_kernel")
-KERNELS += ("backward_kernel<true>", "backward_kernel<false>")
+KERNELS = (
+    *("ntm_scan::forward_kernel<true>", "ntm_scan::forward_kernel<false>", "scan::pack_kernel"),
+    *("ntm_scan::backward_kernel<true>", "ntm_scan::backward_kernel<false>"),
+)
 SMALL = (1, 5, 6, 2, 1, 6, 5)  # B, T, H, R, W, N, M
 SIZES = {
     "one": (1, 1, 1, 1, 1, 3, 1),
@@ -39,27 +41,9 @@ Function = Callable[[dict[str, Tensor], dict[str, Any]], tuple[Tensor, ...]]
 
 
 @pytest.mark.slow
-def test_kernels_do_not_spill(tmp_path):
-    lines = [
-        '#include "cuda/ntm_scan.cuh"',
-        '#include "cuda/ntm_scan_backward.cuh"',
-        *("using namespace stmeta::ntm_scan;", "void* kernels[] = {"),
-        *(f"    reinterpret_cast<void*>({kernel})," for kernel in KERNELS),
-        "};",
-    ]
-    source = tmp_path / "kernels.cu"
-    source.write_text("\n".join(lines))
-    compiled = compile_cuda(source, tmp_path, 80, "-cubin", f"-I{CSRC}")
-    assert len([kernel for kernel in compiled if "column_sum" not in kernel.name]) == len(KERNELS)
-    assert [kernel for kernel in compiled if kernel.spilled_bytes] == []
-    assert max(kernel.registers for kernel in compiled) <= 128  # 512 threads share 65,536
-
-
-@pytest.mark.slow
 def test_launcher_compiles(tmp_path):
-    kernels = compile_cuda(CSRC / "cuda" / "ntm_scan.cu", tmp_path, 90, "-c", *TORCH_FLAGS)
-    assert [kernel for kernel in kernels if kernel.spilled_bytes] == []
-    assert len(kernels) >= len(KERNELS)
+    kernels = compile_launcher("ntm_scan", tmp_path, 80, 90)
+    check_kernels(kernels, KERNELS, registers=128)  # 512 threads share 65,536
 
 
 @pytest.fixture(scope="module")

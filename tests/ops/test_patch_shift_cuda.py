@@ -13,41 +13,44 @@ import torch
 
 from stmeta.ops._patch_shift_args import scale_offset
 from tests.ops._cuda_host import HostProgram, HostProgramError, as_tensor, storage
-from tests.ops._nvcc import CSRC, TORCH_FLAGS, compile_cuda
+from tests.ops._nvcc import Kernel, check_kernels, compile_kernels, compile_launcher
 from tests.ops._patch_shift_cases import CASES, Case, Inputs, Results, check, make_inputs
 
 LARGE = Case(  # more features than 512 threads take at a time
     name="large", shape=(1, 5, 2, 32, 32), tubelet=2, patch=32, shifts="none", video=torch.float32
 )
-KERNELS = """
-#include "cuda/patch_shift.cuh"
-using namespace stmeta::patch_shift;
-void* kernels[] = {
-    reinterpret_cast<void*>(forward_kernel<uint8_t, __nv_bfloat16>),
-    reinterpret_cast<void*>(forward_kernel<float, float>),
-    reinterpret_cast<void*>(backward_rows_kernel<uint8_t, __nv_bfloat16>),
-    reinterpret_cast<void*>(backward_video_kernel<float, float>),
-    reinterpret_cast<void*>(slots_kernel<256>),
-    reinterpret_cast<void*>(stmeta::column_sum_kernel<8>),
-};
-"""
+DTYPES = ("float", "__half", "__nv_bfloat16")
+SHARED = ("patch_shift::slots_kernel<256>", "column_sum_kernel<8>")
 
 
 def test_kernels_do_not_spill(tmp_path):
-    source = tmp_path / "kernels.cu"
-    source.write_text(KERNELS)
-    kernels = compile_cuda(source, tmp_path, 80, "-cubin", f"-I{CSRC}")
-    assert len(kernels) == 6
-    assert [kernel for kernel in kernels if kernel.spilled_bytes] == []
-    # Two blocks of 512 threads share the 65,536 registers of a multiprocessor.
-    assert max(kernel.registers for kernel in kernels if "forward" in kernel.name) <= 64
+    """For compute capability 8.0; the launcher's are for 9.0."""
+    names = [
+        "patch_shift::forward_kernel<unsigned char, __nv_bfloat16>",
+        "patch_shift::forward_kernel<float, float>",
+        "patch_shift::backward_rows_kernel<unsigned char, __nv_bfloat16>",
+        "patch_shift::backward_video_kernel<float, float>",
+        *SHARED,
+    ]
+    _check(compile_kernels(names, ["patch_shift"], tmp_path, 80), names)
 
 
 @pytest.mark.slow
 def test_launcher_compiles(tmp_path):
-    kernels = compile_cuda(CSRC / "cuda" / "patch_shift.cu", tmp_path, 90, "-c", *TORCH_FLAGS)
-    assert len(kernels) >= 4 * 3 * 2 + 3 * 3  # dtypes of the video times dtypes of the tokens
-    assert [kernel for kernel in kernels if kernel.spilled_bytes] == []
+    names = [
+        f"patch_shift::{kernel}_kernel<{video}, {dtype}>"
+        for kernel in ("forward", "backward_rows", "backward_video")
+        for video in ("unsigned char", *DTYPES)
+        for dtype in DTYPES
+        if (kernel, video) != ("backward_video", "unsigned char")  # bytes have no gradient
+    ]
+    _check(compile_launcher("patch_shift", tmp_path, 90), [*names, *SHARED])
+
+
+def _check(kernels: list[Kernel], names: list[str]) -> None:
+    check_kernels(kernels, names)
+    # Two blocks of 512 threads share the 65,536 registers of a multiprocessor.
+    assert max(kernel.registers for kernel in kernels if "forward" in kernel.name) <= 64
 
 
 @pytest.fixture(scope="module")
