@@ -210,6 +210,9 @@ class MemoryConfig(RunConfig):
     rows come directly. () = the network of the paper, where all goes through the LSTM."""
     augment: bool = False
     """With an encoder: flip the signs of random features, the same in a whole episode."""
+    matching: float = 0.0
+    """With an encoder: weight of a loss on its features alone (`stmeta.models.mann.matching_loss`),
+    for memories that give it no gradient to begin with."""
     steps: int = 6250
     batch_size: int = 16
     ways: int = 5

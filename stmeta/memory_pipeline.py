@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -113,10 +114,13 @@ def _episodes(config: MemoryConfig, device: torch.device) -> EpisodeStage:
         width = config.encoder[-1]
         encoder = ImageEncoder(config.image_size, config.filters, config.encoder)
         if config.memory in ("mann", "lstm"):
-            head = FewShotConfig(memory=config.memory, mann=config.mann, augment=config.augment)
+            sizes = config.mann
+            if config.memory == "lstm":
+                sizes = dataclasses.replace(sizes, hidden=config.lstm_hidden)
+            head = FewShotConfig(memory=config.memory, mann=sizes, augment=config.augment)
             model: nn.Module = EncodedFewShot(encoder, width, config.ways, head)
         else:
-            cell = make_cell(config, width + config.ways)
+            cell = make_cell(config, 2 * width + config.ways)
             model = EncodedSequence(encoder, width, config.ways, cell)
     else:
         model = SequenceModel(make_cell(config, pixels + config.ways), config.ways)

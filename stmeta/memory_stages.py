@@ -12,6 +12,7 @@ from stmeta.config import MemoryConfig
 from stmeta.data.batch import require_finite
 from stmeta.data.image_episodes import ImageEpisodeBatch, ImageEpisodes
 from stmeta.data.tasks import TaskBatch, TaskLoader, wrong_bits
+from stmeta.models.mann import matching_loss
 from stmeta.models.sequence import SequenceModel
 
 
@@ -35,6 +36,7 @@ class EpisodeStage:
         self.train, self.test = train, test
         self.steps, self.evals, self.optim = config.steps, config.evals, config.optim
         self.instances, self.encoded = config.instances, bool(config.encoder)
+        self.matching = config.matching if config.encoder else 0.0
         self.shown = tuple(f"instance_{k}" for k in (1, 2, 5, 10) if k <= config.instances)
         self.device = next(model.parameters()).device
 
@@ -70,10 +72,15 @@ class EpisodeStage:
     def loss(
         self, batch: ImageEpisodeBatch, generator: torch.Generator
     ) -> tuple[Tensor, int, dict[str, float]]:
-        logits, label = self.logits(batch), batch.label.to(self.device)
-        mask = batch.target_mask.to(self.device)
+        label, mask = batch.label.to(self.device), batch.target_mask.to(self.device)
+        if self.matching:
+            require_finite(batch.x, batch.key)
+            logits, features = self.model(*self.inputs(batch), with_features=True)
+            extra = self.matching * matching_loss(features, label)
+        else:
+            logits, extra = self.logits(batch), 0.0
         right = (logits.argmax(2) == label)[mask].float().mean()
-        loss = F.cross_entropy(logits[mask], label[mask])
+        loss = F.cross_entropy(logits[mask], label[mask]) + extra
         return loss, len(label), {"accuracy": float(right)}
 
     def evaluate(self) -> dict[str, float]:

@@ -32,6 +32,8 @@ class LSTMCell(nn.Module):
         super().__init__()
         self.in_dim, self.out_dim = in_dim, hidden
         self.lstm = nn.LSTM(in_dim, hidden, batch_first=True)
+        # Remember until told otherwise (Jozefowicz et al. 2015).
+        nn.init.constant_(self.lstm.get_parameter("bias_ih_l0")[hidden : 2 * hidden], 1.0)
 
     def initial_state(self, batch: int) -> LSTMState:
         """Zeros, on the device and in the dtype of the weights."""

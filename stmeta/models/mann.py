@@ -15,7 +15,8 @@ each, Adam 3e-3, batches of 32), accuracy on new classes at the 1st / 2nd / 3rd 
     plain(), Adam 1e-3   33 / 27 / 23 / 22 / 21   (loss 1.600; ln 5 = 1.609)
     memory="lstm" **     31 / 23 / 22 / 21 / 20   (loss 1.606)
 
-* With controller_features=True, as the LSTM must then see the clips. ** With augment=False.
+* With controller_features=True, as the LSTM must then see the clips. ** With augment=False and
+bind=False.
 One thread makes about 250 episodes per second. The nearest class mean, which knows that the
 problem is Gaussian, has 92 at the 5th clip.
 """
@@ -47,7 +48,8 @@ class FewShotConfig:
     direct_keys: bool = True
     """Read keys get a linear map of the features, past the LSTM."""
     bind: bool = True
-    """What is written gets the last clip's key and its label, which has just come."""
+    """What is written gets the last clip's key and its label, which has just come. The LSTM alone
+    sees the last clip beside this one."""
     controller_features: bool = False
     """The LSTM sees the features; otherwise it sees labels and what was read."""
     gate_bias: float = -2.0
@@ -102,7 +104,8 @@ class FewShotMANN(nn.Module):
         self.standardise = nn.BatchNorm1d(in_dim, affine=False) if config.standardise else None
         mann = config.mann
         if config.memory == "lstm":
-            self.cell: MANNCell | LSTMCell = LSTMCell(in_dim + ways, mann.hidden)
+            clips = 2 if config.bind else 1
+            self.cell: MANNCell | LSTMCell = LSTMCell(clips * in_dim + ways, mann.hidden)
         else:
             self.cell = MANNCell(ways + (in_dim if config.controller_features else 0), mann)
             with torch.no_grad():
@@ -158,6 +161,8 @@ class FewShotMANN(nn.Module):
         seen = [x] if self.config.controller_features or self.config.memory == "lstm" else []
         inputs = torch.cat([*seen, known], dim=2)
         if isinstance(self.cell, LSTMCell):
+            if self.config.bind:
+                inputs = torch.cat([inputs, F.pad(x[:, :-1], (0, 0, 1, 0))], 2)
             return self.head(self.cell(inputs)[0])
         key = add = None
         if self.key is not None:
@@ -179,6 +184,30 @@ class FewShotMANN(nn.Module):
                 f"FewShotMANN: label must be int64 [B, L] = {list(features.shape[:2])}, got "
                 f"{label.dtype} {list(label.shape)}"
             )
+
+
+def matching_loss(features: Tensor, label: Tensor, scale: float = 10.0) -> Tensor:
+    """Loss of naming clips by their likeness to those before them; it trains an encoder alone.
+
+    Vinyals et al. 2016, equation 1, with attention by the cosine of features; a clip whose class
+    has not come before does not count.
+
+    Args:
+        features: [B, L, D].
+        label: int64 [B, L].
+        scale: of the cosines in the softmax.
+
+    Returns:
+        Scalar, a mean; 0 if no class comes twice.
+    """
+    unit = F.normalize(features.float(), dim=2)
+    before = torch.ones(label.shape[1], label.shape[1], device=label.device).tril(-1).bool()
+    same = (label[:, :, None] == label[:, None]) & before
+    scores = scale * unit @ unit.mT
+    of_all, of_class = (scores.masked_fill(~kept, -torch.inf) for kept in (before, same))
+    counts = same.any(2)
+    loss = of_all[counts].logsumexp(1) - of_class[counts].logsumexp(1)
+    return loss.sum() / counts.sum().clamp(min=1)
 
 
 def augment_episode_features(features: Tensor, generator: torch.Generator | None = None) -> Tensor:

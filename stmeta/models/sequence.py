@@ -74,7 +74,7 @@ class EncodedSequence(nn.Module):
         encoder: images [B, L, pixels] -> features [B, L, width].
         width: of the features.
         ways: classes in an episode.
-        cell: takes width + ways numbers a step: features and the last label.
+        cell: takes 2 * width + ways numbers a step: features, the last image's and its label.
     """
 
     def __init__(self, encoder: nn.Module, width: int, ways: int, cell: Cell) -> None:
@@ -83,12 +83,16 @@ class EncodedSequence(nn.Module):
         self.standardise = nn.BatchNorm1d(width, affine=False)
         self.sequence = SequenceModel(cell, ways)
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        """Logits [B, L, ways] of images [B, L, pixels]; a step sees the label before it."""
+    def forward(
+        self, x: Tensor, label: Tensor, with_features: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """See `EncodedFewShot`; a step sees the label before it."""
         features = self.encoder(x)
-        features = self.standardise(features.flatten(0, 1)).view_as(features)
-        known = F.pad(F.one_hot(label[:, :-1], self.ways).to(features), (0, 0, 1, 0))
-        return self.sequence(torch.cat([features, known], 2))
+        seen = self.standardise(features.flatten(0, 1)).view_as(features)
+        last = F.pad(seen[:, :-1], (0, 0, 1, 0))
+        known = F.pad(F.one_hot(label[:, :-1], self.ways).to(seen), (0, 0, 1, 0))
+        logits = self.sequence(torch.cat([seen, last, known], 2))
+        return (logits, features) if with_features else logits
 
 
 class EncodedFewShot(nn.Module):
@@ -107,6 +111,13 @@ class EncodedFewShot(nn.Module):
         self.encoder = encoder
         self.few_shot = FewShotMANN(width, ways, config)
 
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        """Logits [B, L, ways] of images [B, L, pixels]; a step sees the labels before it."""
-        return self.few_shot(self.encoder(x), label)
+    def forward(
+        self, x: Tensor, label: Tensor, with_features: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Logits [B, L, ways] of images [B, L, pixels]; a step sees the labels before it.
+
+        With features: the logits and the encoder's features, [B, L, width].
+        """
+        features = self.encoder(x)
+        logits = self.few_shot(features, label)
+        return (logits, features) if with_features else logits

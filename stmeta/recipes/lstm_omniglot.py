@@ -2,13 +2,13 @@
 
     python -m stmeta.train --recipe lstm_omniglot --fused --data FOLDER
 
-Measured on one CPU core beside other jobs, fp32, 100,000 episodes in 21 minutes, accuracy on 423
+Measured on one CPU core beside another job, fp32, 100,000 episodes in 10 minutes, accuracy on 423
 new characters at the 1st / 2nd / 3rd / 4th / 5th / 10th image of a class (Santoro et al. 2016):
 
-    44.9 / 31.5 / 29.1 / 28.1 / 27.7 / 32.1   (24.4 / 49.5 / 55.3 / 61.0 / 63.6 / 62.5)
+    35.1 / 92.5 / 95.5 / 96.3 / 97.0 / 97.3   (24.4 / 49.5 / 55.3 / 61.0 / 63.6 / 62.5)
 
-After as many episodes as `mann_omniglot` gets, it has only begun to bind labels to images: the loss
-is at 1.47 and still falls.
+That is 92.5 / 96.9 / 97.5 after 1, 5 and 8 images of a class, where Babu et al. 2021 list 85.3 /
+94.4 / 95.8 (table 1), and 93.9 / 97.9 / 98.2 with a pre-trained encoder (table 2).
 """
 
 from __future__ import annotations
@@ -17,14 +17,20 @@ from stmeta.config import MemoryConfig, OptimConfig
 
 
 def recipe() -> MemoryConfig:
-    """As `mann_omniglot`, with an LSTM of 200 in the place of LSTM and memory."""
+    """As `mann_omniglot`, with an LSTM of 200 in the place of LSTM and memory.
+
+    An LSTM gives an encoder hardly any gradient until it can bind labels to images: with the loss
+    of the labels alone, it is at 32 % after as many episodes. So the features have a loss of their
+    own (`matching`, Vinyals et al. 2016), and each label comes with the features of its image.
+    """
     return MemoryConfig(
         recipe="lstm_omniglot",
         task="omniglot",
         memory="lstm",
         filters=(32, 64, 64),
         encoder=(64,),
+        matching=1.0,
         optim=OptimConfig(
-            lr=1e-3, warmup=0.0, weight_decay=0.0, betas=(0.9, 0.999), clip_grad=10.0
+            lr=2e-3, warmup=0.0, weight_decay=0.0, betas=(0.9, 0.999), clip_grad=10.0
         ),
     )

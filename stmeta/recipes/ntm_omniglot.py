@@ -22,8 +22,9 @@ def recipe() -> MemoryConfig:
         memory="ntm",
         filters=(32, 64, 64),
         encoder=(64,),
+        matching=1.0,
         ntm=NTMConfig(hidden=200, rows=128, width=40, read_heads=4, write_heads=1),
         optim=OptimConfig(
-            lr=1e-3, warmup=0.0, weight_decay=0.0, betas=(0.9, 0.999), clip_grad=10.0
+            lr=2e-3, warmup=0.0, weight_decay=0.0, betas=(0.9, 0.999), clip_grad=10.0
         ),
     )

@@ -5,7 +5,12 @@ import torch
 from torch.nn import functional as F
 
 from stmeta.memory import MANNConfig
-from stmeta.models.mann import FewShotConfig, FewShotMANN, augment_episode_features
+from stmeta.models.mann import (
+    FewShotConfig,
+    FewShotMANN,
+    augment_episode_features,
+    matching_loss,
+)
 
 SMALL = MANNConfig(hidden=16, rows=16, width=24, reads=2)
 CONFIGS = {
@@ -163,3 +168,36 @@ def test_flipping_signs_needs_centred_features():
 def test_a_network_that_cannot_see_the_clips_is_an_error(off):
     with pytest.raises(ValueError, match="set controller_features = True"):
         FewShotConfig(**{off: False})
+
+
+def test_matching_loss_is_its_definition():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(3, 8, 5, generator=generator, dtype=torch.float64)
+    label = torch.tensor(
+        [[0, 1, 0, 2, 2, 1, 0, 0], [1, 1, 1, 1, 0, 0, 1, 2], [0, 1, 2, 3, 4, 5, 6, 7]]
+    )
+    losses = []
+    for x, y in zip(features, label.tolist(), strict=True):
+        for t in range(8):
+            likeness = [float(F.cosine_similarity(x[t], x[s], dim=0)) for s in range(t)]
+            attention = torch.tensor([10 * a for a in likeness], dtype=torch.float64).softmax(0)
+            if y[t] in y[:t]:
+                right = sum(a for a, other in zip(attention, y[:t], strict=True) if other == y[t])
+                losses.append(-torch.log(torch.as_tensor(right)))
+    exact = torch.stack(losses).mean()
+    torch.testing.assert_close(matching_loss(features, label).double(), exact, rtol=1e-5, atol=0)
+
+
+def test_matching_loss_without_a_class_that_comes_again():
+    features = torch.randn(2, 4, 3, requires_grad=True)
+    loss = matching_loss(features, torch.arange(4).expand(2, 4))
+    loss.backward()
+    assert loss == 0 and features.grad is not None and not features.grad.any()
+
+
+def test_the_lstm_sees_the_last_clip_beside_its_label():
+    torch.manual_seed(0)
+    model = FewShotMANN(8, 3, CONFIGS["lstm"]).eval()
+    apart = FewShotMANN(8, 3, FewShotConfig(memory="lstm", mann=SMALL, bind=False)).eval()
+    assert model.cell.in_dim == 2 * 8 + 3 and apart.cell.in_dim == 8 + 3
+    assert model(torch.randn(2, 5, 8), torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 5, 3)

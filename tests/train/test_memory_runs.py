@@ -87,6 +87,7 @@ def test_fused_and_eager_learn_the_same(tmp_path):
         ("mann_omniglot", ["8", "--filters", "4", "6"]),
         ("mann_omniglot", []),
         ("lstm_omniglot", []),
+        ("lstm_omniglot", ["8", "--filters", "4"]),
         ("ntm_omniglot", ["8", "--ntm.hidden", "8", "--ntm.rows", "6", "--ntm.width", "5"]),
     ],
 )
