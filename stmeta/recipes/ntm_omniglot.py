@@ -2,10 +2,13 @@
 
     python -m stmeta.train --recipe ntm_omniglot --fused --data FOLDER
 
-Measured on one CPU core beside other jobs, fp32, 60,000 episodes in 12 minutes: it had not begun to
-match images. Accuracy at the 1st / 2nd / 5th / 10th image of a class: 44.8 / 31.7 / 27.3 / 30.6 %,
-no better than guessing among the labels that are left. An NTM has to learn by shifts where to
-write, which `mann_omniglot` gets from its usage; what it takes to start is open.
+Measured on one CPU core beside another job, fp32, 100,000 episodes in 13 minutes, accuracy on 423
+new characters at the 1st / 2nd / 3rd / 4th / 5th / 10th image of a class:
+
+    36.1 / 92.2 / 95.7 / 96.7 / 97.3 / 98.0
+
+That is 92.2 / 97.3 / 97.5 after 1, 5 and 8 images of a class, where Babu et al. 2021 (table 1) list
+88.7 / 96.8 / 97.3.
 """
 
 from __future__ import annotations
@@ -15,7 +18,11 @@ from stmeta.memory.ntm import NTMConfig
 
 
 def recipe() -> MemoryConfig:
-    """As `mann_omniglot`, with the memory of Graves et al. 2014 behind the same encoder."""
+    """As `mann_omniglot`, with the memory of Graves et al. 2014 behind the same encoder.
+
+    As in `lstm_omniglot` the features have a loss of their own, and each label comes with the
+    features of its image; without either an NTM was at 32 % after 60,000 episodes.
+    """
     return MemoryConfig(
         recipe="ntm_omniglot",
         task="omniglot",
