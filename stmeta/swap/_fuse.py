@@ -31,6 +31,10 @@ _BLOCKS = {
     f"{_SPT}.LSA": ("stmeta.swap.small_dataset", "FusedLSA"),
     f"{_SPT}.SPT": ("stmeta.swap.small_dataset", "FusedSPT"),
     "timm.layers.patch_dropout.PatchDropout": ("stmeta.swap.patch_dropout", "FusedPatchDropout"),
+    "timm.models.vision_transformer.VisionTransformer": (
+        "stmeta.swap.vision_transformer",
+        "FusedVisionTransformer",
+    ),
 }
 
 # Of projects that are no packages, so that the path of a class says nothing.
@@ -126,12 +130,14 @@ def _judge(module: nn.Module) -> tuple[type[Fused] | None, str] | None:
     ours = next((base for base in cls.__mro__ if _path(base) in _BLOCKS), None)
     if ours is None:
         return _judge_structure(module)
+    where, name = _BLOCKS[_path(ours)]
+    fused: type[Fused] = getattr(import_module(where), name)
+    if not fused.candidate(module):
+        return None
     if ours is not cls:
         return None, f"its class is built on {ours.__name__} and may do something else"
     if "forward" in module.__dict__:
         return None, "a forward of its own was put on the instance"
-    where, name = _BLOCKS[_path(cls)]
-    fused: type[Fused] = getattr(import_module(where), name)
     return fused, fused.why_not(module)
 
 

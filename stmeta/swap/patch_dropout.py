@@ -9,7 +9,7 @@ from torch import Tensor
 from stmeta.ops.gather_tokens import gather_tokens
 from stmeta.swap._common import Fused, known
 
-_VERSION = "this version of timm defines it in another way than those we have read"
+VERSION = "this version of timm defines it in another way than those we have read"
 _FORWARD = ("9da0f1a60b443a92", "b60091977e15db71")
 
 
@@ -21,8 +21,7 @@ class FusedPatchDropout(Fused, theirs.PatchDropout):
     @classmethod
     def why_not(cls, module: theirs.PatchDropout) -> str:
         """Why it must stay."""
-        functions = (theirs.PatchDropout.forward, theirs.patch_dropout_forward)
-        return "" if known(*functions, digests=_FORWARD) else _VERSION
+        return why_not()
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop tokens; draws the same random numbers as the class that it stands in for."""
@@ -30,10 +29,19 @@ class FusedPatchDropout(Fused, theirs.PatchDropout):
             return super().forward(x)
         batch, length, _ = x.shape
         prefix = self.num_prefix_tokens
-        keep = max(1, int((length - prefix) * (1.0 - self.prob)))
-        noise = torch.randn(batch, length - prefix, device=x.device)
-        ids = noise.argsort(dim=-1)[:, :keep]
-        if self.ordered:
-            ids = ids.sort(dim=-1)[0]
+        ids = draw_kept(self, batch, length - prefix, x.device)
         first = torch.arange(prefix, device=x.device).expand(batch, -1)
         return gather_tokens(x, torch.cat([first, ids + prefix], 1), backend=self.stmeta_backend)
+
+
+def why_not() -> str:
+    """Why patch dropout must stay as it is."""
+    functions = (theirs.PatchDropout.forward, theirs.patch_dropout_forward)
+    return "" if known(*functions, digests=_FORWARD) else VERSION
+
+
+def draw_kept(drop: theirs.PatchDropout, batch: int, tokens: int, device: torch.device) -> Tensor:
+    """Tokens that stay in training, without the prefix: int64 [B, K], by timm's random numbers."""
+    keep = max(1, int(tokens * (1.0 - drop.prob)))
+    ids = torch.randn(batch, tokens, device=device).argsort(dim=-1)[:, :keep]
+    return ids.sort(dim=-1)[0] if drop.ordered else ids

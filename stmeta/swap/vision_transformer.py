@@ -1,0 +1,113 @@
+"""timm's VisionTransformer with patch dropout: only the tokens that stay are embedded.
+
+timm embeds all patches of an image, adds positions and then drops most tokens again. Which ones is
+drawn first here, so that embedding costs what is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers import patch_dropout as theirs  # pyright: ignore
+from timm.layers import patch_embed as embeds  # pyright: ignore
+from timm.models import vision_transformer as timm  # pyright: ignore
+from torch import Tensor, nn
+
+from stmeta.swap import conv
+from stmeta.swap._common import Fused, disturbed, known
+from stmeta.swap._tokens import embed_kept
+from stmeta.swap.patch_dropout import VERSION, FusedPatchDropout, draw_kept
+from stmeta.swap.patch_dropout import why_not as why_not_dropout
+
+_TEXT = ("4feef0aa3f6da7d8", "960623813e153841", "4bf768573cbea288")
+
+
+class FusedVisionTransformer(Fused, timm.VisionTransformer):
+    """Classifies images [B, C, H, W]; in training a share of the patches is left out."""
+
+    ops = "shifted_patch_embed of kept tokens, with positions"
+
+    @classmethod
+    def candidate(cls, module: Any) -> bool:
+        """Whether the model drops patches at all."""
+        return type(module) is timm.VisionTransformer and type(module.patch_drop) in (
+            theirs.PatchDropout,
+            FusedPatchDropout,
+        )
+
+    @classmethod
+    def why_not(cls, module: Any) -> str:
+        """Why patches must be embedded before they are dropped."""
+        functions = (
+            timm.VisionTransformer.forward_features,
+            timm.VisionTransformer._pos_embed,
+            embeds.PatchEmbed.forward,
+        )
+        if not known(*functions, digests=_TEXT):
+            return VERSION
+        return why_not_dropout() or _why_not(module) or disturbed(*_skipped(module))
+
+    def forward_features(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """Tokens [B, P + K, D] behind the last block; P tokens stand in front of the patches'."""
+        special = attn_mask is not None or is_causal or self.grad_checkpointing
+        if special or not self.training or not self._covers(x):
+            return super().forward_features(x, attn_mask=attn_mask, is_causal=is_causal)
+        embed, drop, table = self.patch_embed, self.patch_drop, self.pos_embed[0]
+        ids_keep = draw_kept(drop, len(x), embed.num_patches, x.device)
+        first = [t for t in (self.cls_token, self.reg_token) if t is not None]
+        prefix = self.num_prefix_tokens
+        of_first = table[:0] if self.no_embed_class else table[:prefix]
+        kept = embed_kept(
+            embed.proj, x.unsqueeze(2), ids_keep, table[len(of_first) :], self.stmeta_backend
+        )
+        if first:
+            front = torch.cat(first, 1)
+            front = front if self.no_embed_class else front + of_first
+            kept = torch.cat([front.expand(len(x), -1, -1), kept], 1)
+        return self.norm(self.blocks(self.norm_pre(kept)))
+
+    def _covers(self, x: Tensor) -> bool:
+        return (
+            self.patch_drop.prob > 0
+            and x.shape[1:] == (self.patch_embed.proj.in_channels, *self.patch_embed.img_size)
+            and not _why_not(self)
+            and not disturbed(*_skipped(self))
+            and conv.covers(self.patch_embed.proj, x)
+        )
+
+
+def _skipped(module: Any) -> tuple[nn.Module, ...]:
+    """Modules whose forward is not called."""
+    embed = module.patch_embed
+    return embed, embed.proj, embed.norm, module.pos_drop, module.patch_drop
+
+
+def _why_not(module: Any) -> str:
+    embed, drop = module.patch_embed, module.pos_drop
+    if type(embed) is not embeds.PatchEmbed:
+        return f"patch_embed is a {type(embed).__name__}"
+    if type(embed.proj) not in (nn.Conv2d, conv.FusedConv2d):
+        return f"patch_embed.proj is a {type(embed.proj).__name__}"
+    if type(module.patch_drop) not in (theirs.PatchDropout, FusedPatchDropout):
+        return f"patch_drop is a {type(module.patch_drop).__name__}"
+    for holds, reason in (
+        ("_pos_embed" not in module.__dict__, "a _pos_embed of its own was put on the instance"),
+        (type(embed.norm) is nn.Identity, "patch_embed.norm sees all tokens"),
+        (embed.flatten and embed.img_size is not None, "its patches are not laid out as tokens"),
+        (module.pos_embed is not None, "it has no positions"),
+        (not module.dynamic_img_size, "dynamic_img_size = True; positions are interpolated"),
+        (type(drop) is nn.Identity or drop.p == 0, "pos_drop draws for all tokens"),
+        (
+            module.patch_drop.num_prefix_tokens == module.num_prefix_tokens,
+            "patch_drop counts other tokens in front than the model",
+        ),
+    ):
+        if not holds:
+            return reason
+    size, patch = embed.img_size, embed.patch_size
+    if any(length % part for length, part in zip(size, patch, strict=True)):
+        return f"images of {size} pixels are no whole number of patches of {patch}"
+    return conv.why_not(embed.proj)
