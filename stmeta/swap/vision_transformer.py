@@ -107,7 +107,7 @@ def _why_not(module: Any) -> str:
     ):
         if not holds:
             return reason
-    size, patch = embed.img_size, embed.patch_size
-    if any(length % part for length, part in zip(size, patch, strict=True)):
-        return f"images of {size} pixels are no whole number of patches of {patch}"
+    (height, width), (down, across) = embed.img_size or (0, 0), embed.patch_size
+    if height % down or width % across:
+        return f"images of {height} x {width} pixels are no whole number of {down} x {across}"
     return conv.why_not(embed.proj)

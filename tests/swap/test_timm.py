@@ -69,7 +69,7 @@ def model(theirs, **options):
     sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}
     torch.manual_seed(0)
     options = {"num_classes": 3, "patch_drop_rate": 0.6, **options}
-    return randomise(theirs.VisionTransformer(**sizes, **options)).train()
+    return randomise(theirs.VisionTransformer(**{**sizes, **options})).train()
 
 
 def call(model):
@@ -126,6 +126,7 @@ def test_in_bf16(theirs):
     [
         ({"pos_drop_rate": 0.1}, "pos_drop draws for all tokens"),
         ({"dynamic_img_size": True}, "not laid out as tokens"),
+        ({"img_size": 18}, "images of 18 x 18 pixels are no whole number of 4 x 4"),
         ({"pos_embed": "none"}, "it has no positions"),
         ({"embed_norm_layer": torch.nn.LayerNorm}, "patch_embed.norm sees all tokens"),
     ],
