@@ -73,7 +73,9 @@ def process_pool(workers: int) -> ProcessPoolExecutor:
     """
     # spawn: a fork would copy the locks of FFmpeg's and torch's threads in whatever state they are.
     context = get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_follow_parent)
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_begin, initargs=(context.Barrier(workers),)
+    )
     try:
         pool.submit(os.getpid).result()
     except BrokenProcessPool as error:
@@ -81,6 +83,9 @@ def process_pool(workers: int) -> ProcessPoolExecutor:
             "worker processes cannot start, as they run the main script again; put its work under "
             'if __name__ == "__main__":, or use workers=1'
         ) from error
+    # All start now: where one dies while the pool starts another, the pool waits for that for ever.
+    for started in [pool.submit(_meet) for _ in range(workers)]:
+        started.result()
     return pool
 
 
@@ -107,6 +112,20 @@ def _call(function: Callable[[Any], Any], item: Any) -> Any:
         return function(item)
     except DataError as error:
         return error
+
+
+_barrier: Any = None
+
+
+def _begin(barrier: Any) -> None:
+    """Prepare a worker, which waits for the others in `_meet`."""
+    global _barrier
+    _barrier = barrier
+    _follow_parent()
+
+
+def _meet() -> None:
+    _barrier.wait()
 
 
 def _follow_parent() -> None:

@@ -18,7 +18,7 @@ from stmeta._errors import DataError
 from stmeta.data.encode import EncodeOptions
 from stmeta.data.ingest import ingest
 from stmeta.data.shards import ShardIndex
-from stmeta.data.workers import ordered_map
+from stmeta.data.workers import ordered_map, process_pool
 
 from .conftest import remux
 
@@ -228,6 +228,12 @@ def test_a_crash_before_the_next_item_is_handed_out():
 
     (_, crash), (_, two) = ordered_map(eval, items(), workers=2)
     assert isinstance(crash, DataError) and two == 2
+
+
+def test_all_workers_are_there_before_the_first_item():
+    with process_pool(3) as pool:
+        assert len(multiprocessing.active_children()) >= 3
+        assert len({pool.submit(os.getpid).result() for _ in range(6)}) <= 3
 
 
 def test_wagon4(shared_data, tmp_path):
