@@ -78,14 +78,15 @@ def process_pool(workers: int) -> ProcessPoolExecutor:
     )
     try:
         pool.submit(os.getpid).result()
+        # All start now: where one dies while the pool starts another, the pool waits for that one
+        # for ever.
+        for started in [pool.submit(_meet) for _ in range(workers)]:
+            started.result()
     except BrokenProcessPool as error:
         raise RuntimeError(
             "worker processes cannot start, as they run the main script again; put its work under "
             'if __name__ == "__main__":, or use workers=1'
         ) from error
-    # All start now: where one dies while the pool starts another, the pool waits for that for ever.
-    for started in [pool.submit(_meet) for _ in range(workers)]:
-        started.result()
     return pool
 
 

@@ -26,11 +26,6 @@ class Fused:
     """Passed to the ops; an instance attribute where it is not "auto"."""
 
     @classmethod
-    def candidate(cls, module: Any) -> bool:
-        """Whether the report speaks of this instance, which may be of a subclass."""
-        return True
-
-    @classmethod
     def why_not(cls, module: Any) -> str:
         """Why this instance of the second base must stay as it is; "" if it need not."""
         raise NotImplementedError

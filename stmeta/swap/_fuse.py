@@ -15,6 +15,7 @@ from stmeta.swap._structure import fused_class
 _HF = "transformers.models.videomae.modeling_videomae"
 _MAE = "transformers.models.vit_mae.modeling_vit_mae"
 _SPT = "vit_pytorch.vit_for_small_dataset"
+_VIT = "timm.models.vision_transformer.VisionTransformer"
 
 # Class of a block -> where its fused class lies. Read only for models that have such a block, so
 # that no package is imported which the model did not import itself.
@@ -31,10 +32,7 @@ _BLOCKS = {
     f"{_SPT}.LSA": ("stmeta.swap.small_dataset", "FusedLSA"),
     f"{_SPT}.SPT": ("stmeta.swap.small_dataset", "FusedSPT"),
     "timm.layers.patch_dropout.PatchDropout": ("stmeta.swap.patch_dropout", "FusedPatchDropout"),
-    "timm.models.vision_transformer.VisionTransformer": (
-        "stmeta.swap.vision_transformer",
-        "FusedVisionTransformer",
-    ),
+    _VIT: ("stmeta.swap.vision_transformer", "FusedVisionTransformer"),
 }
 
 # Of projects that are no packages, so that the path of a class says nothing.
@@ -128,17 +126,26 @@ def _judge(module: nn.Module) -> tuple[type[Fused] | None, str] | None:
     if isinstance(module, nn.Sequential) and not patches.candidate(module):
         return None
     ours = next((base for base in cls.__mro__ if _path(base) in _BLOCKS), None)
+    if ours is not None and _path(ours) == _VIT and not _drops_patches(module):
+        ours = None
     if ours is None:
         return _judge_structure(module)
-    where, name = _BLOCKS[_path(ours)]
-    fused: type[Fused] = getattr(import_module(where), name)
-    if not fused.candidate(module):
-        return None
     if ours is not cls:
         return None, f"its class is built on {ours.__name__} and may do something else"
     if "forward" in module.__dict__:
         return None, "a forward of its own was put on the instance"
+    where, name = _BLOCKS[_path(cls)]
+    fused: type[Fused] = getattr(import_module(where), name)
     return fused, fused.why_not(module)
+
+
+def _drops_patches(module: nn.Module) -> bool:
+    """Whether it is timm's VisionTransformer and leaves out tokens in training.
+
+    Told without timm: old releases have the class, but neither patch dropout nor its module.
+    """
+    dropout = type(getattr(module, "patch_drop", None)).__name__
+    return _path(type(module)) == _VIT and dropout in ("PatchDropout", "FusedPatchDropout")
 
 
 def _judge_structure(module: nn.Module) -> tuple[type[Fused] | None, str] | None:

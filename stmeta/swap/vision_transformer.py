@@ -29,14 +29,6 @@ class FusedVisionTransformer(Fused, timm.VisionTransformer):
     ops = "shifted_patch_embed of kept tokens, with positions"
 
     @classmethod
-    def candidate(cls, module: Any) -> bool:
-        """Whether the model drops patches at all."""
-        return type(module) is timm.VisionTransformer and type(module.patch_drop) in (
-            theirs.PatchDropout,
-            FusedPatchDropout,
-        )
-
-    @classmethod
     def why_not(cls, module: Any) -> str:
         """Why patches must be embedded before they are dropped."""
         functions = (

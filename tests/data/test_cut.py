@@ -62,7 +62,7 @@ def test_dali_decodes_a_cut(make_video):
     video, indices = make_video(codec="vp9", frames=40), np.array([9, 11, 23])
     packets = pyav.read_packets(video)
     assert packets is not None
-    file, places = cut.cut(video, packets, indices)
+    file, places = cut.cut(video, packets, indices, cut.needed(packets, indices))
     graph = dali.DaliGraph(batch_size=2, frames=3, size=32, threads=1)
     ours, whole = graph.decode([file, video], [places, indices])
     assert len(decode(file)) < 40 and np.array_equal(ours, whole)

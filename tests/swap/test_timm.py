@@ -141,6 +141,19 @@ def test_models_without_patch_dropout_are_not_spoken_of(theirs):
     assert [item.name for item in report.replaced] == ["patch_embed.proj"]
 
 
+@pytest.mark.parametrize("built_on", [False, True])
+def test_a_timm_from_before_patch_dropout(monkeypatch, built_on):
+    """It has the class, and no `timm.layers`."""
+    old = type("VisionTransformer", (torch.nn.Module,), {})
+    old.__module__ = "timm.models.vision_transformer"
+    transformer = (type("Mine", (old,), {}) if built_on else old)()
+    transformer.proj = torch.nn.Conv2d(3, 8, 4, 4)
+    for name in ("timm", "timm.layers", "timm.models"):
+        monkeypatch.setitem(sys.modules, name, None)
+    report = fuse(transformer, strict=True)
+    assert [item.name for item in report.replaced] == ["proj"]
+
+
 def test_hooks_put_inside_later_are_called(theirs):
     plain = model(theirs)
     twin = copy.deepcopy(plain)

@@ -31,19 +31,20 @@ def without_spare(
     """
     if not packets.spare.any():
         return video, indices
-    part = _needed(packets, indices)
+    part = needed(packets, indices)
     first, last = part[0], part[-1]
     early = packets.pts[part] < packets.pts[first]
     # Pictures shown before the first one lack what they refer to; if they have to stay because
     # others refer to them, the decoder had better see the whole file.
     if len(part) == last - first + 1 or early.any():
         return video, indices
-    return cut(video, packets, indices)
+    return cut(video, packets, indices, part)
 
 
-def cut(video: bytes, packets: PacketList, indices: np.ndarray) -> tuple[bytes, np.ndarray]:
-    """Copy the packets that frames need, and no spare ones, into an MP4; see `without_spare`."""
-    part = _needed(packets, indices)
+def cut(
+    video: bytes, packets: PacketList, indices: np.ndarray, part: np.ndarray
+) -> tuple[bytes, np.ndarray]:
+    """Copy packets, int64 [N], of which one shows each frame, into an MP4; see `without_spare`."""
     order = np.argsort(packets.pts[part])
     shown = np.empty(len(part), np.int64)  # place of each packet in display order
     shown[order] = np.arange(len(part))
@@ -65,7 +66,7 @@ def cut(video: bytes, packets: PacketList, indices: np.ndarray) -> tuple[bytes, 
     return out.getvalue(), np.array(found, np.int64)
 
 
-def _needed(packets: PacketList, indices: np.ndarray) -> np.ndarray:
+def needed(packets: PacketList, indices: np.ndarray) -> np.ndarray:
     """From the first to the last packet that frames need, without spare ones not asked for.
 
     H.264 counts the pictures that others refer to: a decoder takes one left out for a lost one.
