@@ -57,6 +57,13 @@ __device__ inline unsigned char* dynamic_shared() {
   return stmeta_dynamic_shared;
 }
 
+// An array of the block in shared memory, one for each Tag and T.
+template <typename Tag, typename T>
+__device__ inline T& block_array() {
+  __shared__ T array;
+  return array;
+}
+
 inline void check_cuda(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();  // so that the next call does not report this error again
@@ -101,19 +108,67 @@ inline int64_t busy_blocks(int threads) {
   return int64_t{multiprocessors()} * std::max(1, 1024 / threads);
 }
 
+// How a kernel is launched, in clusters of so many blocks; see cuda_cluster.cuh.
+struct Launch {
+  Launch(int cluster, dim3 grid, int block, size_t shared, Stream stream) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    config.gridDim = grid, config.blockDim = dim3(block);
+    config.dynamicSmemBytes = shared, config.stream = stream;
+    config.attrs = &attribute, config.numAttrs = cluster > 1 ? 1 : 0;
+  }
+  Launch(const Launch&) = delete;
+
+  cudaLaunchAttribute attribute{};
+  cudaLaunchConfig_t config{};
+};
+
+inline cudaFuncAttributes attributes_of(const void* kernel) {
+  cudaFuncAttributes built{};
+  check_cuda(cudaFuncGetAttributes(&built, kernel), "attributes of a kernel");
+  return built;
+}
+
+// Bytes of dynamic shared memory that a block of `kernel` may have.
+template <typename... Params>
+size_t dynamic_limit(void (*kernel)(Params...)) {
+  return shared_limit() - attributes_of(reinterpret_cast<const void*>(kernel)).sharedSizeBytes;
+}
+
+// Whether the device runs `kernel` in clusters of so many blocks.
+template <typename... Params>
+bool runs_clusters(void (*kernel)(Params...), int cluster, int block, size_t shared) {
+  if (cluster == 1) return true;
+  if (device_attribute(cudaDevAttrComputeCapabilityMajor) < 9) return false;
+  const void* entry = reinterpret_cast<const void*>(kernel);
+  if (attributes_of(entry).ptxVersion < 90) return false;  // for older devices, without clusters
+  allow_shared(entry, shared);
+  const Launch one(cluster, dim3(cluster), block, shared, nullptr);
+  int count = 0;
+  check_cuda(cudaOccupancyMaxActiveClusters(&count, entry, &one.config), "clusters of a kernel");
+  return count > 0;
+}
+
 // The only place that launches: kernel<<<grid, block, shared, stream>>>(args...).
 template <typename... Params, typename... Args>
-void launch(void (*kernel)(Params...), dim3 grid, int block, size_t shared, Stream stream,
-            Args... args) {
+void launch_clusters(void (*kernel)(Params...), int cluster, dim3 grid, int block, size_t shared,
+                     Stream stream, Args... args) {
   const void* entry = reinterpret_cast<const void*>(kernel);
   allow_shared(entry, shared);
+  const Launch how(cluster, grid, block, shared, stream);
   std::tuple<Params...> values(args...);
   std::apply(
       [&](auto&... value) {
         void* pointers[] = {const_cast<void*>(static_cast<const void*>(&value))...};
-        check_cuda(cudaLaunchKernel(entry, grid, dim3(block), pointers, shared, stream), "launch");
+        check_cuda(cudaLaunchKernelExC(&how.config, entry, pointers), "launch");
       },
       values);
+}
+
+template <typename... Params, typename... Args>
+void launch(void (*kernel)(Params...), dim3 grid, int block, size_t shared, Stream stream,
+            Args... args) {
+  launch_clusters(kernel, 1, grid, block, shared, stream, args...);
 }
 
 #endif

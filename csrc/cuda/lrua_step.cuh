@@ -53,7 +53,8 @@ __device__ inline uint64_t rank_of(float usage, int row) {
 // least[r] = the r-th least used row of an element; one search over N each. Ends with a barrier.
 template <typename T>
 __device__ inline void find_least(const Shape& s, const T* usage, int* least) {
-  __shared__ uint64_t of_warp[kThreads / kWarp];
+  struct Tag {};
+  auto& of_warp = block_array<Tag, uint64_t[kThreads / kWarp]>();
   const int warps = static_cast<int>(blockDim.x) / kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   uint64_t last = 0;  // below every rank: its bits are those of a NaN

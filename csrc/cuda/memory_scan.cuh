@@ -1,5 +1,5 @@
 // CUDA kernel of stmeta::memory_scan and its launch. Reference: stmeta/ops/memory_scan.py; how it
-// is cut: memory_scan_parts.cuh. A block loads 4 * H * K + R * P * H weights from L2 at each step.
+// is cut: scan_controller.cuh. A cluster loads 4 * H * K + R * P * H weights from L2 at each step.
 #pragma once
 
 #include "memory_scan_parts.cuh"
@@ -20,8 +20,9 @@ struct Shared {
   float *tile, *usage, *previous, *weights, *write, *squares;
   float *seen, *cell, *gates, *heads;  // [K], [H], [4H], [R * P]
   float *keys, *add, *sums;            // [R, pitch]
-  float *strength, *gate, *scratch;
+  float *strength, *gate;
   int* least;
+  float *scratch, *all;
 
   __host__ __device__ Shared(Arena& rows, Arena& rest, const Scan& p)
       : tile(rows.take<float>(p.s.rows * p.s.pitch)),
@@ -39,8 +40,9 @@ struct Shared {
         sums(rest.take<float>(p.s.heads * p.s.pitch)),
         strength(rest.take<float>(kMaxHeads)),
         gate(rest.take<float>(kMaxHeads)),
+        least(rest.take<int>(kMaxHeads)),
         scratch(rest.take<float>(scratch_floats(p))),
-        least(rest.take<int>(kMaxHeads)) {}
+        all(rest.take<float>(shared_vectors(p))) {}
 };
 
 // Ends with a barrier.
@@ -61,7 +63,7 @@ __device__ inline void shape_head(const Forward& p, int64_t at, int i, const Sha
   const int width = p.s.width, r = i / p.per_head, j = i - r * p.per_head;
   const int vector = j < width ? j : j - width;
   const int64_t extra = (at * p.s.heads + r) * width + vector;
-  float x = m.heads[i];
+  float x = m.heads[i] + p.bias[i];
   if (j >= p.per_head - 2) {
     if (j == p.per_head - 1) {
       m.gate[r] = x = sigmoid(x);
@@ -107,8 +109,6 @@ __device__ inline void address(const Forward& p, int64_t at, const Shared& m) {
 // One step. Call after a barrier; ends with one.
 __device__ inline void step(const Forward& p, int64_t at, const Shared& m) {
   control(p, at, m);
-  multiply(
-      p.by_interface, p.numbers(), m.seen, [&](int n) { return p.bias[n]; }, m.scratch, m.heads);
   for (int i = threadIdx.x; i < p.numbers(); i += blockDim.x) shape_head(p, at, i, m);
   lrua_step::find_least(p.s, m.usage, m.least);
   for (int r = threadIdx.x; r < p.s.heads; r += blockDim.x) {
@@ -145,8 +145,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t b = blockIdx.x;
   Arena near{dynamic_shared()}, far{reinterpret_cast<unsigned char*>(work + b * floats)};
   Shared m(kWhole ? near : far, near, p);
+  if (kClusters && b >= p.s.batch) return only_assist(p, b, m);
   begin(p, b, m);
-  const int length = p.length(b);
+  const int length = p.length(b), longest = p.longest(b);
   for (int t = 0; t < p.steps; ++t) {
     const int64_t at = b * p.steps + t;
     if (t % p.every == 0) {
@@ -154,6 +155,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     if (t >= length) {
       rest(p, at, m);
+      if (t < longest) assist(p, m);
       continue;
     }
     step(p, at, m);
@@ -169,19 +171,18 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ---- host ----
 
-// Floats of scratch. whole: the rows may lie in shared memory.
-inline int64_t scratch_size(Forward p, bool whole = true) {
-  const int64_t matrices = pack(p, true, nullptr, {});
-  return matrices + p.s.batch * room_of<Shared>(p, whole).floats;
+constexpr std::array kForward = {forward_kernel<false>, forward_kernel<true>};
+
+inline Plan plan(Forward& p, const Most& most = {}) {
+  return make_plan<Shared>(p, true, 0, kForward, most);
 }
 
-inline void forward(Forward p, float* scratch, Stream stream, bool whole = true) {
+// scratch: [plan.floats()]
+inline void forward(Forward p, const Plan& plan, float* scratch, Stream stream) {
   if (p.s.batch == 0) return;
-  float* work = scratch + pack(p, true, scratch, stream);
-  const Room room = room_of<Shared>(p, whole);
-  const auto kernel = room.whole ? forward_kernel<true> : forward_kernel<false>;
-  launch(kernel, dim3(static_cast<unsigned>(p.s.batch)), p.s.threads, room.shared, stream, p, work,
-         room.floats);
+  pack(p, true, scratch, stream);
+  launch_clusters(kForward[plan.whole], p.cluster, dim3(plan.blocks), p.s.threads, plan.shared,
+                  stream, p, scratch + plan.packed, plan.rows);
 }
 
 }  // namespace stmeta::memory_scan

@@ -1,4 +1,4 @@
-// CUDA kernel of the backward of stmeta::memory_scan and its launch; see memory_scan_parts.cuh.
+// CUDA kernel of the backward of stmeta::memory_scan and its launch; see scan_controller.cuh.
 //
 // A block walks back through its episode. The memories of a segment of ceil(sqrt(T)) steps are made
 // again from the mark that the forward kept and from what was written; they lie in main memory (in
@@ -23,8 +23,9 @@ struct BackwardShared {
   float *d_seen, *d_cell, *d_gates, *d_heads, *d_h;  // [K], [H], [4H], [R * P], [H]
   float *keys, *units, *add, *grad_read;             // [R, pitch]
   float *d_add, *d_units, *d_strength, *d_gate;      // [R, pitch] x2, [slots] x2
-  float *strength, *gate, *scratch;
+  float *strength, *gate;
   int* least;
+  float *scratch, *all;
 
   __host__ __device__ BackwardShared(Arena& rows, Arena& rest, const Scan& p)
       : grad_tile(rows.take<float>(p.s.rows * p.s.pitch)),
@@ -50,8 +51,9 @@ struct BackwardShared {
         d_gate(rest.take<float>(kMaxHeads)),
         strength(rest.take<float>(kMaxHeads)),
         gate(rest.take<float>(kMaxHeads)),
+        least(rest.take<int>(kMaxHeads)),
         scratch(rest.take<float>(scratch_floats(p))),
-        least(rest.take<int>(kMaxHeads)) {}
+        all(rest.take<float>(shared_vectors(p))) {}
 };
 
 // The element of the batch, and the memories of its segment, [every + 1, N, pitch].
@@ -209,7 +211,6 @@ __device__ inline void start(const Backward& p, int64_t b, const BackwardShared&
   load_memory(p, p.grad_memory + b * p.memory_size(), m.grad_tile);
   load_heads(p.s, own_place(p.s), p.grad_weight + b * p.weight_size(), m.grad);
   copy(p.grad_c + b * p.hidden, p.hidden, m.d_cell);
-  fill(m.d_seen, p.fed, 0.0f);
   const int64_t dead = b * p.steps + p.length(b), count = b * p.steps + p.steps - dead;
   fill(p.d_gates + dead * 4 * p.hidden, count * 4 * p.hidden, 0.0f);
   fill(p.d_heads + dead * p.numbers(), count * p.numbers(), 0.0f);
@@ -238,12 +239,19 @@ __global__ void __launch_bounds__(kThreads, 1)
   Arena near{dynamic_shared()}, far{reinterpret_cast<unsigned char*>(work + b * floats)};
   BackwardShared m(kWhole ? near : far, near, p);
   const Episode e{b, past + b * (p.every + 1) * size, size};
+  rest_controller(p, m);
+  if (kClusters && b >= p.s.batch) return only_assist_back(p, b, m);
   start(p, b, m);
-  int stop = p.length(b);
+  int stop = p.longest(b);
   while (stop > 0) {
     const int first = (stop - 1) / p.every * p.every;
-    repeat(p, e, first, stop, m);
+    const int last = kClusters ? min(stop, p.length(b)) : stop;
+    if (first < last) repeat(p, e, first, last, m);
     for (int t = stop - 1; t >= first; --t) {
+      if (t >= last) {
+        assist_back(p, m);
+        continue;
+      }
       recall(p, e, t, first, m);
       uncontrol(p, b, t, m);
       float* spare = m.grad;
@@ -258,24 +266,20 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ---- host ----
 
-inline int64_t past_size(const Scan& p) {
-  return int64_t{p.s.batch} * (p.every + 1) * p.s.rows * p.s.pitch;
+constexpr std::array kBackward = {backward_kernel<false>, backward_kernel<true>};
+
+inline Plan plan(Backward& p, const Most& most = {}) {
+  const int64_t past = int64_t{p.s.batch} * (p.every + 1) * p.s.rows * p.s.pitch;
+  return make_plan<BackwardShared>(p, false, past, kBackward, most);
 }
 
-// Floats of scratch. whole: the rows may lie in shared memory.
-inline int64_t scratch_size(Backward p, bool whole = true) {
-  const int64_t matrices = pack(p, false, nullptr, {});
-  return matrices + past_size(p) + p.s.batch * room_of<BackwardShared>(p, whole).floats;
-}
-
-inline void backward(Backward p, float* scratch, Stream stream, bool whole = true) {
+// scratch: [plan.floats()]
+inline void backward(Backward p, const Plan& plan, float* scratch, Stream stream) {
   if (p.s.batch == 0) return;
-  float* past = scratch + pack(p, false, scratch, stream);
-  float* work = past + past_size(p);
-  const Room room = room_of<BackwardShared>(p, whole);
-  const auto kernel = room.whole ? backward_kernel<true> : backward_kernel<false>;
-  launch(kernel, dim3(static_cast<unsigned>(p.s.batch)), p.s.threads, room.shared, stream, p, past,
-         work, room.floats);
+  pack(p, false, scratch, stream);
+  float* past = scratch + plan.packed;
+  launch_clusters(kBackward[plan.whole], p.cluster, dim3(plan.blocks), p.s.threads, plan.shared,
+                  stream, p, past, past + plan.past, plan.rows);
 }
 
 }  // namespace stmeta::memory_scan

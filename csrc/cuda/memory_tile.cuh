@@ -194,7 +194,8 @@ __device__ inline float larger(float a, float b) { return a >= b || a != a ? a :
 // needs none before the next call.
 template <bool kLargest, int K>
 __device__ inline void over_heads(const Shape& s, float (&value)[K]) {
-  __shared__ float of_warp[K][kThreads / kWarp][kMaxHeads];
+  struct Tag {};
+  auto& of_warp = block_array<Tag, float[K][kThreads / kWarp][kMaxHeads]>();
   const int warps = static_cast<int>(blockDim.x) / kWarp;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;

@@ -80,8 +80,9 @@ Nine ntm_scan_cuda(const Tensor& gates, const Tensor& recurrent, const Tensor& i
   p.c_out = data<float>(last[2]);
   p.opened = data<float>(kept[0]), p.cells = data<float>(kept[1]), p.heads = data<float>(kept[2]);
   p.weights = data<float>(kept[3]), p.kept = data<float>(kept[4]);
-  const Tensor scratch = memory::scratch_like(memory, scratch_size(p));
-  forward(p, data<float>(scratch), scope.stream);
+  const scan::Plan way = plan(p);
+  const Tensor scratch = memory::scratch_like(memory, way.floats());
+  forward(p, way, data<float>(scratch), scope.stream);
   return {y, last[0], last[1], last[2], kept[0], kept[1], kept[2], kept[3], kept[4]};
 }
 
@@ -123,8 +124,9 @@ Seven ntm_scan_backward_cuda(const Tensor& grad_y, const Tensor& grad_memory,
   p.d_gates = data<float>(out[0]), p.d_heads = data<float>(out[1]);
   p.d_memory = data<float>(out[2]), p.d_previous = data<float>(out[3]);
   p.d_reads = data<float>(out[4]), p.d_h = data<float>(out[5]), p.d_c = data<float>(out[6]);
-  const Tensor scratch = memory::scratch_like(marks, scratch_size(p));
-  backward(p, data<float>(scratch), scope.stream);
+  const scan::Plan way = plan(p);
+  const Tensor scratch = memory::scratch_like(marks, way.floats());
+  backward(p, way, data<float>(scratch), scope.stream);
   return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};
 }
 

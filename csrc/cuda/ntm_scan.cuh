@@ -1,5 +1,5 @@
 // CUDA kernel of stmeta::ntm_scan and its launch. Reference: stmeta/ops/ntm_scan.py; how it is cut:
-// ntm_scan_parts.cuh. A block loads 4 * H * K + P * H weights from L2 at each step.
+// scan_controller.cuh. A cluster loads 4 * H * K + P * H weights from L2 at each step.
 #pragma once
 
 #include "ntm_scan_parts.cuh"
@@ -18,8 +18,9 @@ struct Forward : Scan {
 struct Shared {
   float *tile, *content, *weights, *squares;
   float *seen, *cell, *gates, *heads;  // [K], [H], [4H], [P]
-  float *sums, *scratch;               // [R, pitch]
+  float* sums;                         // [R, pitch]
   Asked asked;
+  float *scratch, *all;
 
   __host__ __device__ Shared(Arena& rows, Arena& rest, const Scan& p)
       : tile(rows.take<float>(p.s.rows * p.s.pitch)),
@@ -31,8 +32,9 @@ struct Shared {
         gates(rest.take<float>(4 * p.hidden)),
         heads(rest.take<float>(p.numbers())),
         sums(rest.take<float>(p.reads * p.s.pitch)),
+        asked(rest, p),
         scratch(rest.take<float>(scratch_floats(p))),
-        asked(rest, p) {}
+        all(rest.take<float>(shared_vectors(p))) {}
 };
 
 // Ends with a barrier.
@@ -45,7 +47,8 @@ __device__ inline void begin(const Forward& p, int64_t b, const Shared& m) {
 }
 
 // The shifts of a head: softmax of their numbers, in place.
-__device__ inline void shape_shift(int taps, float* shift) {
+__device__ inline void shape_shift(int taps, const float* bias, float* shift) {
+  for (int k = 0; k < taps; ++k) shift[k] += bias[k];
   float most = shift[0], sum = 0.0f;
   for (int k = 1; k < taps; ++k) most = fmaxf(most, shift[k]);
   for (int k = 0; k < taps; ++k) sum += shift[k] = expf(shift[k] - most);
@@ -54,12 +57,12 @@ __device__ inline void shape_shift(int taps, float* shift) {
 
 // Raw numbers of all heads become keys, softplus of strength and sharpness, gates, shifts, erase
 // and add vectors, in place. Call after a barrier; ends with one.
-__device__ inline void shape_heads(const Scan& p, float* heads) {
+__device__ inline void shape_heads(const Forward& p, float* heads) {
   const int width = p.s.width, writing = p.writing(), adding = writing + p.writes() * width;
   for (int i = threadIdx.x; i < p.numbers(); i += blockDim.x) {
     const int j = i < writing ? i % p.per_head : -1;
     if (j >= width + 3) continue;  // a shift
-    float x = heads[i];
+    float x = heads[i] + p.bias[i];
     if (i >= adding) {
       if (p.tanh_add) x = tanhf(x);
     } else if (i >= writing || j == width + 2) {
@@ -72,7 +75,8 @@ __device__ inline void shape_heads(const Scan& p, float* heads) {
     heads[i] = x;
   }
   for (int h = threadIdx.x; h < p.s.heads; h += blockDim.x) {
-    shape_shift(p.taps, heads + h * p.per_head + width + 3);
+    const int first = h * p.per_head + width + 3;
+    shape_shift(p.taps, p.bias + first, heads + first);
   }
   __syncthreads();
 }
@@ -81,8 +85,6 @@ __device__ inline void shape_heads(const Scan& p, float* heads) {
 __device__ inline void step(const Forward& p, int64_t at, const float* previous, const Shared& m) {
   const Shape& s = p.s;
   control(p, at, m);
-  const auto bias = [&](int n) { return p.bias[n]; };
-  multiply(p.by_interface, p.numbers(), m.seen, bias, m.scratch, m.heads);
   shape_heads(p, m.heads);
   copy(m.heads, p.numbers(), p.heads + at * p.numbers());
   spread_heads(p, m.heads, m.asked);
@@ -118,8 +120,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t b = blockIdx.x;
   Arena near{dynamic_shared()}, far{reinterpret_cast<unsigned char*>(work + b * floats)};
   const Shared m(kWhole ? near : far, near, p);
+  if (kClusters && b >= p.s.batch) return only_assist(p, b, m);
   begin(p, b, m);
-  const int length = p.length(b);
+  const int length = p.length(b), longest = p.longest(b);
   const float* previous = p.previous + b * p.weight_size();
   for (int t = 0; t < p.steps; ++t) {
     const int64_t at = b * p.steps + t;
@@ -128,6 +131,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     if (t >= length) {
       rest(p, at, previous, m);
+      if (t < longest) assist(p, m);
       continue;
     }
     step(p, at, previous, m);
@@ -140,19 +144,18 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ---- host ----
 
-// Floats of scratch. whole: the rows may lie in shared memory.
-inline int64_t scratch_size(Forward p, bool whole = true) {
-  const int64_t matrices = pack(p, true, nullptr, {});
-  return matrices + p.s.batch * room_of<Shared>(p, whole).floats;
+constexpr std::array kForward = {forward_kernel<false>, forward_kernel<true>};
+
+inline Plan plan(Forward& p, const Most& most = {}) {
+  return make_plan<Shared>(p, true, 0, kForward, most);
 }
 
-inline void forward(Forward p, float* scratch, Stream stream, bool whole = true) {
+// scratch: [plan.floats()]
+inline void forward(Forward p, const Plan& plan, float* scratch, Stream stream) {
   if (p.s.batch == 0) return;
-  float* work = scratch + pack(p, true, scratch, stream);
-  const Room room = room_of<Shared>(p, whole);
-  const auto kernel = room.whole ? forward_kernel<true> : forward_kernel<false>;
-  launch(kernel, dim3(static_cast<unsigned>(p.s.batch)), p.s.threads, room.shared, stream, p, work,
-         room.floats);
+  pack(p, true, scratch, stream);
+  launch_clusters(kForward[plan.whole], p.cluster, dim3(plan.blocks), p.s.threads, plan.shared,
+                  stream, p, scratch + plan.packed, plan.rows);
 }
 
 }  // namespace stmeta::ntm_scan

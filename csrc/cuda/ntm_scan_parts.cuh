@@ -1,12 +1,12 @@
-// What the forward and the backward of stmeta::ntm_scan share on a GPU; memory_scan_parts.cuh says
+// What the forward and the backward of stmeta::ntm_scan share on a GPU; scan_controller.cuh says
 // how a block takes a sequence.
 //
 // Letters: A heads in all, of which the first R read and the last W write; S taps; P numbers of all
 // heads: of each its key, strength, sharpness, gate and shifts; then erase [W, M] and add [W, M].
 #pragma once
 
-#include "memory_scan_parts.cuh"
 #include "ntm_step.cuh"
+#include "scan_launch.cuh"
 
 namespace stmeta::ntm_scan {
 

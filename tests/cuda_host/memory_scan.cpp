@@ -14,7 +14,7 @@ using Floats = std::vector<float>;
 struct Common {
   Floats recurrent, interface;
   std::vector<int64_t> lengths;
-  bool whole;
+  Most most;
   Scan scan;
 
   explicit Common(Case& io) {
@@ -22,7 +22,7 @@ struct Common {
     const auto options = io.array<int64_t>();
     recurrent = io.array<float>(), interface = io.array<float>();
     lengths = io.array<int64_t>();
-    whole = options.at(4) != 0;
+    most = {options.at(4) != 0, static_cast<int>(options.at(5))};
     scan = make_scan(sizes.at(0), sizes.at(4), sizes.at(5), sizes.at(3), sizes.at(1), sizes.at(2),
                      sizes.at(6), options.at(3) != 0);
     scan.recurrent = or_null(recurrent), scan.interface = or_null(interface);
@@ -63,8 +63,9 @@ void run_forward(Case& io) {
   for (int i = 0; i < 10; ++i) *places[i] = out[i].data();
   std::vector<int64_t> rows(all * p.s.heads, -1);
   p.rows = rows.data();
-  auto scratch = unset(scratch_size(p, c.whole));
-  forward(p, scratch.data(), nullptr, c.whole);
+  const Plan way = plan(p, c.most);
+  auto scratch = unset(way.floats());
+  forward(p, way, scratch.data(), nullptr);
   for (int i = 0; i < 9; ++i) io.result(out[i]);
   io.result(rows);
   io.result(out[9]);
@@ -90,16 +91,26 @@ void run_backward(Case& io) {
   float** places[] = {&p.d_gates,    &p.d_heads, &p.d_written, &p.d_memory,
                       &p.d_previous, &p.d_reads, &p.d_h,       &p.d_c};
   for (int i = 0; i < 8; ++i) *places[i] = out[i].data();
-  auto scratch = unset(scratch_size(p, c.whole));
-  backward(p, scratch.data(), nullptr, c.whole);
+  const Plan way = plan(p, c.most);
+  auto scratch = unset(way.floats());
+  backward(p, way, scratch.data(), nullptr);
   for (const auto& result : out) io.result(result);
+}
+
+// The blocks of a cluster, and whether the rows are in shared memory, of both kernels.
+void run_plan(Case& io) {
+  Common c(io);
+  Forward forward{};
+  Backward backward{};
+  static_cast<Scan&>(forward) = static_cast<Scan&>(backward) = c.scan;
+  const Plan first = plan(forward, c.most), second = plan(backward, c.most);
+  io.result(std::vector<int64_t>{forward.cluster, first.whole, backward.cluster, second.whole});
 }
 
 int main(int argc, char** argv) {
   Case io(argc, argv);
-  if (io.integer() == 0) {
-    run_forward(io);
-  } else {
-    run_backward(io);
-  }
+  const int64_t mode = io.integer();
+  if (mode == 2) run_plan(io);
+  if (mode == 0) run_forward(io);
+  if (mode == 1) run_backward(io);
 }

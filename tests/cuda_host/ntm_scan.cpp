@@ -12,12 +12,12 @@ using Floats = std::vector<float>;
 struct Common {
   Floats recurrent, interface;
   std::vector<int64_t> lengths;
-  bool whole;
+  Most most;
   Scan scan;
 
   explicit Common(Case& io) {
     const auto sizes = io.array<int64_t>();    // B, T, H, A, R, N, M, K, S
-    const auto options = io.array<int64_t>();  // read_first, tanh_key, tanh_add, whole
+    const auto options = io.array<int64_t>();  // read_first, tanh_key, tanh_add, Most
     recurrent = io.array<float>(), interface = io.array<float>();
     lengths = io.array<int64_t>();
     scan = make_scan(sizes.at(0), sizes.at(5), sizes.at(6), sizes.at(3), sizes.at(4), sizes.at(1),
@@ -25,7 +25,8 @@ struct Common {
     scan.recurrent = or_null(recurrent), scan.interface = or_null(interface);
     scan.lengths = or_null(lengths);
     scan.read_first = options.at(0) != 0, scan.tanh_key = options.at(1) != 0;
-    scan.tanh_add = options.at(2) != 0, whole = options.at(3) != 0;
+    scan.tanh_add = options.at(2) != 0;
+    most = {options.at(3) != 0, static_cast<int>(options.at(4))};
     scan.eps = static_cast<float>(io.real());
   }
 };
@@ -69,8 +70,9 @@ void run_forward(Case& io) {
   float** places[] = {&p.y,     &p.memory_out, &p.weight_out, &p.c_out, &p.opened,
                       &p.cells, &p.heads,      &p.weights,    &p.kept};
   const auto out = make(sizes, places);
-  auto scratch = scratch_of(scratch_size(p, c.whole));
-  forward(p, scratch.data(), nullptr, c.whole);
+  const Plan way = plan(p, c.most);
+  auto scratch = scratch_of(way.floats());
+  forward(p, way, scratch.data(), nullptr);
   for (const auto& result : out) io.result(result);
 }
 
@@ -88,8 +90,9 @@ void run_backward(Case& io) {
   float** places[] = {&p.d_gates, &p.d_heads, &p.d_memory, &p.d_previous,
                       &p.d_reads, &p.d_h,     &p.d_c};
   const auto out = make(sizes, places);
-  auto scratch = scratch_of(scratch_size(p, c.whole));
-  backward(p, scratch.data(), nullptr, c.whole);
+  const Plan way = plan(p, c.most);
+  auto scratch = scratch_of(way.floats());
+  backward(p, way, scratch.data(), nullptr);
   for (const auto& result : out) io.result(result);
 }
 

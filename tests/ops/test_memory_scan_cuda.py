@@ -38,6 +38,12 @@ SIZES = {  # B, T, H, R, N, M
     "many_heads": (2, 2, 10, 6, 9, 4),  # more heads than a thread holds
     "several_warps": (1, 3, 20, 4, 20, 12),
 }
+WAYS: dict[str, dict[str, int]] = {  # what a block may use
+    "shared_memory": {},
+    "main_memory": {"whole": False},
+    "clusters_of_4": {"cluster": 4},
+    "clusters_of_8": {"whole": False, "cluster": 8},
+}
 NAMES = ("y", "memory", "usage", "weight", "c")
 Program = Callable[[str], HostProgram]
 
@@ -59,10 +65,10 @@ def program(tmp_path_factory) -> Program:
     return by_kind.__getitem__
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["shared_memory", "main_memory"])
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_matches_reference(program, options, whole):
-    compare(host(program(ADDRESS), whole), SIZES["small"], options)
+def test_matches_reference(program, options, way):
+    compare(host(program(ADDRESS), **WAYS[way]), SIZES["small"], options)
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
@@ -70,16 +76,23 @@ def test_sizes(program, sizes):
     compare(host(program(ADDRESS)), sizes)
 
 
-@pytest.mark.parametrize("whole", [True, False], ids=["shared_memory", "main_memory"])
-def test_lengths(program, whole):
+@pytest.mark.parametrize("way", WAYS)
+def test_lengths(program, way):
     sizes = (5, 7, 4, 2, 5, 3)
-    compare(host(program(ADDRESS), whole), sizes, lengths=[0, 7, 3, 1, 6])
+    compare(host(program(ADDRESS), **WAYS[way]), sizes, lengths=[0, 7, 3, 1, 6])
 
 
-@pytest.mark.parametrize(("name", "whole"), [("usual", True), ("read_last", False)])
-def test_has_no_races(program, name, whole):
+def test_a_step_of_a_second_cluster(program):
+    compare(host(program(ADDRESS), cluster=8), (9, 2, 5, 1, 4, 3), lengths=[2] * 8 + [1])
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [("usual", "shared_memory"), ("usual", "clusters_of_4"), ("read_last", "clusters_of_8")],
+)
+def test_has_no_races(program, name, way):
     sizes = (2, 3, 9, 2, 11, 5)
-    compare(host(program(THREAD), whole), sizes, OPTIONS[name], lengths=[3, 2])
+    compare(host(program(THREAD), **WAYS[way]), sizes, OPTIONS[name], lengths=[3, 2])
 
 
 def test_paper_has_no_races(program):
@@ -87,13 +100,42 @@ def test_paper_has_no_races(program):
 
 
 def test_several_warps_have_no_races(program):
-    compare(host(program(THREAD)), (1, 2, 20, 4, 20, 12))
+    compare(host(program(THREAD), cluster=4), (1, 2, 20, 4, 20, 12))
 
 
 @pytest.mark.slow
 def test_usual_size(program):
     """Sixteen warps."""
     compare(host(program(ADDRESS)), (1, 3, 200, 4, 128, 40))
+
+
+def test_a_nan_stays_in_its_episode(program):
+    """The blocks of a cluster multiply the vectors of all of its episodes."""
+    tensors, options = arguments((3, 4, 6, 2, 5, 3))
+    function = host(program(ADDRESS), cluster=4)
+    clean = results(function, tensors, options, torch.float32)
+    tensors["gates"][1, 2] = torch.nan
+    hurt = results(function, tensors, options, torch.float32)
+    for name in (*NAMES, "grad gates", "grad memory"):
+        assert torch.equal(hurt[name][::2], clean[name][::2]), name
+    assert hurt["y"][1, 2:].isnan().any()
+
+
+PLANS = {  # R, N, M: blocks of a cluster and whether the rows are in shared memory, both kernels
+    (4, 128, 40): [8, 1, 8, 1],
+    (4, 512, 64): [8, 1, 4, 1],
+    (4, 512, 128): [8, 0, 8, 0],
+}
+
+
+@pytest.mark.parametrize("sizes", PLANS, ids=str)
+def test_plans(program, sizes):
+    """With a controller of 200 units, in the 227 KB of a block on compute capability 9.0."""
+    heads, rows, width = sizes
+    shape = [16, 50, 200, heads, rows, width, 200 + heads * width]
+    flags = [1, 0, 1, 0, 1, 8]
+    (raw,) = program(ADDRESS).run(2, shape, flags, None, None, None, 0.99, EPS)
+    assert as_tensor(raw, torch.long, (4,)).tolist() == PLANS[sizes]
 
 
 def test_empty_batch(program):
@@ -181,10 +223,10 @@ def results(function, tensors, options, dtype: torch.dtype) -> dict[str, Tensor]
     return {name: x.detach() for name, x in (out | named).items()}
 
 
-def host(program: HostProgram, whole: bool = True):
+def host(program: HostProgram, whole: bool = True, cluster: int = 1):
     """`memory_scan` with a derivative: the program's kernels between the op's own formulas.
 
-    `whole`: the memory may lie in shared memory.
+    `whole`: the memory may lie in shared memory. `cluster`: the most blocks of one.
     """
 
     def call(mode: int, like, steps, recurrent, interface, memory, previous, c, lengths, options,
@@ -192,7 +234,7 @@ def host(program: HostProgram, whole: bool = True):
         decay, *flags, eps = options
         (batch, heads, rows), hidden = previous.shape, c.shape[1]
         sizes = [batch, steps, hidden, heads, rows, memory.shape[2], recurrent.shape[1]]
-        flags = [*(int(flag) for flag in flags), int(whole)]
+        flags = [*(int(flag) for flag in flags), int(whole), cluster]
         first = (mode, sizes, flags, recurrent, interface, lengths, float(decay), float(eps))
         raw = program.run(*first, *items)
         return tuple(as_tensor(r, x.dtype, x.shape) for r, x in zip(raw, like, strict=True))
