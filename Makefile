@@ -6,13 +6,16 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*)
 
-.PHONY: train test bench lint sanitize clean
+.PHONY: train test test-gpu bench lint sanitize clean
 
 train: $(STAMP)  ## the three stages on built-in clips
 	$(BIN)/python -m stmeta.train --fused
 
 test: $(STAMP)  ## the whole test suite
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-gpu: $(STAMP)  ## what needs a GPU, and its kernels under compute-sanitizer
+	tests/gpu.sh $(BIN)/python
 
 bench: $(STAMP)  ## fused ops against eager PyTorch
 	$(BIN)/python -m pytest benchmarks --benchmark-only

@@ -82,7 +82,7 @@ __device__ inline void shape_head(const Forward& p, int64_t at, int i, const Sha
   p.heads[at * p.numbers() + i] = x;
 }
 
-// Weights of the reads and of the writes, and the usage. Call after a barrier; ends with one.
+// Weights of the reads and of the writes, and the usage. Call after a barrier; the usage needs one.
 __device__ inline void address(const Forward& p, int64_t at, const Shared& m) {
   const Place own = own_place(p.s);
   make_units(p.s, m.keys, p.eps, m.keys);
@@ -103,18 +103,16 @@ __device__ inline void address(const Forward& p, int64_t at, const Shared& m) {
     }
     m.usage[n] = p.decay * m.usage[n] + sum;
   }
-  __syncthreads();
 }
 
 // One step. Call after a barrier; ends with one.
 __device__ inline void step(const Forward& p, int64_t at, const Shared& m) {
   control(p, at, m);
   for (int i = threadIdx.x; i < p.numbers(); i += blockDim.x) shape_head(p, at, i, m);
-  lrua_step::find_least(p.s, m.usage, m.least);
+  lrua_step::find_least(p.s, m.usage, m.least);  // and a barrier
   for (int r = threadIdx.x; r < p.s.heads; r += blockDim.x) {
     p.rows[at * p.s.heads + r] = m.least[r];
   }
-  __syncthreads();
   address(p, at, m);
   const Rows<float> rows{m.tile, p.s.pitch};
   column_sums(p.s, p.s.rows, rows, m.weights, p.s.heads, m.scratch, m.sums);
@@ -178,11 +176,8 @@ inline Plan plan(Forward& p, const Most& most = {}) {
 }
 
 // scratch: [plan.floats()]
-inline void forward(Forward p, const Plan& plan, float* scratch, Stream stream) {
-  if (p.s.batch == 0) return;
-  pack(p, true, scratch, stream);
-  launch_clusters(kForward[plan.whole], p.cluster, dim3(plan.blocks), p.s.threads, plan.shared,
-                  stream, p, scratch + plan.packed, plan.rows);
+inline void forward(const Forward& p, const Plan& plan, float* scratch, Stream stream) {
+  run(p, true, kForward, plan, scratch, stream);
 }
 
 }  // namespace stmeta::memory_scan

@@ -151,11 +151,8 @@ inline Plan plan(Forward& p, const Most& most = {}) {
 }
 
 // scratch: [plan.floats()]
-inline void forward(Forward p, const Plan& plan, float* scratch, Stream stream) {
-  if (p.s.batch == 0) return;
-  pack(p, true, scratch, stream);
-  launch_clusters(kForward[plan.whole], p.cluster, dim3(plan.blocks), p.s.threads, plan.shared,
-                  stream, p, scratch + plan.packed, plan.rows);
+inline void forward(const Forward& p, const Plan& plan, float* scratch, Stream stream) {
+  run(p, true, kForward, plan, scratch, stream);
 }
 
 }  // namespace stmeta::ntm_scan

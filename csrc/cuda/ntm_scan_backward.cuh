@@ -207,14 +207,14 @@ __device__ inline void end(const Backward& p, int64_t b, const BackwardShared& m
   }
 }
 
-// A block is an element. past: [B, every, N, pitch]; work as that of forward_kernel.
+// A block is an element. p.past: [B, every, N, pitch]; work as that of forward_kernel.
 template <bool kWhole>
 __global__ void __launch_bounds__(kThreads, 1)
-    backward_kernel(const __grid_constant__ Backward p, float* past, float* work, int64_t floats) {
+    backward_kernel(const __grid_constant__ Backward p, float* work, int64_t floats) {
   const int64_t b = blockIdx.x, size = static_cast<int64_t>(p.s.rows) * p.s.pitch;
   Arena near{dynamic_shared()}, far{reinterpret_cast<unsigned char*>(work + b * floats)};
   const BackwardShared m(kWhole ? near : far, near, p);
-  const Episode e{b, past + b * p.every * size, size};
+  const Episode e{b, p.past + b * p.every * size, size};
   rest_controller(p, m);
   if (kClusters && b >= p.s.batch) return only_assist_back(p, b, m);
   start(p, b, m);
@@ -247,12 +247,8 @@ inline Plan plan(Backward& p, const Most& most = {}) {
 }
 
 // scratch: [plan.floats()]
-inline void backward(Backward p, const Plan& plan, float* scratch, Stream stream) {
-  if (p.s.batch == 0) return;
-  pack(p, false, scratch, stream);
-  float* past = scratch + plan.packed;
-  launch_clusters(kBackward[plan.whole], p.cluster, dim3(plan.blocks), p.s.threads, plan.shared,
-                  stream, p, past, past + plan.past, plan.rows);
+inline void backward(const Backward& p, const Plan& plan, float* scratch, Stream stream) {
+  run(p, false, kBackward, plan, scratch, stream);
 }
 
 }  // namespace stmeta::ntm_scan

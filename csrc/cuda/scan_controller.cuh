@@ -34,6 +34,7 @@ struct Sequence {
   const float *recurrent, *interface;  // [4H, K], [numbers, H]
   Matrix by_recurrent, by_interface;   // transposed in the forward
   const int64_t* lengths;              // [B], or null: T each
+  float* past;                         // memories that the backward repeats
   bool read_first;
   float eps;
 

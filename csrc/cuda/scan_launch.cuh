@@ -133,4 +133,15 @@ Plan make_plan(P& p, bool turned, int64_t past, const std::array<Kernel, 2>& ker
       " numbers of the heads; use fewer of either, or 'eager'");
 }
 
+// scratch: [plan.floats()]
+template <typename P, typename Kernel>
+void run(P p, bool turned, const std::array<Kernel, 2>& kernels, const Plan& plan, float* scratch,
+         Stream stream) {
+  if (p.s.batch == 0) return;
+  pack(p, turned, scratch, stream);
+  p.past = scratch + plan.packed;
+  launch_clusters(kernels[plan.whole], p.cluster, dim3(plan.blocks), p.s.threads, plan.shared,
+                  stream, p, p.past + plan.past, plan.rows);
+}
+
 }  // namespace stmeta::scan

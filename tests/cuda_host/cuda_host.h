@@ -1,27 +1,20 @@
-// Runs CUDA device code on the CPU, so that it is tested where there is no GPU: one std::thread for
-// each CUDA thread, one block, or cluster of blocks, after another. Barriers and shuffles wait as
-// on a GPU, so that a missing __syncthreads() is a data race that ThreadSanitizer reports, and a
-// bad index is found by AddressSanitizer. Grids of a few blocks take milliseconds. Device code must
-// not rely on warps that run in lockstep.
+// Runs CUDA device code on the CPU, so that it is tested where there is no GPU: one fiber for each
+// CUDA thread, one block, or cluster of blocks, after another. Barriers and shuffles wait as on a
+// GPU, so that a missing __syncthreads() is a data race that ThreadSanitizer reports, and a bad
+// index is found by AddressSanitizer. Grids of a few blocks take milliseconds. Device code must not
+// rely on warps that run in lockstep.
 #pragma once
 
-#include <linux/futex.h>
-#include <sys/syscall.h>
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <cstdint>
 #include <cstring>
-#include <map>
-#include <memory>
-#include <mutex>
-#include <thread>
+#include <functional>
 #include <tuple>
-#include <vector>
+
+#include "fibers.h"
 
 #define __device__
 #define __global__
@@ -47,46 +40,18 @@ using std::min;
 
 namespace cuda_host {
 
-// std::barrier spins before it sleeps, which costs seconds where threads outnumber cores.
-class Barrier {
- public:
-  explicit Barrier(int threads) : expected_(threads), missing_(threads) {}
-
-  void wait() {
-    const uint32_t phase = phase_.load(std::memory_order_acquire);
-    arrive();
-    while (phase_.load(std::memory_order_acquire) == phase) {
-      syscall(SYS_futex, &phase_, FUTEX_WAIT_PRIVATE, phase, nullptr, nullptr, 0);
-    }
-  }
-
-  // The thread has ended: from now on nobody waits for it.
-  void leave() {
-    expected_.fetch_sub(1);
-    arrive();
-  }
-
- private:
-  void arrive() {
-    if (missing_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
-    missing_.store(expected_.load());
-    phase_.fetch_add(1, std::memory_order_release);
-    syscall(SYS_futex, &phase_, FUTEX_WAKE_PRIVATE, INT32_MAX, nullptr, nullptr, 0);
-  }
-
-  std::atomic<int> expected_, missing_;
-  std::atomic<uint32_t> phase_{0};
-};
-
 struct Warp {
   explicit Warp(int lanes) : barrier(lanes) {}
   Barrier barrier;
   uint64_t lane[2][32];  // of one shuffle and of the next
 };
 
+constexpr size_t kDeclared = 48 * 1024;  // the most bytes of arrays that a kernel declares
+
 // Not zero, so that a read before the first write shows: floats are NaN.
-using Bytes = std::vector<unsigned char>;
-inline Bytes unset(size_t size) { return Bytes(size, 0xff); }
+inline std::vector<unsigned char> unset(size_t size) {
+  return std::vector<unsigned char>(size, 0xff);
+}
 
 struct Block {
   Block(int threads, size_t shared) : barrier(threads), shared(unset(shared)) {
@@ -94,18 +59,10 @@ struct Block {
       warps.push_back(std::make_unique<Warp>(std::min(32, threads - first)));
     }
   }
-
-  // The array of so many bytes that a kernel declared.
-  unsigned char* array(int id, size_t size) {
-    const std::lock_guard guard(lock);
-    return arrays.try_emplace(id, unset(size)).first->second.data();
-  }
-
   Barrier barrier;
   std::vector<std::unique_ptr<Warp>> warps;
-  Bytes shared;  // as large as was asked for: a write past its end is found
-  std::map<int, Bytes> arrays;
-  std::mutex lock;
+  std::vector<unsigned char> shared;  // as large as was asked for: a write past its end is found
+  std::vector<unsigned char> declared = unset(kDeclared);
 };
 
 struct Cluster {
@@ -116,17 +73,33 @@ struct Cluster {
   std::vector<std::unique_ptr<Block>> blocks;
 };
 
-inline std::atomic<int> declared;  // arrays that kernels declared
+struct Thread : Fiber {
+  void run() override { (*work)(); }
 
-inline thread_local Cluster* cluster;
-inline thread_local int rank;  // of this block in its cluster
-inline thread_local Block* block;
-inline thread_local Warp* warp;
-inline thread_local unsigned shuffles;  // of this thread in this block; its warp's all have as many
+  const std::function<void()>* work;
+  int rank;  // of the block in its cluster
+  dim3 thread_index{0, 0, 0}, block_index;
+  Cluster* cluster;
+  Block* block;
+  Warp* warp;
+  unsigned shuffles;  // in this block; a warp's threads all have as many
+};
+
+inline Thread& self() { return static_cast<Thread&>(*Fibers::running()); }
+
+// Where the next array that a kernel declares lies in Block::declared.
+inline size_t declare(size_t size) {
+  static std::atomic<size_t> used;
+  const size_t place = used.fetch_add((size + 15) / 16 * 16, std::memory_order_relaxed);
+  if (place + size > kDeclared) std::abort();
+  return place;
+}
 
 }  // namespace cuda_host
 
-inline thread_local dim3 threadIdx(0, 0, 0), blockIdx, blockDim, gridDim;
+#define threadIdx (cuda_host::self().thread_index)
+#define blockIdx (cuda_host::self().block_index)
+inline dim3 blockDim, gridDim;
 
 namespace cuda_host {
 
@@ -134,16 +107,17 @@ namespace cuda_host {
 // shuffle's values while others write this one's; none gets two ahead, as all meet in each.
 template <typename T>
 T exchange(T value, unsigned from) {
-  uint64_t* lanes = warp->lane[shuffles++ % 2];
+  Thread& thread = self();
+  uint64_t* lanes = thread.warp->lane[thread.shuffles++ % 2];
   std::memcpy(&lanes[threadIdx.x % 32], &value, sizeof value);
-  warp->barrier.wait();
+  thread.warp->barrier.wait();
   std::memcpy(&value, &lanes[from], sizeof value);
   return value;
 }
 
 }  // namespace cuda_host
 
-inline void __syncthreads() { cuda_host::block->barrier.wait(); }
+inline void __syncthreads() { cuda_host::self().block->barrier.wait(); }
 
 template <typename T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
@@ -166,21 +140,21 @@ namespace stmeta {
 
 using Stream = void*;
 
-inline unsigned char* dynamic_shared() { return cuda_host::block->shared.data(); }
+inline unsigned char* dynamic_shared() { return cuda_host::self().block->shared.data(); }
 
 template <typename Tag, typename T>
 T& block_array() {
-  static const int id = cuda_host::declared++;
-  return *reinterpret_cast<T*>(cuda_host::block->array(id, sizeof(T)));
+  static const size_t place = cuda_host::declare(sizeof(T));
+  return *reinterpret_cast<T*>(cuda_host::self().block->declared.data() + place);
 }
 
 constexpr bool kClusters = true;
-inline int cluster_rank() { return cuda_host::rank; }
-inline void cluster_sync() { cuda_host::cluster->barrier.wait(); }
+inline int cluster_rank() { return cuda_host::self().rank; }
+inline void cluster_sync() { cuda_host::self().cluster->barrier.wait(); }
 
 template <typename T>
 T* of_block(T* mine, int rank) {
-  const auto& blocks = cuda_host::cluster->blocks;
+  const auto& blocks = cuda_host::self().cluster->blocks;
   const auto place = reinterpret_cast<const unsigned char*>(mine) - dynamic_shared();
   return reinterpret_cast<T*>(blocks[rank]->shared.data() + place);
 }
@@ -212,36 +186,37 @@ void launch_clusters(void (*kernel)(Params...), int count, dim3 grid, int thread
                      Stream, Args... args) {
   const std::tuple<Params...> values(args...);
   std::unique_ptr<cuda_host::Cluster> cluster;
-  cuda_host::Barrier between(count * threads);  // threads are made once: that is what takes long
-  const auto run = [&](int rank, int t) {
+  cuda_host::Barrier between(count * threads);  // fibers are made once: that is what takes long
+  const std::function<void()> run = [&] {
+    cuda_host::Thread& self = cuda_host::self();
     for (unsigned first = 0; first < grid.x * grid.y * grid.z; first += count) {
-      if (rank == 0 && t == 0) {
+      if (self.rank == 0 && self.thread_index.x == 0) {
         cluster = std::make_unique<cuda_host::Cluster>(count, threads, shared);
       }
       between.wait();
-      const unsigned i = first + rank;
-      threadIdx.x = t;
-      blockIdx = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
-      blockDim = dim3(threads);
-      gridDim = grid;
-      cuda_host::Block* block = cluster->blocks[rank].get();
-      cuda_host::cluster = cluster.get();
-      cuda_host::rank = rank;
-      cuda_host::block = block;
-      cuda_host::warp = block->warps[t / 32].get();
-      cuda_host::shuffles = 0;
+      const unsigned i = first + self.rank;
+      self.block_index = dim3(i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y);
+      self.cluster = cluster.get();
+      self.block = cluster->blocks[self.rank].get();
+      self.warp = self.block->warps[self.thread_index.x / 32].get();
+      self.shuffles = 0;
       std::apply(kernel, values);
-      cuda_host::warp->barrier.leave();
-      block->barrier.leave();
-      cluster->barrier.leave();
+      self.warp->barrier.leave();
+      self.block->barrier.leave();
+      self.cluster->barrier.leave();
       between.wait();
     }
   };
-  std::vector<std::thread> running;
-  for (int rank = 0; rank < count; ++rank) {
-    for (int t = 0; t < threads; ++t) running.emplace_back(run, rank, t);
+  blockDim = dim3(threads);
+  gridDim = grid;
+  std::vector<std::unique_ptr<cuda_host::Thread>> all;
+  for (int i = 0; i < count * threads; ++i) {
+    all.push_back(std::make_unique<cuda_host::Thread>());
+    all.back()->work = &run;
+    all.back()->rank = i / threads;
+    all.back()->thread_index.x = i % threads;
   }
-  for (auto& thread : running) thread.join();
+  cuda_host::Fibers::run(all);
 }
 
 template <typename... Params, typename... Args>

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+ABOUT_FIBERS = "ASan doesn't fully support makecontext/swapcontext"  # fibers.h tells it of each
 TORCH_INCLUDE = Path(torch.__file__).parent / "include"
 
 
@@ -59,8 +60,9 @@ class HostProgram:
             )
             if "unexpected memory mapping" in done.stderr:
                 pytest.skip("ThreadSanitizer of this g++ cannot run under this kernel's settings")
-            if done.returncode or done.stderr:
-                raise HostProgramError(f"exit status {done.returncode}\n{done.stderr}")
+            said = [line for line in done.stderr.splitlines() if ABOUT_FIBERS not in line]
+            if done.returncode or said:
+                raise HostProgramError("\n".join([f"exit status {done.returncode}", *said]))
             return _split(target.read_bytes())
 
 

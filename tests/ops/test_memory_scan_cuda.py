@@ -153,6 +153,36 @@ def test_too_many_heads(program):
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("backend", ["cuda", "triton"])
 def test_on_a_gpu(backend, name, lengths):
+    function = on_gpu(backend)
+    compare_public(function, (16, 50, 200, 4, 128, 40), OPTIONS[name], lengths, "cuda")
+
+
+GPU_SIZES = {
+    **SIZES,
+    "second_cluster": (9, 7, 20, 2, 16, 12),
+    "clusters_of_4": (5, 6, 200, 4, 512, 64),
+    "main_memory": (3, 5, 60, 3, 700, 128),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sizes", GPU_SIZES.values(), ids=GPU_SIZES)
+def test_sizes_on_a_gpu(sizes):
+    compare_public(on_gpu("cuda"), sizes, None, None, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_the_same_bits_twice_on_a_gpu(backend):
+    function = on_gpu(backend)
+    tensors, options = arguments((16, 50, 200, 4, 128, 40))
+    tensors = {name: x.cuda() for name, x in tensors.items()}
+    once, again = (results(function, tensors, options, torch.float32) for _ in range(2))
+    assert all(torch.equal(x, again[name]) for name, x in once.items())
+
+
+def on_gpu(backend: str):
+    """`memory_scan` of a backend; skips with the reason."""
     reason = availability("memory_scan")[backend]
     if reason:
         pytest.skip(reason)
@@ -160,7 +190,7 @@ def test_on_a_gpu(backend, name, lengths):
     def function(leaves: dict[str, Tensor], options: dict[str, Any]) -> tuple[Tensor, ...]:
         return memory_scan(**leaves, backend=backend, **options)
 
-    compare_public(function, (16, 50, 200, 4, 128, 40), OPTIONS[name], lengths, "cuda")
+    return function
 
 
 # ---- the op, run by the host executor ----

@@ -136,6 +136,21 @@ def test_on_a_gpu(name, lengths):
     compare(on_gpu, (16, 50, 100, 2, 1, 128, 20), OPTIONS[name], lengths=lengths, device="cuda")
 
 
+GPU_SIZES = {
+    **SIZES,
+    "second_cluster": (9, 7, 20, 2, 1, 16, 12),
+    "large": (5, 6, 200, 3, 1, 512, 64),
+    "main_memory": (3, 5, 60, 2, 1, 700, 128),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("sizes", GPU_SIZES.values(), ids=GPU_SIZES)
+def test_sizes_on_a_gpu(sizes):
+    compare(on_gpu, sizes, device="cuda")
+
+
 @pytest.mark.gpu
 @pytest.mark.usefixtures("kernels")
 def test_the_same_bits_twice_on_a_gpu():

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# The tests that need a GPU, and then the CUDA kernels under compute-sanitizer, on small inputs:
+# tests/gpu.sh [python]. The extension must be built for this GPU.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${1:-python3}
+
+"$python" -m pytest -m gpu
+
+# torch's cache of device memory would hide what lies past the end of a tensor.
+export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+for tool in memcheck racecheck synccheck; do
+  echo "compute-sanitizer --tool $tool"
+  compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 1 --print-limit 5 \
+    "$python" -m pytest tests/ops -m gpu -p no:cacheprovider \
+    -k "test_sizes_on_a_gpu or test_layouts and cuda and dtype0"
+done
