@@ -1,0 +1,13 @@
+"""Tests that run side by side share out the cores: threads without a core of their own spin."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if workers > 1:
+    threads = max(1, torch.get_num_threads() // workers)
+    torch.set_num_threads(threads)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of the programs that tests start
