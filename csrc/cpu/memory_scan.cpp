@@ -38,10 +38,11 @@ MemoryScan make_scan(ScanInputs& t, const Tensor& memory, int64_t steps, bool tu
 // Floats of a thread's scratch for the memory's own part.
 int64_t own_floats(const MemoryScan& p, bool backward) {
   const MemorySizes& s = p.sizes;
-  const int64_t segment = backward ? std::min(kTileRows, s.batch) * (p.every + 1) : 0;
+  const int64_t rows = std::min(tile_rows(s, backward), s.batch);
+  const int64_t segment = backward ? rows * (p.every + 1) : 0;
   const int64_t size = s.rows * s.wide, looks = s.heads * s.padded, vectors = s.heads * s.wide;
   const int64_t found = looks + vectors + s.padded + 96;  // what `compare` gives
-  return segment * (looks + p.hidden + found) + kTileRows * s.padded + 2 * size + 8 * looks +
+  return segment * (looks + p.hidden + found) + rows * s.padded + 2 * size + 8 * looks +
          12 * vectors + 8 * s.padded + 4096;
 }
 

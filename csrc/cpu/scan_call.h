@@ -6,7 +6,13 @@
 
 namespace stmeta {
 
-constexpr int64_t kTileRows = 16;
+// Elements of a tile, at most. More of them share a load of the weights; fewer leave more of their
+// memories, of which the backward has several for each, in the cache that the threads share.
+inline int64_t tile_rows(const MemorySizes& s, bool backward) {
+  const int64_t bytes = s.rows * s.wide * static_cast<int64_t>(sizeof(float));
+  if (!backward || bytes < 48 * 1024) return 16;
+  return bytes < 256 * 1024 ? 8 : 4;
+}
 
 // Numbers of an fp32 tensor of a scan, dense. `tensor` keeps them alive.
 inline const float* scan_data(Tensor& tensor, const Ints& size, const char* name) {
@@ -125,7 +131,8 @@ template <typename F>
 void over_tiles(const Scan& p, int64_t own_floats, bool backward, const F& f) {
   const int64_t batch = p.sizes.batch;
   const int64_t threads = std::max<int64_t>(1, torch::stable::get_num_threads());
-  const int64_t rows = std::min(kTileRows, (batch + threads - 1) / threads);
+  const int64_t most = tile_rows(p.sizes, backward);
+  const int64_t rows = std::min(most, (batch + threads - 1) / threads);
   if (batch == 0 || p.steps == 0) return;
   const int64_t tiles = (batch + rows - 1) / rows;
   torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {

@@ -30,6 +30,8 @@ SIZES = {  # B, T, H, R, W, N, M
     "one": (1, 1, 1, 1, 1, 3, 1),
     "step": (17, 1, 33, 1, 1, 8, 20),
     "long": (2, 200, 8, 1, 2, 6, 4),
+    "tiles_of_8": (18, 3, 6, 2, 1, 200, 64),  # of the batch, where a memory is large
+    "tiles_of_4": (9, 3, 6, 2, 1, 1024, 64),
 }
 
 
