@@ -5,6 +5,15 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${1:-python3}
 
+"$python" -c 'import torch; raise SystemExit(not torch.cuda.is_available())' || {
+  echo "tests/gpu.sh: needs a GPU that torch sees, and $python sees none" >&2
+  exit 1
+}
+command -v compute-sanitizer > /dev/null || {
+  echo "tests/gpu.sh: needs compute-sanitizer on PATH; it comes with the CUDA toolkit" >&2
+  exit 1
+}
+
 "$python" -m pytest -m gpu
 
 # torch's cache of device memory would hide what lies past the end of a tensor.

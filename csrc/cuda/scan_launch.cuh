@@ -109,7 +109,7 @@ Plan make_plan(P& p, bool turned, int64_t past, const std::array<Kernel, 2>& ker
   struct Way {
     int cluster, slices;
   };
-  constexpr Way kWays[] = {{8, 32}, {8, 16}, {8, 8}, {4, 32}, {4, 16}, {4, 8}, {4, 6}, {1, 16}};
+  constexpr Way kWays[] = {{8, 32}, {8, 16}, {8, 8}, {4, 32}, {4, 16}, {4, 8}, {1, 16}};
   size_t least = 0, most_shared = 0;
   for (int whole = most.whole ? 1 : 0; whole >= 0; --whole) {
     most_shared = dynamic_limit(kernels[whole]);

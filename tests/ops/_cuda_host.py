@@ -16,6 +16,12 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+SCAN_WAYS: dict[str, dict[str, int]] = {  # what a block of a scan may use
+    "shared_memory": {},
+    "main_memory": {"whole": False},
+    "clusters_of_4": {"cluster": 4},
+    "clusters_of_8": {"whole": False, "cluster": 8},
+}
 ABOUT_FIBERS = "ASan doesn't fully support makecontext/swapcontext"  # fibers.h tells it of each
 TORCH_INCLUDE = Path(torch.__file__).parent / "include"
 

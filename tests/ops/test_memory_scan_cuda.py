@@ -17,7 +17,7 @@ from torch import Tensor
 from stmeta.ops import availability, memory_scan
 from stmeta.ops.content_addressing import EPS
 from stmeta.ops.memory_scan import _autograd, _backward_fake, _fake
-from tests.ops._cuda_host import HostProgram, HostProgramError, as_tensor
+from tests.ops._cuda_host import SCAN_WAYS, HostProgram, HostProgramError, as_tensor
 from tests.ops._nvcc import check_kernels, compile_launcher
 from tests.ops.test_memory_scan import OPTIONS, make
 
@@ -37,12 +37,6 @@ SIZES = {  # B, T, H, R, N, M
     "wide": (1, 3, 8, 2, 4, 140),  # more columns than a warp holds at a time
     "many_heads": (2, 2, 10, 6, 9, 4),  # more heads than a thread holds
     "several_warps": (1, 3, 20, 4, 20, 12),
-}
-WAYS: dict[str, dict[str, int]] = {  # what a block may use
-    "shared_memory": {},
-    "main_memory": {"whole": False},
-    "clusters_of_4": {"cluster": 4},
-    "clusters_of_8": {"whole": False, "cluster": 8},
 }
 NAMES = ("y", "memory", "usage", "weight", "c")
 Program = Callable[[str], HostProgram]
@@ -65,10 +59,10 @@ def program(tmp_path_factory) -> Program:
     return by_kind.__getitem__
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", SCAN_WAYS)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_matches_reference(program, options, way):
-    compare(host(program(ADDRESS), **WAYS[way]), SIZES["small"], options)
+    compare(host(program(ADDRESS), **SCAN_WAYS[way]), SIZES["small"], options)
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
@@ -76,10 +70,10 @@ def test_sizes(program, sizes):
     compare(host(program(ADDRESS)), sizes)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", SCAN_WAYS)
 def test_lengths(program, way):
     sizes = (5, 7, 4, 2, 5, 3)
-    compare(host(program(ADDRESS), **WAYS[way]), sizes, lengths=[0, 7, 3, 1, 6])
+    compare(host(program(ADDRESS), **SCAN_WAYS[way]), sizes, lengths=[0, 7, 3, 1, 6])
 
 
 def test_a_step_of_a_second_cluster(program):
@@ -92,7 +86,7 @@ def test_a_step_of_a_second_cluster(program):
 )
 def test_has_no_races(program, name, way):
     sizes = (2, 3, 9, 2, 11, 5)
-    compare(host(program(THREAD), **WAYS[way]), sizes, OPTIONS[name], lengths=[3, 2])
+    compare(host(program(THREAD), **SCAN_WAYS[way]), sizes, OPTIONS[name], lengths=[3, 2])
 
 
 def test_paper_has_no_races(program):

@@ -18,7 +18,7 @@ from torch import Tensor
 from stmeta.ops import availability, ntm_scan
 from stmeta.ops.content_addressing import EPS
 from stmeta.ops.ntm_scan import _autograd, _backward_fake, _fake
-from tests.ops._cuda_host import HostProgram, HostProgramError, as_tensor
+from tests.ops._cuda_host import SCAN_WAYS, HostProgram, HostProgramError, as_tensor
 from tests.ops._nvcc import check_kernels, compile_launcher
 from tests.ops.test_ntm_scan import OPTIONS, make
 
@@ -36,12 +36,6 @@ SIZES = {
     "many_heads": (1, 2, 8, 6, 5, 9, 4),  # more of both kinds than a thread holds
 }
 ORDER = ("gates", "recurrent", "interface", "bias", "memory", "weights", "reads", "h", "c")
-WAYS: dict[str, dict[str, int]] = {  # what a block may use
-    "shared_memory": {},
-    "main_memory": {"whole": False},
-    "clusters_of_4": {"cluster": 4},
-    "clusters_of_8": {"whole": False, "cluster": 8},
-}
 NAMES = ("y", "memory", "weights", "c")
 Program = Callable[[str], HostProgram]
 Function = Callable[[dict[str, Tensor], dict[str, Any]], tuple[Tensor, ...]]
@@ -64,9 +58,9 @@ def program(tmp_path_factory) -> Program:
     return by_kind.__getitem__
 
 
-@pytest.mark.parametrize(("name", "way"), list(zip(OPTIONS, cycle(WAYS), strict=False)))
+@pytest.mark.parametrize(("name", "way"), list(zip(OPTIONS, cycle(SCAN_WAYS), strict=False)))
 def test_matches_reference(program, name, way):
-    compare(host(program(ADDRESS), **WAYS[way]), SMALL, OPTIONS[name])
+    compare(host(program(ADDRESS), **SCAN_WAYS[way]), SMALL, OPTIONS[name])
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
@@ -74,9 +68,11 @@ def test_sizes(program, sizes):
     compare(host(program(ADDRESS)), sizes)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", SCAN_WAYS)
 def test_lengths(program, way):
-    compare(host(program(ADDRESS), **WAYS[way]), (5, 5, 4, 1, 2, 5, 3), lengths=[0, 5, 3, 4, 1])
+    compare(
+        host(program(ADDRESS), **SCAN_WAYS[way]), (5, 5, 4, 1, 2, 5, 3), lengths=[0, 5, 3, 4, 1]
+    )
 
 
 def test_the_same_bits_twice(program):
@@ -93,7 +89,7 @@ def test_has_no_races(program, way):
     Steps of two segments, and one past the end.
     """
     options = {"read_first": False, "taps": 5}
-    compare(host(program(THREAD), **WAYS[way]), (1, 4, 5, 1, 2, 7, 5), options, lengths=[3])
+    compare(host(program(THREAD), **SCAN_WAYS[way]), (1, 4, 5, 1, 2, 7, 5), options, lengths=[3])
 
 
 @pytest.mark.slow
