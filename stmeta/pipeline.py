@@ -17,6 +17,7 @@ import stmeta
 from stmeta import distributed, report
 from stmeta._errors import DataError
 from stmeta.config import ClassifyConfig, TrainConfig
+from stmeta.data.classes import trained_classes
 from stmeta.data.episodes import EpisodeLoader, EpisodePlan
 from stmeta.data.loader import ClipLoader
 from stmeta.data.shards import ShardIndex
@@ -146,6 +147,7 @@ def _classify(context: _Context) -> dict[str, Any]:
         model.eval()
         with torch.inference_mode():
             logits, labels = stage.predict()
+        logits, labels = logits[labels >= 0], labels[labels >= 0]
         record["final"] |= bootstrap_macro_f1(logits.argmax(1), labels, len(classes))
         record["chance"] = 1 / len(classes)
         record["skipped"] = _skipped(train, val)
@@ -197,18 +199,20 @@ def _feature_table(
 
     View v of a training split is another random clip and crop of every video.
     """
-    table: dict[str, list[Tensor]] = {}
-    labels: dict[str, int] = {}
+    table: dict[int, list[Tensor]] = {}  # by position: two shards may use the same key
     for view in range(views):
         for batch in loader.sweep(view):
+            assert batch.sample is not None
             features = model.features(to_model(batch, device)).float().cpu()
-            for key, label, row in zip(batch.key, batch.label.tolist(), features, strict=True):
-                table.setdefault(key, []).append(row)
-                labels[key] = label
+            for sample, row in zip(batch.sample.tolist(), features, strict=True):
+                table.setdefault(sample, []).append(row)
+    keys = loader.index.keys
     # A video that could not be read every time is left out.
-    keys = sorted(key for key, rows in table.items() if len(rows) == views)
-    stacked = torch.stack([torch.stack(table[key]) for key in keys], dim=1)
-    return stacked, torch.tensor([labels[key] for key in keys]), keys
+    whole = [sample for sample, rows in table.items() if len(rows) == views]
+    whole.sort(key=lambda sample: (keys[sample], sample))
+    stacked = torch.stack([torch.stack(table[sample]) for sample in whole], dim=1)
+    labels = torch.from_numpy(loader.index.labels[whole])
+    return stacked, labels, [keys[sample] for sample in whole]
 
 
 def bootstrap_macro_f1(
@@ -235,14 +239,14 @@ def bootstrap_macro_f1(
 
 
 def _classes_of(index: ShardIndex) -> list[str]:
-    """Names of the classes up to the largest label of the training split."""
-    count = int(index.labels.max(initial=-1)) + 1
-    if count < 2:
+    """Names of the classes that the training split has samples of, in the order of the labels."""
+    names = trained_classes(index.labels, index.classes).names
+    if len(names) < 2:
         raise DataError(
-            f"data: {index.root} holds {count} class(es), and classification needs at least 2; "
-            "label the videos by folder or with --annotations and shard them again"
+            f"data: {index.root} holds {len(names)} class(es), and classification needs at least "
+            "2; label the videos by folder or with --annotations and shard them again"
         )
-    return list(index.classes[:count])
+    return names
 
 
 def _load_encoder(model: VideoClassifier, path: Path) -> None:

@@ -19,6 +19,7 @@ from torchmetrics.functional.classification import multiclass_f1_score
 from stmeta import distributed
 from stmeta.config import ClassifyConfig, ClipConfig, FewShotConfig, PretrainConfig
 from stmeta.data.batch import ClipBatch, EpisodeBatch, require_finite
+from stmeta.data.classes import trained_classes
 from stmeta.data.episodes import EpisodeLoader
 from stmeta.data.loader import ClipLoader, LoaderConfig
 from stmeta.models.classifier import VideoClassifier
@@ -166,18 +167,20 @@ class ClassifyStage(_ClipStage):
         self.name, self.model, self.config, self.optim = name, model, config, config.optim
         self.device = next(model.parameters()).device
         self.classes = model.num_classes
+        labels = trained_classes(train.index.labels, train.index.classes).labels
+        self._labels = torch.tensor(labels, device=self.device)
         self.weight = self._class_weight() if config.balanced else None
 
     def _class_weight(self) -> Tensor:
         labels = self.train_loader.index.labels
-        counts = np.bincount(labels[labels >= 0], minlength=self.classes).clip(min=1)
+        counts = np.unique(labels[labels >= 0], return_counts=True)[1]
         weight = torch.from_numpy(counts.astype(np.float32)).rsqrt()
         return (weight / weight.mean()).to(self.device)
 
     def loss(
         self, batch: ClipBatch, generator: torch.Generator
     ) -> tuple[Tensor, int, dict[str, float]]:
-        video, label = to_model(batch, self.device), batch.label.to(self.device)
+        video, label = to_model(batch, self.device), self._targets(batch.label.to(self.device))
         share, other = 1.0, label
         if self.config.mixup > 0:
             alpha = self.config.mixup
@@ -200,17 +203,23 @@ class ClassifyStage(_ClipStage):
             label_smoothing=self.config.label_smoothing,
         )
 
+    def _targets(self, label: Tensor) -> Tensor:
+        """Output that is right for each label; -1 = unlabelled, or not trained on."""
+        place = torch.searchsorted(self._labels, label).clamp(max=len(self._labels) - 1)
+        return torch.where(self._labels[place] == label, place, -1)
+
     def predict(self) -> tuple[Tensor, Tensor]:
-        """Logits [n, classes] and labels [n] of the validation split, averaged over views."""
-        logits: dict[str, Tensor] = {}
-        labels: dict[str, int] = {}
+        """Logits [n, classes], averaged over views, and targets [n] of the validation split."""
+        index = self.val_loader.index
+        total, views = torch.zeros(len(index), self.classes), torch.zeros(len(index), 1)
         for batch in self.val_batches():
-            rows = self.model(to_model(batch, self.device)).float().cpu()
-            for key, label, row in zip(batch.key, batch.label.tolist(), rows, strict=True):
-                logits[key] = logits[key] + row if key in logits else row
-                labels[key] = label
-        table = torch.stack(list(logits.values())) / self.config.views
-        return table, torch.tensor(list(labels.values()))
+            assert batch.sample is not None  # by position: two shards may use the same key
+            places, rows = batch.sample.cpu(), self.model(to_model(batch, self.device))
+            total.index_add_(0, places, rows.float().cpu())
+            views.index_add_(0, places, torch.ones(len(rows), 1))
+        read = views[:, 0] > 0
+        labels = torch.from_numpy(index.labels[read.numpy()]).to(self.device)
+        return (total / views)[read], self._targets(labels).cpu()
 
     def evaluate(self) -> dict[str, float]:
         logits, labels = self.predict()

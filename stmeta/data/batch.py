@@ -54,7 +54,9 @@ class ClipBatch(TensorFields):
     pts_seconds: Tensor
     """float64 [B, T], time of each frame after the video's first frame."""
     key: list[str]
-    """Name of each sample."""
+    """Name of each sample, for people: two shards may use the same one."""
+    sample: Tensor | None = None
+    """int64 [B], position of each sample in the split's index, which identifies it."""
 
     def __len__(self) -> int:
         return len(self.key)

@@ -231,6 +231,7 @@ class Batcher:
             ),
             pts_seconds=torch.from_numpy(np.array(pts, np.float64).reshape(frames)),
             key=[self.reader.row(int(sample)).key for sample in samples],
+            sample=torch.from_numpy(samples),
         )
         on_host = self.device.type == "cuda" and video.device.type == "cpu"
         return batch.pin_memory() if on_host else batch

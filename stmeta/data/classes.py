@@ -1,4 +1,4 @@
-"""classes.json: the names of the labels of a data set."""
+"""classes.json: the names of the labels of a data set; and which of them are trained on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from stmeta._errors import DataError
 
@@ -60,3 +63,29 @@ def write_classes(folder: str | os.PathLike[str], classes: Sequence[str]) -> Non
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+class TrainedClasses(NamedTuple):
+    """The classes that a training split has samples of; a classifier has one output for each.
+
+    Labels number all classes of a data set, also those that are held out or that only another split
+    has; outputs number the classes that can be learnt, in the order of their labels.
+
+    Attributes:
+        labels: of each output, ascending.
+        names: likewise.
+    """
+
+    labels: list[int]
+    names: list[str]
+
+
+def trained_classes(labels: np.ndarray, names: Sequence[str]) -> TrainedClasses:
+    """The classes that occur.
+
+    Args:
+        labels: int64 [n], of the training split; -1 = unlabelled.
+        names: of all labels.
+    """
+    found: list[int] = np.unique(labels[labels >= 0]).tolist()
+    return TrainedClasses(found, [names[label] for label in found])

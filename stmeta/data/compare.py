@@ -80,7 +80,7 @@ def compare(index: ShardIndex, config: LoaderConfig, *, seconds: float, rounds: 
                 way.slot(seconds)
         found.results = {name: way.result() for name, way in ways.items()}
         loaders = [way.loader for way in ways.values() if isinstance(way, LoaderWay)]
-        skips = {skip.key: skip for loader in loaders for skip in loader.skipped}
+        skips = {(skip.shard, skip.key): skip for loader in loaders for skip in loader.skipped}
         found.skips = list(skips.values())
     _add_limits(found.results)
     return found

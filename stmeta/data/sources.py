@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -75,7 +76,7 @@ class Plan(NamedTuple):
 
     Attributes:
         splits: sources of each split, in the order in which they will lie.
-        classes: names, sorted; the position is the label.
+        classes: names, those of train first; the position is the label.
         bad: annotations without a video.
     """
 
@@ -130,11 +131,19 @@ def plan_sources(
         name: sorted(sources, key=lambda source: stable_hash(seed, source.path))
         for name, sources in splits.items()
     }
-    names = {source.label for sources in ordered.values() for source in sources} - {""}
-    classes = sorted(
-        names, key=lambda name: (not name.isdigit(), int(name or 0) if name.isdigit() else 0, name)
-    )
-    return Plan(ordered, classes, bad)
+    return Plan(ordered, _classes(ordered), bad)
+
+
+def _classes(splits: Mapping[str, Sequence[Source]]) -> list[str]:
+    """Names in the order of their labels: those of train first, by number or by name."""
+    names = {source.label for sources in splits.values() for source in sources} - {""}
+    trained = {source.label for source in splits.get("train", ())}
+
+    def place(name: str) -> tuple[bool, bool, int, str]:
+        number = int(name) if re.fullmatch("[0-9]{1,18}", name) else -1
+        return name not in trained, number < 0, number, name
+
+    return sorted(names, key=place)
 
 
 def find_videos(folder: Path) -> list[str]:

@@ -31,6 +31,15 @@ def test_splits_from_folders_and_no_labels(clips, tmp_path):
     assert ShardIndex.open(tmp_path / "out" / "train").labels.tolist() == [-1]
 
 
+def test_classes_that_are_trained_come_first(tmp_path):
+    """A head that counts the labels of train then has no output for what is held out."""
+    for name in ("train/b/1.mp4", "train/d/2.mp4", "val/c/3.mp4", "heldout/a/4.mp4"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.touch()
+    assert plan_sources(tmp_path).classes == ["b", "d", "a", "c"]
+
+
 def test_val_fraction_is_stratified_and_seeded(tmp_path):
     for name, count in (("many", 40), ("few", 5), ("pair", 2), ("one", 1)):
         (tmp_path / name).mkdir()
