@@ -16,11 +16,11 @@ from av.error import FFmpegError
 
 from stmeta._errors import DataError
 from stmeta.data.classes import read_classes
-from stmeta.data.probe import open_video, video_stream
 from stmeta.data.shards import SampleInfo, ShardIndex
 from stmeta.data.storage import is_address
 from stmeta.data.tarcheck import check_tar
 from stmeta.data.tarscan import scan_shard
+from stmeta.data.video_file import open_video, video_stream
 
 _COLUMNS = (
     *("key", "shard", "size", "label", "codec", "width", "height"),

@@ -6,7 +6,6 @@ container, no index ("moov"), or data that stops early.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,14 +17,10 @@ from av.container import InputContainer
 from av.error import ArgumentError, FFmpegError, InvalidDataError
 
 from stmeta._errors import DataError
+from stmeta.data.video_file import open_video, video_stream
 
 # Containers written by a recorder that may end anywhere: a cut last packet is normal there.
 _STREAMED = {"mpegts", "mpeg", "h264", "hevc", "flv"}
-# Containers that hold their video themselves. FFmpeg also reads text as video, and playlists that
-# name other files or addresses; a file from elsewhere must not choose those.
-_FORMATS = (
-    "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif,h264,hevc,mjpeg,m4v,ivf,mxf,wtv,dv"
-)
 # In AVI, MPEG-4 B-frames are packed two to a packet and their time stamps are wrong, so neither the
 # packet count nor the time order can be trusted; these files are decoded once to count.
 _PACKED = {("avi", "mpeg4"), ("avi", "msmpeg4v3"), ("avi", "msmpeg4v2")}
@@ -85,36 +80,6 @@ def probe(video: bytes | str | os.PathLike[str]) -> VideoInfo:
             return _describe(container, size)
     except (FFmpegError, OSError, ValueError, EOFError) as error:
         raise DataError(_reason(error, head)) from error
-
-
-def open_video(video: bytes | str | os.PathLike[str]) -> InputContainer:
-    """Open a video for reading; tags in odd encodings do not matter.
-
-    Args:
-        video: the file's content, or its path.
-    """
-    source = io.BytesIO(video) if isinstance(video, bytes) else os.fspath(video)
-    if isinstance(source, str):
-        # "file:" keeps names such as "-a.mp4" or "a:b.mp4" from being read as options or protocols.
-        source = f"file:{source}"
-    options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
-    return av.open(source, mode="r", metadata_errors="replace", container_options=options)
-
-
-def video_stream(container: InputContainer) -> av.VideoStream:
-    """Return the first video stream, set to decode on the calling thread alone.
-
-    Raises:
-        DataError: there is none, or this build of FFmpeg has no decoder for it.
-    """
-    if not container.streams.video:
-        raise DataError("the file has no video stream")
-    stream = container.streams.video[0]
-    if stream.codec_context is None:
-        raise DataError("no decoder for the video stream")
-    stream.thread_type = "NONE"
-    stream.codec_context.thread_count = 1
-    return stream
 
 
 def _describe(container: InputContainer, size: int) -> VideoInfo:

@@ -18,7 +18,8 @@ from av.error import FFmpegError
 
 from stmeta._errors import DataError
 from stmeta.data.encode import CODECS, EncodeOptions, Encoder
-from stmeta.data.probe import VideoInfo, open_video, probe, video_stream
+from stmeta.data.probe import VideoInfo, probe
+from stmeta.data.video_file import open_video, video_stream
 
 
 def transcode(

@@ -12,8 +12,9 @@ import numpy as np
 from av.error import FFmpegError
 
 from stmeta._errors import DataError
-from stmeta.data.probe import VideoInfo, open_video, probe, video_stream
+from stmeta.data.probe import VideoInfo, probe
 from stmeta.data.tarscan import SampleInfo
+from stmeta.data.video_file import open_video, video_stream
 
 LEVELS = ("tar", "header", "hash", "decode")
 """From cheap to dear; each includes those before it."""

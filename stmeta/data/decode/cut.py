@@ -8,7 +8,8 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from stmeta.data.decode.packets import PacketList, reasons, video_stream
+from stmeta.data.decode.packets import PacketList
+from stmeta.data.video_file import open_video, reasons, video_stream
 
 _TICK = Fraction(1, 25)  # the new file's frames follow each other; nobody reads its times
 
@@ -51,7 +52,7 @@ def cut(
     # A frame is shown no sooner than it is decoded.
     delay = int((np.arange(len(part)) - shown).max())
     out = io.BytesIO()
-    with reasons(), av.open(io.BytesIO(video), "r", metadata_errors="replace") as source:
+    with reasons(), open_video(video) as source:
         with av.open(out, "w", format="mp4") as target:
             stream = target.add_stream_from_template(video_stream(source))
             for count, (number, place) in enumerate(zip(part, shown, strict=True)):

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import av
 import numpy as np
-from av.container import InputContainer
-from av.error import FFmpegError
 
 from stmeta._errors import DataError
 from stmeta.data.decode.spare import spare_test
+from stmeta.data.video_file import open_video, reasons, video_stream
 
 # Their packets need nothing from the container but its "extradata". Others (MPEG-4 in AVI with its
 # per-encoder work-arounds, ...) are decoded through the container, from the start.
@@ -99,7 +94,7 @@ def read_packets(video: bytes) -> PacketList | None:
     Raises:
         DataError: the bytes are not a video.
     """
-    with reasons(), av.open(io.BytesIO(video), "r", metadata_errors="replace") as container:
+    with reasons(), open_video(video) as container:
         stream = video_stream(container)
         codec = stream.codec_context
         if codec.name not in _PLAIN_CODECS or stream.time_base is None:
@@ -136,23 +131,3 @@ def read_packets(video: bytes) -> PacketList | None:
             spare,
             shown,
         )
-
-
-def video_stream(container: InputContainer) -> av.VideoStream:
-    """The first video stream, to be decoded by the calling thread alone."""
-    if not container.streams.video or container.streams.video[0].codec_context is None:
-        raise DataError("the file has no video stream that can be decoded")
-    stream = container.streams.video[0]
-    stream.thread_type = "NONE"
-    stream.codec_context.thread_count = 1
-    return stream
-
-
-@contextlib.contextmanager
-def reasons() -> Iterator[None]:
-    """Turn FFmpeg's errors into DataError."""
-    try:
-        yield
-    except FFmpegError as error:
-        text = getattr(error, "strerror", None) or str(error)
-        raise DataError(f"cannot be decoded: {text}") from error

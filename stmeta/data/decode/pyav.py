@@ -8,7 +8,6 @@ threads; FFmpeg runs without the GIL.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from operator import itemgetter
 from typing import NamedTuple
@@ -19,7 +18,8 @@ from av.video.codeccontext import VideoCodecContext
 
 from stmeta._errors import DataError
 from stmeta.data.decode import yuv
-from stmeta.data.decode.packets import PacketList, read_packets, reasons, video_stream
+from stmeta.data.decode.packets import PacketList, read_packets
+from stmeta.data.video_file import open_video, reasons, video_stream
 
 __all__ = [
     "Frames",
@@ -201,7 +201,7 @@ def _from_packets(
 def _from_container(video: bytes, indices: np.ndarray) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield (place in `indices`, frame), counting frames from the start of the file."""
     places = dict(zip(indices.tolist(), range(len(indices)), strict=True))
-    with av.open(io.BytesIO(video), "r", metadata_errors="replace") as container:
+    with open_video(video) as container:
         for number, frame in enumerate(container.decode(video_stream(container))):
             if number in places:
                 yield places[number], frame
