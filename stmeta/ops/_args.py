@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from stmeta.ops._torch_private import unwrapped
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -86,10 +88,21 @@ def check_ids(op: str, name: str, ids: Tensor, count: int) -> None:
     """
     if ids.dtype != torch.int64:
         raise ValueError(f"{op}: {name} must be int64, got {ids.dtype}; use .long()")
-    plain = type(ids) is Tensor and ids.device.type == "cpu"
-    if plain and not torch.compiler.is_compiling() and ids.numel():
-        low, high = (int(bound) for bound in torch.aminmax(ids))
-        if low < 0 or high >= count:
-            raise ValueError(
-                f"{op}: {name} must have values in [0, {count}), got values from {low} to {high}"
-            )
+    low, high = bounds(ids)
+    if low < 0 or high >= count:
+        raise ValueError(
+            f"{op}: {name} must have values in [0, {count}), got values from {low} to {high}"
+        )
+
+
+def bounds(integers: Tensor) -> tuple[int, int]:
+    """Least and largest value; (0, -1) where a look is impossible or would wait for a device.
+
+    That is on a GPU, while tracing, and where there are none.
+    """
+    if not torch.compiler.is_compiling():
+        integers = unwrapped(integers)
+        if type(integers) is Tensor and integers.device.type == "cpu" and integers.numel():
+            low, high = torch.aminmax(integers)
+            return int(low), int(high)
+    return 0, -1

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stmeta._errors import BackendUnavailableError
 from stmeta.ops._register import INTERPRET, functions, missing, orders, overloads
+from stmeta.ops._torch_private import transform
 
 BACKENDS = ("eager", "cpu", "triton", "cuda")
 _NAMESPACE = {"cpu": "stmeta", "cuda": "stmeta", "triton": "stmeta_triton"}
@@ -56,12 +57,16 @@ def resolve(op: str, tensor: Tensor, requested: str = "auto") -> str:
     """
     _check_name(requested)
     name = _scope[0] if requested == "auto" else requested
-    device = tensor.device.type
+    device, within = tensor.device.type, transform()
     if name != "auto":
         reason = _why_not(op, name, device, tensor.dtype)
+        if within and name != "eager":
+            reason = f"it has no rule for {within}; pass backend='eager'"
         if reason:
             raise BackendUnavailableError(f"{op}: backend {name!r} cannot run: {reason}")
         return name
+    if within:  # every step of eager has rules for it
+        return "eager"
     for candidate in orders[op].get(device, ()):
         if not _why_not(op, candidate, device, tensor.dtype):
             return candidate
@@ -94,8 +99,6 @@ def run(op: str, name: str, *arguments: Any) -> Any:
     namespace = _NAMESPACE[name]
     function = functions[namespace][op]
     if function is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return overloads[namespace][op](*arguments)
-    if torch._C._functorch.peek_interpreter_stack() is not None:  # pyright: ignore
         return overloads[namespace][op](*arguments)
     return function.apply(*arguments)
 

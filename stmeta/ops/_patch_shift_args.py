@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stmeta.ops._args import bounds
+
 Offsets = Sequence[tuple[int, int, int]]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -157,9 +159,6 @@ def check_ids(
         raise ValueError(f"{rule}, got {list(ids_keep.shape)} {ids_keep.dtype}")
     if ids_keep.device != video.device:
         raise ValueError(f"{rule} on {video.device}, got {ids_keep.device}")
-    # Values are looked at where that is cheap and possible: not on a GPU, not while tracing.
-    plain = type(ids_keep) is Tensor and ids_keep.device.type == "cpu"
-    if plain and not torch.compiler.is_compiling() and ids_keep.numel():
-        low, high = (int(bound) for bound in torch.aminmax(ids_keep))
-        if low < 0 or high >= count:
-            raise ValueError(f"{rule}, got values from {low} to {high}")
+    low, high = bounds(ids_keep)
+    if low < 0 or high >= count:
+        raise ValueError(f"{rule}, got values from {low} to {high}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stmeta.ops._args import check_shapes
+from stmeta.ops._args import bounds, check_shapes
 
 
 def check_tensors(
@@ -66,12 +66,9 @@ def check_lengths(op: str, lengths: Tensor | None, gates: Tensor) -> None:
             f"{op}: lengths must be int64 [B] = [{batch}] on {gates.device}, got "
             f"{lengths.dtype} {list(lengths.shape)} on {lengths.device}"
         )
-    if not torch.compiler.is_compiling() and lengths.is_cpu and batch:
-        low, high = lengths.aminmax()
-        if low < 0 or high > steps:
-            raise ValueError(
-                f"{op}: lengths must be in 0 ... T = {steps}, got {int(low)} ... {int(high)}"
-            )
+    low, high = bounds(lengths)
+    if low < 0 or high > steps:
+        raise ValueError(f"{op}: lengths must be in 0 ... T = {steps}, got {low} ... {high}")
 
 
 def controller_step(

@@ -15,6 +15,7 @@ from torch.nn import functional
 from stmeta.ops._args import check_float
 from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._register import register
+from stmeta.ops._torch_private import transform
 
 __all__ = ["diagonal_mask", "locality_attention", "locality_attention_ref"]
 
@@ -71,7 +72,7 @@ def locality_attention_ref(
     q = q * temperature.to(q.dtype)[:, None, None]
     tokens = q.shape[2]
     mask = diagonal_mask(tokens, q.dtype, q.device) if exclude_self else None
-    if q.device.type == "cpu" and tokens <= SHORT:
+    if (q.device.type == "cpu" and tokens <= SHORT) or transform():  # SDPA knows no tangents
         logits = q @ k.transpose(-1, -2)
         out = (logits if mask is None else logits + mask).softmax(-1) @ v
     else:
@@ -88,7 +89,8 @@ def diagonal_mask(tokens: int, dtype: torch.dtype, device: torch.device) -> Tens
     Finite, so that a sequence of one token attends to itself instead of becoming NaN. Rows start
     at multiples of 16: CUDA's memory-efficient attention would copy the mask otherwise.
     """
-    if torch.compiler.is_compiling():  # a dict of tensors would be a guard per entry
+    if torch.compiler.is_compiling() or transform():
+        # A dict of tensors would be a guard per entry; what a transform wraps dies with it.
         return _make_mask(tokens, dtype, device)
     key = (tokens, dtype, device)
     if key not in _masks:

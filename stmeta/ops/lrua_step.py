@@ -112,17 +112,18 @@ def lrua_step_ref(
 ) -> LRUAStep:
     """`lrua_step` in plain PyTorch, the fastest that we found."""
     rows = usage.sort(dim=1, stable=True).indices[:, : key.shape[1]]  # the lower row on a tie
-    erased = torch.zeros_like(usage).scatter_(1, rows, 1.0)
+    erased = torch.zeros_like(usage).scatter(1, rows, 1.0)
     if shared:
         least = erased[:, None].expand_as(previous)
     else:
-        least = torch.zeros_like(previous).scatter_(2, rows[:, :, None], 1.0)
+        least = torch.zeros_like(previous).scatter(2, rows[:, :, None], 1.0)
     write = torch.lerp(least, previous, gate[:, :, None])
     written = torch.baddbmm(memory * (1 - erased)[:, :, None], write.transpose(1, 2), add)
     source = memory if read_first else written
     weight = content_addressing_ref(source, key, strength, eps=eps)
+    # Detached twice: `no_grad` alone lets tangents through, `detach` alone records the sum.
     with torch.no_grad():
-        new_usage = torch.add((weight + write).sum(1), usage, alpha=decay)
+        new_usage = torch.add((weight + write).sum(1), usage, alpha=decay).detach()
     return LRUAStep(written, new_usage, weight, weight @ source, rows)
 
 

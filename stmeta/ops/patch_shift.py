@@ -27,6 +27,7 @@ from stmeta.ops._patch_shift_args import (
     shift_offsets,
 )
 from stmeta.ops._register import register
+from stmeta.ops._torch_private import transform
 
 __all__ = ["patch_shift", "patch_shift_ref", "shift_offsets"]
 
@@ -162,9 +163,16 @@ def patch_shift_ref(
         place = (clip, time, ids_keep // columns % rows, ids_keep % columns)
         tokens = torch.stack([view[place] for view in shifted], dim=-2).flatten(2)
     if norm_weight is not None and norm_bias is not None:
-        norm = norm_weight.to(math), norm_bias.to(math)
-        tokens = functional.layer_norm(tokens, norm_weight.shape, *norm, eps)
+        tokens = _layer_norm(tokens, norm_weight.to(math), norm_bias.to(math), eps)
     return tokens.to(dtype or default_dtype(video))
+
+
+def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    if not transform():
+        return functional.layer_norm(x, weight.shape, weight, bias, eps)
+    # Second derivatives of torch's own are wrong under torch.func (found on 2.13).
+    variance, mean = torch.var_mean(x, dim=-1, keepdim=True, correction=0)
+    return (x - mean) * (variance + eps).rsqrt() * weight + bias
 
 
 _SCHEMA = (

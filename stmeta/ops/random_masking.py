@@ -101,14 +101,14 @@ def random_masking_ref(
     """
     batch, (frames, places) = noise.shape[0], grid
     chosen = noise.argsort(dim=1, stable=True)[:, :keep]
-    mask = torch.ones_like(noise, dtype=torch.bool).scatter_(1, chosen, False)
+    mask = torch.ones_like(noise, dtype=torch.bool).scatter(1, chosen, False)
     mask = mask.view(batch, *units).expand(batch, frames, places).reshape(batch, frames * places)
     kept = keep * frames * places // max(noise.shape[1], 1)
     # A stable sort of the mask: kept tokens first, both parts ascending, so that the patch op
     # walks through the video in memory order.
     order = mask.byte().argsort(dim=1, stable=True)
     steps = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    ids_restore = torch.empty_like(order).scatter_(1, order, steps)
+    ids_restore = torch.empty_like(order).scatter(1, order, steps)
     return Masking(order[:, :kept].contiguous(), ids_restore, order[:, kept:].contiguous(), mask)
 
 
@@ -119,11 +119,11 @@ def masking_from_keep(ids_keep: Tensor, tokens: int) -> Masking:
     """
     batch, keep = ids_keep.shape
     mask = torch.ones(batch, tokens, dtype=torch.bool, device=ids_keep.device)
-    mask.scatter_(1, ids_keep, False)
+    mask = mask.scatter(1, ids_keep, False)
     rank = mask.cumsum(1) + (keep - 1)
     order = torch.arange(keep, device=ids_keep.device).expand(batch, keep)
     ids_masked = (~mask).byte().argsort(dim=1, stable=True)[:, : tokens - keep]
-    return Masking(ids_keep, rank.scatter_(1, ids_keep, order), ids_masked.contiguous(), mask)
+    return Masking(ids_keep, rank.scatter(1, ids_keep, order), ids_masked.contiguous(), mask)
 
 
 _SCHEMA = (

@@ -90,7 +90,7 @@ def shifted_patch_embed(
     )
     if ids_keep is not None:
         check_ids(video, ids_keep, tubelet, patch, op=_OP)
-    name = resolve(_OP, video, backend)
+    name = resolve(_OP, weight if dtype == torch.float64 else video, backend)
     rest: dict[str, Any] = {
         "tubelet": tubelet,
         "patch": patch,
