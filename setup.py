@@ -14,6 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pybind11
 import torch
 from setuptools import setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
@@ -84,7 +85,8 @@ def extensions() -> list[CppExtension]:
         kind(
             "stmeta._C",
             sources,
-            include_dirs=[str(ROOT / "csrc")],
+            # Before torch's own copy of pybind11, which refuses TORCH_TARGET_VERSION up to 2.11.
+            include_dirs=[str(ROOT / "csrc"), pybind11.get_include()],
             extra_compile_args={"cxx": flags, "nvcc": nvcc},
             extra_link_args=link,
         )

@@ -84,7 +84,7 @@ void for_chunks(const Call& call, const Tensor& video, ScalarType dtype, float* 
 }
 
 void multiply(Tensor& out, const Tensor& a, const Tensor& b) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
 }
 
 void check_weight(const Tensor& weight, const PatchShift& p, ScalarType dtype) {

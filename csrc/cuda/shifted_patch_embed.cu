@@ -27,7 +27,7 @@ void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
     overload = "dtype_out";
     stack[3] = stack[2], stack[2] = from(out.scalar_type());
   }
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::mm", overload, stack.data(), TORCH_ABI_VERSION));
   torch::stable::detail::to<Tensor>(stack[0]);  // another handle of `out`: let it go
 }
