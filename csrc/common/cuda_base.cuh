@@ -5,9 +5,12 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #ifdef STMETA_CUDA_HOST
 #include "cuda_host.h"
@@ -16,6 +19,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #endif
+
+#include "launch_rules.h"
 
 namespace stmeta {
 
@@ -84,11 +89,33 @@ inline size_t shared_limit() { return device_attribute(cudaDevAttrMaxSharedMemor
 
 inline int64_t l2_bytes() { return device_attribute(cudaDevAttrL2CacheSize); }
 
-inline void allow_shared(const void* kernel, size_t shared) {
-  if (shared <= 48 * 1024) return;  // more than that must be asked for
+inline cudaFuncAttributes attributes_of(const void* kernel) {
+  cudaFuncAttributes built{};
+  const cudaError_t error = cudaFuncGetAttributes(&built, kernel);
+  check_cuda(error, error == cudaErrorNoKernelImageForDevice
+                        ? "stmeta._C was built for other GPUs (see TORCH_CUDA_ARCH_LIST)"
+                        : "attributes of a kernel");
+  return built;
+}
+
+// From the first call for a kernel and a device on, blocks of the kernel may have all the shared
+// memory that its own arrays leave: without that they get 48 KB, these arrays included. It is asked
+// for once, and never lowered, as other threads may be launching the same kernel.
+inline Kernel prepared(const void* kernel) {
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, Kernel> known;
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find({device, kernel});
+  if (found != known.end()) return found->second;
+  const cudaFuncAttributes built = attributes_of(kernel);
+  const size_t declared = built.sharedSizeBytes, dynamic = shared_limit() - declared;
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(shared)),
+                                  static_cast<int>(dynamic)),
              "shared memory of a kernel");
+  const Kernel all{declared, dynamic, built.maxThreadsPerBlock, built.ptxVersion};
+  return known.emplace(std::make_pair(device, kernel), all).first->second;
 }
 
 // Blocks of `kernel` that the device runs at the same time; a kernel whose blocks loop over their
@@ -96,7 +123,7 @@ inline void allow_shared(const void* kernel, size_t shared) {
 template <typename... Params>
 int64_t resident_blocks(void (*kernel)(Params...), int block, size_t shared) {
   const void* entry = reinterpret_cast<const void*>(kernel);
-  allow_shared(entry, shared);
+  static_cast<void>(prepared(entry));
   int each = 0;
   check_cuda(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&each, entry, block, shared),
              "occupancy of a kernel");
@@ -123,16 +150,10 @@ struct Launch {
   cudaLaunchConfig_t config{};
 };
 
-inline cudaFuncAttributes attributes_of(const void* kernel) {
-  cudaFuncAttributes built{};
-  check_cuda(cudaFuncGetAttributes(&built, kernel), "attributes of a kernel");
-  return built;
-}
-
 // Bytes of dynamic shared memory that a block of `kernel` may have.
 template <typename... Params>
 size_t dynamic_limit(void (*kernel)(Params...)) {
-  return shared_limit() - attributes_of(reinterpret_cast<const void*>(kernel)).sharedSizeBytes;
+  return prepared(reinterpret_cast<const void*>(kernel)).dynamic;
 }
 
 // Whether the device runs `kernel` in clusters of so many blocks.
@@ -141,20 +162,24 @@ bool runs_clusters(void (*kernel)(Params...), int cluster, int block, size_t sha
   if (cluster == 1) return true;
   if (device_attribute(cudaDevAttrComputeCapabilityMajor) < 9) return false;
   const void* entry = reinterpret_cast<const void*>(kernel);
-  if (attributes_of(entry).ptxVersion < 90) return false;  // for older devices, without clusters
-  allow_shared(entry, shared);
+  const Kernel built = prepared(entry);
+  if (built.version < 90) return false;  // code for older devices, without clusters
+  if (shared > built.dynamic) return false;
   const Launch one(cluster, dim3(cluster), block, shared, nullptr);
   int count = 0;
-  check_cuda(cudaOccupancyMaxActiveClusters(&count, entry, &one.config), "clusters of a kernel");
-  return count > 0;
+  if (cudaOccupancyMaxActiveClusters(&count, entry, &one.config) == cudaSuccess) return count > 0;
+  (void)cudaGetLastError();  // this size cannot be had; a smaller one may
+  return false;
 }
 
-// The only place that launches: kernel<<<grid, block, shared, stream>>>(args...).
+// The only place that launches: kernel<<<grid, block, shared, stream>>>(args...). An empty grid has
+// nothing to do.
 template <typename... Params, typename... Args>
 void launch_clusters(void (*kernel)(Params...), int cluster, dim3 grid, int block, size_t shared,
                      Stream stream, Args... args) {
+  if (is_empty(grid)) return;
   const void* entry = reinterpret_cast<const void*>(kernel);
-  allow_shared(entry, shared);
+  check_launch(prepared(entry), cluster, grid, block, shared);
   const Launch how(cluster, grid, block, shared, stream);
   std::tuple<Params...> values(args...);
   std::apply(

@@ -116,12 +116,21 @@ __device__ inline bool counts(const Problem& p, int64_t query, int64_t key) {
   return key < p.tokens && !(p.exclude_self && key == query);
 }
 
-// Where a thread stands: its row and the first of its features.
+// Where a thread stands: its row and the first of its features. Blocks lie along x alone, those of
+// a (clip, head) side by side: along y there may be at most 65,535, and clips times heads can be
+// more.
 template <int kSplit>
 struct Place {
-  int64_t index = blockIdx.y;  // of (clip, head)
-  int64_t row = int64_t{blockIdx.x} * (kThreads / kSplit) + threadIdx.x / kSplit;
-  int first = static_cast<int>(threadIdx.x % kSplit) * kEach;
+  int64_t index;  // of (clip, head)
+  int block;      // of the rows of that
+  int64_t row;
+  int first;
+
+  __device__ explicit Place(const Problem& p)
+      : index(blockIdx.x / static_cast<unsigned>(p.blocks)),
+        block(static_cast<int>(blockIdx.x % static_cast<unsigned>(p.blocks))),
+        row(int64_t{block} * (kThreads / kSplit) + threadIdx.x / kSplit),
+        first(static_cast<int>(threadIdx.x % kSplit) * kEach) {}
 };
 
 template <int kSplit, typename T>
@@ -131,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   constexpr int kWide = kSplit * kEach;
   auto* keys = reinterpret_cast<float*>(dynamic_shared());
   float* values = keys + kTile * kWide;
-  const Place<kSplit> at;
+  const Place<kSplit> at(p);
   const float scale = temperature[at.index % p.heads] * kLog2e;
   float query[kEach], sum[kEach] = {};
   load_part(p, packed(p, qkv, at.index, 0), at.row, at.first, query);
@@ -177,7 +186,7 @@ template <int kSplit, typename T>
 __global__ void __launch_bounds__(kThreads)
     know_kernel(Problem p, const T* __restrict__ out, const T* __restrict__ grad,
                 const float* __restrict__ stats, float* __restrict__ known) {
-  const Place<kSplit> at;
+  const Place<kSplit> at(p);
   float a[kEach], b[kEach];
   load_part(p, dense(p, out, at.index), at.row, at.first, a);
   load_part(p, dense(p, grad, at.index), at.row, at.first, b);
@@ -210,7 +219,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   auto* queries = reinterpret_cast<float*>(dynamic_shared());
   float* grads = queries + kTile * kWide;
   float* about = grads + kTile * kWide;  // [kTile][kKnown]
-  const Place<kSplit> at;
+  const Place<kSplit> at(p);
   const float tau = temperature[at.index % p.heads];
   float key[kEach], value[kEach], grad_key[kEach] = {}, grad_value[kEach] = {};
   load_part(p, packed(p, qkv, at.index, 1), at.row, at.first, key);
@@ -247,7 +256,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int kWide = kSplit * kEach;
   auto* keys = reinterpret_cast<float*>(dynamic_shared());
   float* values = keys + kTile * kWide;
-  const Place<kSplit> at;
+  const Place<kSplit> at(p);
   const int64_t b = at.index / p.heads, h = at.index % p.heads;
   const float tau = temperature[h];
   float query[kEach], g[kEach], sum[kEach] = {}, about[kKnown] = {};
@@ -277,7 +286,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
   for (int e = 0; e < kEach; ++e) tilt[0] += sum[e] * query[e];
   block_sum(tilt);
-  if (threadIdx.x == 0) partial[(b * p.blocks + blockIdx.x) * p.heads + h] = tilt[0];
+  if (threadIdx.x == 0) partial[(b * p.blocks + at.block) * p.heads + h] = tilt[0];
 }
 
 // Lanes of a row; calls f with it as a constant.
@@ -306,10 +315,18 @@ inline Problem make_problem(int64_t tokens, int64_t heads, int64_t width, const 
   return p;
 }
 
+inline dim3 grid_of(const Problem& p, int64_t batch) {
+  const int64_t blocks = batch * p.heads * p.blocks;
+  require(blocks < (int64_t{1} << 31),
+          "locality_attention: the cuda backend takes less than 2^31 blocks of rows in all clips "
+          "and heads; use a smaller batch");
+  return dim3(static_cast<unsigned>(blocks));
+}
+
 template <typename T>
 void forward(const Problem& p, int64_t batch, const T* qkv, const float* temperature, T* out,
              float* stats, Stream stream) {
-  const dim3 grid(p.blocks, static_cast<unsigned>(batch * p.heads));
+  const dim3 grid = grid_of(p, batch);
   with_split(p.width, [&](auto split) {
     constexpr int kSplit = decltype(split)::value;
     constexpr size_t kShared = 2 * kTile * kSplit * kEach * sizeof(float);
@@ -323,7 +340,7 @@ template <typename T>
 void backward(const Problem& p, int64_t batch, const T* qkv, const float* temperature, const T* out,
               const T* grad, const float* stats, float* known, float* partial, T* grad_qkv,
               float* grad_temperature, Stream stream) {
-  const dim3 grid(p.blocks, static_cast<unsigned>(batch * p.heads));
+  const dim3 grid = grid_of(p, batch);
   with_split(p.width, [&](auto split) {
     constexpr int kSplit = decltype(split)::value;
     constexpr size_t kShared = (2 * kTile * kSplit * kEach + kTile * kKnown) * sizeof(float);

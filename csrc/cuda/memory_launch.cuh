@@ -107,7 +107,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ---- host ----
 
-// What a block can have of dynamic shared memory, besides the arrays that kernels declare.
+// What a block can have of dynamic shared memory, besides the arrays that kernels declare: at most
+// 8 KB, of which a test makes sure.
 inline size_t usable_shared() { return shared_limit() - 8192; }
 
 // Of a block whose arrays `Layout` takes from an arena.
@@ -134,11 +135,11 @@ void finish_partials(const Shape& s, const Finish<T>& f, const float* partials, 
 // The shape of an op with one tile for each element.
 inline Shape make_shape(const char* op, int64_t batch, int64_t rows, int64_t width, int64_t heads) {
   if (heads > kMaxHeads || width > kMaxWidth || rows > (int64_t{1} << 26) ||
-      batch * std::max<int64_t>(rows, 1) > (int64_t{1} << 31)) {
+      batch * std::max<int64_t>(rows, 1) >= (int64_t{1} << 31)) {
     throw std::runtime_error(
         std::string(op) + ": the cuda backend takes at most " + std::to_string(kMaxHeads) +
         " heads, rows of " + std::to_string(kMaxWidth) +
-        ", 2^26 rows and 2^31 of them in all, got " + std::to_string(heads) +
+        ", 2^26 rows and less than 2^31 of them in all, got " + std::to_string(heads) +
         " heads and [B, N, M] = [" + std::to_string(batch) + ", " + std::to_string(rows) + ", " +
         std::to_string(width) + "]; use 'triton' or 'eager'");
   }

@@ -266,10 +266,11 @@ __global__ void __launch_bounds__(kVideoThreads, 4)
 
 // ---- host ----
 
-// Shared memory of a block that makes `features` of a token at a time.
-inline size_t shared_bytes(const Problem& p, const Window& w, int features) {
+// Shared memory of a block of `kernel` that makes `features` of a token at a time.
+template <typename Kernel>
+size_t shared_bytes(Kernel* kernel, const Problem& p, const Window& w, int features) {
   const size_t bytes = Shared::bytes(w, p, features);
-  require(bytes <= shared_limit(),
+  require(bytes <= dynamic_limit(kernel),
           "patch_shift: a token's pixels do not fit the shared memory of this GPU; use 'triton'");
   return bytes;
 }
@@ -287,10 +288,10 @@ void forward(const Problem& p, const In* video, const float* weight, const float
   if (p.total() == 0) return;
   const Window w = make_window(p, video);
   const int threads = threads_of(p);
-  const size_t shared = shared_bytes(p, w, whole_groups(p.features));
+  const auto kernel = forward_kernel<In, Out>;
+  const size_t shared = shared_bytes(kernel, p, w, whole_groups(p.features));
   const bool wide =
       p.features % kGroup == 0 && aligned(tokens, 16) && aligned(weight, 16) && aligned(bias, 16);
-  const auto kernel = forward_kernel<In, Out>;
   const int64_t blocks = std::min<int64_t>(p.total(), resident_blocks(kernel, threads, shared));
   launch(kernel, dim3(static_cast<unsigned>(blocks)), threads, shared, stream, p, w, video, weight,
          bias, eps, wide, tokens, mean, rstd);
@@ -312,10 +313,10 @@ void backward_rows(const Problem& p, const BackwardGrid& grid, const In* video,
                    const Gradient<Grad>& grad, const Norm& norm, float* row_means, float* partials,
                    Stream stream) {
   const Window w = make_window(p, video);
-  const size_t shared = shared_bytes(p, w, grid.threads * kGroup * kGroups);
+  const auto kernel = backward_rows_kernel<In, Grad>;
+  const size_t shared = shared_bytes(kernel, p, w, grid.threads * kGroup * kGroups);
   const dim3 size(static_cast<unsigned>(grid.blocks), static_cast<unsigned>(grid.chunks));
-  launch(backward_rows_kernel<In, Grad>, size, grid.threads, shared, stream, p, w, video, grad,
-         norm, row_means, partials);
+  launch(kernel, size, grid.threads, shared, stream, p, w, video, grad, norm, row_means, partials);
 }
 
 // `slots` is scratch, [B, N], needed with ids only.

@@ -61,7 +61,7 @@ struct Sequence {
 
 // Parts of a sum, so that all threads of a block have something to add.
 __host__ __device__ inline int slices_of(const Sequence& p, const Matrix& w) {
-  return min(p.slices, max(1, p.s.threads / (w.wide / kQuad)));
+  return min(p.slices, max(1, p.s.threads / max(1, w.wide / kQuad)));  // no heads: no columns
 }
 
 // Floats of scratch that products and `column_sums` need.

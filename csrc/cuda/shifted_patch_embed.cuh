@@ -199,9 +199,10 @@ void make_xhat(const Problem& p, const In* video, const float* mean, const float
                Stream stream) {
   const auto w = patch_shift::make_window(p, video);
   const int threads = patch_shift::threads_of(p);
-  const size_t shared = patch_shift::shared_bytes(p, w, patch_shift::whole_groups(p.features));
-  const bool wide = p.features % patch_shift::kGroup == 0 && aligned(tokens, 16);
   const auto kernel = xhat_kernel<In, T>;
+  const size_t shared =
+      patch_shift::shared_bytes(kernel, p, w, patch_shift::whole_groups(p.features));
+  const bool wide = p.features % patch_shift::kGroup == 0 && aligned(tokens, 16);
   const int64_t blocks = std::min<int64_t>(p.total(), resident_blocks(kernel, threads, shared));
   launch(kernel, dim3(static_cast<unsigned>(blocks)), threads, shared, stream, p, w, video, mean,
          rstd, wide, tokens);

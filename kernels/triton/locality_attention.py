@@ -17,6 +17,15 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
+# Programs lie along the first axis alone: along another there may be at most 65,535, and clips
+# times heads can be more.
+@triton.jit
+def _place(tokens, BLOCK: tl.constexpr):
+    """(clip, head) of this program, and its block of rows in it; those of one lie side by side."""
+    blocks = tl.cdiv(tokens, BLOCK)
+    return (tl.program_id(0) // blocks).to(tl.int64), tl.program_id(0) % blocks
+
+
 @triton.jit
 def _rows(base, first, tokens, stride, E: tl.constexpr, BLOCK: tl.constexpr, BLOCK_E: tl.constexpr):
     """Rows [first, first + BLOCK) of a matrix [N, E], zero outside of it."""
@@ -45,11 +54,11 @@ def _forward_kernel(
     E: tl.constexpr, EXCLUDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    index = tl.program_id(1).to(tl.int64)
+    index, block = _place(tokens, BLOCK_Q)
     batch = index // heads
     head = index % heads
     base = qkv_ptr + batch * stride_b + head * stride_h
-    first = tl.program_id(0) * BLOCK_Q
+    first = block * BLOCK_Q
     row = first + tl.arange(0, BLOCK_Q)
     scale = tl.load(temperature_ptr + head) * LOG2E
     q = _rows(base, first, tokens, stride_n, E, BLOCK_Q, BLOCK_E)
@@ -86,9 +95,9 @@ def _centre_kernel(
     tokens, heads,
     E: tl.constexpr, BLOCK: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    index = tl.program_id(1).to(tl.int64)
+    index, block = _place(tokens, BLOCK)
     place = (index // heads * tokens * heads + index % heads) * E
-    first = tl.program_id(0) * BLOCK
+    first = block * BLOCK
     out = _rows(out_ptr + place, first, tokens, heads * E, E, BLOCK, BLOCK_E).to(tl.float32)
     grad = _rows(grad_ptr + place, first, tokens, heads * E, E, BLOCK, BLOCK_E).to(tl.float32)
     row = first + tl.arange(0, BLOCK)
@@ -120,12 +129,12 @@ def _backward_keys_kernel(
     E: tl.constexpr, EXCLUDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    index = tl.program_id(1).to(tl.int64)
+    index, block = _place(tokens, BLOCK_K)
     batch = index // heads
     head = index % heads
     base = qkv_ptr + batch * stride_b + head * stride_h
     grads = grad_ptr + (batch * tokens * heads + head) * E
-    begin = tl.program_id(0) * BLOCK_K
+    begin = block * BLOCK_K
     column = begin + tl.arange(0, BLOCK_K)
     tau = tl.load(temperature_ptr + head)
     k = _rows(base + stride_w, begin, tokens, stride_n, E, BLOCK_K, BLOCK_E)
@@ -158,11 +167,11 @@ def _backward_queries_kernel(
     E: tl.constexpr, EXCLUDE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
-    index = tl.program_id(1).to(tl.int64)
+    index, block = _place(tokens, BLOCK_Q)
     batch = index // heads
     head = index % heads
     base = qkv_ptr + batch * stride_b + head * stride_h
-    first = tl.program_id(0) * BLOCK_Q
+    first = block * BLOCK_Q
     row = first + tl.arange(0, BLOCK_Q)
     tau = tl.load(temperature_ptr + head)
     q = _rows(base, first, tokens, stride_n, E, BLOCK_Q, BLOCK_E)
@@ -182,9 +191,9 @@ def _backward_queries_kernel(
     place = ((batch * tokens + row) * 3 * heads + head)[:, None] * E + e[None, :]
     live = (row < tokens)[:, None] & (e < E)[None, :]
     tl.store(grad_qkv_ptr + place, sums * tau, mask=live)
-    blocks = tl.num_programs(0)
+    blocks = tl.cdiv(tokens, BLOCK_Q)
     tilt = tl.sum(tl.sum(sums * q.to(tl.float32), 1), 0)
-    tl.store(partial_ptr + index * blocks + tl.program_id(0), tilt)
+    tl.store(partial_ptr + index * blocks + block, tilt)
 
 
 def locality_attention(
@@ -199,7 +208,7 @@ def locality_attention(
     qkv = _dense(qkv)
     options = _options(qkv, exclude_self)
     with torch.cuda.device_of(qkv):
-        _forward_kernel[(triton.cdiv(tokens, options["BLOCK_Q"]), batch * heads)](
+        _forward_kernel[(triton.cdiv(tokens, options["BLOCK_Q"]) * batch * heads,)](
             *(qkv, temperature.contiguous(), out, stats),
             *(tokens, heads, *qkv.stride()[:4]),
             **options,
@@ -229,15 +238,15 @@ def locality_attention_backward(
     sizes = (tokens, heads, *qkv.stride()[:4])
     tensors = (grad, qkv, temperature, stats, centre, grad_qkv)
     with torch.cuda.device_of(qkv):
-        _centre_kernel[(queries, batch * heads)](
+        _centre_kernel[(queries * batch * heads,)](
             *(out, grad, centre, tokens, heads),
             E=width,
             BLOCK=options["BLOCK_Q"],
             BLOCK_E=options["BLOCK_E"],
             num_warps=options["num_warps"],
         )
-        _backward_keys_kernel[(keys, batch * heads)](*tensors, *sizes, **options)
-        _backward_queries_kernel[(queries, batch * heads)](*tensors, partial, *sizes, **options)
+        _backward_keys_kernel[(keys * batch * heads,)](*tensors, *sizes, **options)
+        _backward_queries_kernel[(queries * batch * heads,)](*tensors, partial, *sizes, **options)
     return grad_qkv, partial.sum((0, 2))
 
 

@@ -28,6 +28,8 @@ struct dim3 {
   explicit dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
+#include "../../csrc/common/launch_rules.h"
+
 using __half = c10::Half;
 using __nv_bfloat16 = c10::BFloat16;
 inline float __half2float(__half v) { return v; }
@@ -95,6 +97,21 @@ inline size_t declare(size_t size) {
   return place;
 }
 
+// The arrays that the running kernel has used: those at a place, and their bytes. Plain __shared__
+// arrays are not among them; tests/ops/_nvcc.py holds what ptxas counts to a limit.
+inline std::atomic<bool> used_at[kDeclared];
+inline std::atomic<size_t> used_bytes;
+
+inline void use(size_t place, size_t size) {
+  if (used_at[place].exchange(true, std::memory_order_relaxed)) return;
+  used_bytes.fetch_add(size, std::memory_order_relaxed);
+}
+
+inline void use_nothing() {
+  for (auto& used : used_at) used.store(false, std::memory_order_relaxed);
+  used_bytes.store(0, std::memory_order_relaxed);
+}
+
 }  // namespace cuda_host
 
 #define threadIdx (cuda_host::self().thread_index)
@@ -145,6 +162,7 @@ inline unsigned char* dynamic_shared() { return cuda_host::self().block->shared.
 template <typename Tag, typename T>
 T& block_array() {
   static const size_t place = cuda_host::declare(sizeof(T));
+  cuda_host::use(place, sizeof(T));
   return *reinterpret_cast<T*>(cuda_host::self().block->declared.data() + place);
 }
 
@@ -180,10 +198,19 @@ bool runs_clusters(void (*)(Params...), int, int, size_t) {
   return true;
 }
 
-// A cluster is so many neighbouring blocks along x.
+// As a GPU, it refuses what is against its rules, and does nothing for an empty grid. A cluster is
+// so many neighbouring blocks along x.
 template <typename... Params, typename... Args>
 void launch_clusters(void (*kernel)(Params...), int count, dim3 grid, int threads, size_t shared,
                      Stream, Args... args) {
+  if (is_empty(grid)) return;
+  const auto check = [&](size_t declared) {
+    check_launch({declared, shared_limit() - declared, 1024, 90}, count, grid, threads, shared);
+  };
+  check(0);
+  static const bool check_only = std::getenv("CUDA_HOST_CHECK_ONLY") != nullptr;
+  if (check_only) return;
+  cuda_host::use_nothing();
   const std::tuple<Params...> values(args...);
   std::unique_ptr<cuda_host::Cluster> cluster;
   cuda_host::Barrier between(count * threads);  // fibers are made once: that is what takes long
@@ -217,6 +244,7 @@ void launch_clusters(void (*kernel)(Params...), int count, dim3 grid, int thread
     all.back()->thread_index.x = i % threads;
   }
   cuda_host::Fibers::run(all);
+  check(cuda_host::used_bytes.load(std::memory_order_relaxed));
 }
 
 template <typename... Params, typename... Args>

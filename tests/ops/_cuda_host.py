@@ -24,6 +24,7 @@ SCAN_WAYS: dict[str, dict[str, int]] = {  # what a block of a scan may use
 }
 ABOUT_FIBERS = "ASan doesn't fully support makecontext/swapcontext"  # fibers.h tells it of each
 TORCH_INCLUDE = Path(torch.__file__).parent / "include"
+EXECUTOR = ("-DSTMETA_CUDA_HOST",)
 
 
 class HostProgramError(AssertionError):
@@ -31,16 +32,25 @@ class HostProgramError(AssertionError):
 
 
 class HostProgram:
-    """tests/cuda_host/<name>.cpp, built with -fsanitize=<sanitizer>."""
+    """tests/cuda_host/<name>.cpp, built with -fsanitize=<sanitizer>.
 
-    def __init__(self, name: str, sanitizer: str, folder: Path) -> None:
+    Args:
+        name: of the program.
+        sanitizer: of GCC.
+        folder: where it is built.
+        flags: of the compiler; those that put the executor in the place of the CUDA toolkit.
+    """
+
+    def __init__(
+        self, name: str, sanitizer: str, folder: Path, flags: tuple[str, ...] = EXECUTOR
+    ) -> None:
         if shutil.which("g++") is None:
             pytest.skip("g++ is not on PATH")
         self.path = folder / f"{name}_{sanitizer.replace(',', '_')}"
         source = ROOT / "tests" / "cuda_host" / f"{name}.cpp"
         command = [
             *("g++", "-std=c++20", "-O1", "-g1", "-Wall", "-Wextra", "-Werror"),
-            *("-Wno-unknown-pragmas", "-DSTMETA_CUDA_HOST", "-pthread"),
+            *("-Wno-unknown-pragmas", "-pthread", *flags),
             *(f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"),
             *(f"-I{source.parent}", f"-isystem{TORCH_INCLUDE}"),
             *(str(source), "-o", str(self.path)),
@@ -50,17 +60,21 @@ class HostProgram:
             pytest.skip(f"g++ has no library for -fsanitize={sanitizer}")
         assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
 
-    def run(self, *items) -> list[bytes]:
+    def run(self, *items, check_only: bool = False) -> list[bytes]:
         """Results of one run; fails with what the program wrote to stderr, if anything.
 
         Args:
             items: integers, floats, text, lists of integers or of floats, tensors, or None.
+            check_only: run no kernel, but see whether a GPU would take each launch. The results
+                mean nothing then.
         """
         with tempfile.TemporaryDirectory() as folder:
             source, target = Path(folder) / "in", Path(folder) / "out"
             source.write_bytes(b"".join(_item(item) for item in items))
             command = [str(self.path), str(source), str(target)]
             environment = os.environ | {"TSAN_OPTIONS": "halt_on_error=1"}
+            if check_only:
+                environment["CUDA_HOST_CHECK_ONLY"] = "1"
             done = subprocess.run(
                 command, capture_output=True, text=True, check=False, env=environment, timeout=300
             )

@@ -23,6 +23,9 @@ TORCH_FLAGS = (
 )
 
 
+MOST_DECLARED = 8192  # memory::usable_shared leaves so much
+
+
 class Kernel(NamedTuple):
     """One compiled kernel."""
 
@@ -30,6 +33,7 @@ class Kernel(NamedTuple):
     target: int  # 90: compute capability 9.0
     registers: int
     spilled_bytes: int
+    declared_bytes: int  # of the shared memory that its own arrays take
 
 
 def compile_launcher(op: str, folder: Path, *targets: int) -> list[Kernel]:
@@ -57,12 +61,17 @@ def compile_kernels(
 
 
 def check_kernels(kernels: list[Kernel], names: Iterable[str], registers: int = 255) -> None:
-    """All of `names` are there, for each target; nothing spills or has more registers."""
+    """All of `names` are there, for each target; nothing spills or has more registers.
+
+    Nor do its own arrays take more shared memory than launchers leave for them.
+    """
     for target in {kernel.target for kernel in kernels}:
         missing = set(names) - {kernel.name for kernel in kernels if kernel.target == target}
         assert not missing, f"not compiled for {target}: {missing}"
     wrong = [k for k in kernels if k.spilled_bytes or k.registers > registers]
     assert not wrong, f"spills, or more than {registers} registers: {wrong}"
+    large = [kernel for kernel in kernels if kernel.declared_bytes > MOST_DECLARED]
+    assert not large, f"declares more than {MOST_DECLARED} bytes of shared memory: {large}"
 
 
 def _compile(
@@ -96,4 +105,7 @@ def _kernel(report: str) -> Kernel:
     (registers,) = re.findall(r"Used (\d+) registers", report)
     assert spills, report
     spilled = sum(int(stores) + int(loads) for stores, loads in spills)
-    return Kernel(found[1], int(found[2]), int(registers), spilled)
+    declared = re.search(r"Used .*?(\d+) bytes smem", report)
+    return Kernel(
+        found[1], int(found[2]), int(registers), spilled, int(declared[1]) if declared else 0
+    )

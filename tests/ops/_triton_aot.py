@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -43,7 +43,12 @@ class Kernel(NamedTuple):
 
 
 def compile_launches(launch: Callable[[], object], target: int) -> list[Kernel]:
-    """Compile for compute capability `target` (90 = 9.0) every kernel that `launch()` launches.
+    """Compile for compute capability `target` (90 = 9.0) every kernel that `launch()` launches."""
+    return [_compile(fn, args, kwargs, target) for fn, args, kwargs, _ in record_launches(launch)]
+
+
+def record_launches(launch: Callable[[], object]) -> list[tuple[Any, tuple, dict, tuple]]:
+    """Kernel, arguments, options and grid of each launch; a GPU must take the grid.
 
     The launcher runs as it is, best on tensors of device "meta"; its kernels do not run.
     """
@@ -52,12 +57,15 @@ def compile_launches(launch: Callable[[], object], target: int) -> list[Kernel]:
     recorded = []
 
     def record(self, *args, grid, warmup, **kwargs):
-        recorded.append((self, args, kwargs))
+        recorded.append((self, args, kwargs, grid))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton.JITFunction, "run", record)
         launch()
-    return [_compile(fn, args, kwargs, target) for fn, args, kwargs in recorded]
+    for fn, _, _, grid in recorded:
+        lawful = [size <= most for size, most in zip(grid, (2**31 - 1, 65535, 65535), strict=False)]
+        assert all(lawful), f"{fn.__name__}: a GPU refuses the grid {grid}"
+    return recorded
 
 
 def _compile(fn, args: tuple, kwargs: dict, target: int) -> Kernel:

@@ -7,7 +7,7 @@ import torch
 
 from stmeta.ops.locality_attention import locality_attention, locality_attention_ref
 from tests.ops._harness import choose, load
-from tests.ops._triton_aot import compile_launches
+from tests.ops._triton_aot import compile_launches, record_launches
 
 OP = load("locality_attention")
 
@@ -52,14 +52,21 @@ def test_a_lone_token_sees_itself():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("tokens", "heads", "width"), [(513, 16, 16), (196, 12, 64)])
 def test_triton_compiles_without_spills(tokens, heads, width, dtype, target):
-    def launch():
-        from stmeta.kernels.triton import locality_attention as launcher
-
-        qkv = torch.empty(2, tokens, 3, heads, width, dtype=dtype, device="meta")
-        temperature = torch.empty(heads, device="meta")
-        out, stats = launcher.locality_attention(qkv, temperature, True)
-        launcher.locality_attention_backward(out, qkv, temperature, out, stats, True)
-
-    kernels = compile_launches(launch, target)
+    kernels = compile_launches(lambda: launch(2, tokens, heads, width, dtype), target)
     assert len(kernels) == 4
     assert [kernel for kernel in kernels if kernel.stack] == []
+
+
+def test_more_clips_and_heads_than_fit_one_axis_of_a_grid():
+    """65,544 of them; a GPU takes 65,535 blocks along the second axis of a grid."""
+    grids = [grid for *_, grid in record_launches(lambda: launch(5462, 2, 12, 4, torch.float32))]
+    assert grids == [(65544,)] * 4
+
+
+def launch(batch: int, tokens: int, heads: int, width: int, dtype: torch.dtype) -> None:
+    from stmeta.kernels.triton import locality_attention as launcher
+
+    qkv = torch.empty(batch, tokens, 3, heads, width, dtype=dtype, device="meta")
+    temperature = torch.empty(heads, device="meta")
+    out, stats = launcher.locality_attention(qkv, temperature, True)
+    launcher.locality_attention_backward(out, qkv, temperature, out, stats, True)

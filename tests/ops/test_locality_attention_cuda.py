@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tests.ops._cuda_host import HostProgram, as_tensor, storage
-from tests.ops._harness import check, load, make_inputs
+from tests.ops._harness import Case, check, load, make_inputs
 from tests.ops._nvcc import check_kernels, compile_kernels, compile_launcher
+from tests.ops.cases.locality_attention import make
 
 OP = load("locality_attention")
 DTYPES = ("float", "__half", "__nv_bfloat16")
@@ -77,7 +78,13 @@ def test_gradient_of_the_temperature(programs):
     torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-4)
 
 
-def _run(program, inputs, temperature: bool = False):
+def test_more_clips_and_heads_than_fit_one_axis_of_a_grid(programs):
+    """65,544 of them; a GPU takes 65,535 blocks along y."""
+    case = Case(name="many", make=lambda g: make(g, 5462, 1, 12, 1), fp32=("temperature",))
+    _run(programs["address,undefined"], make_inputs(OP, case), check_only=True)
+
+
+def _run(program, inputs, temperature: bool = False, check_only: bool = False):
     qkv = inputs.arguments["qkv"]
     if qkv.stride(4) != 1:  # as the launcher does
         qkv = qkv.contiguous()
@@ -87,6 +94,7 @@ def _run(program, inputs, temperature: bool = False):
         inputs.arguments["temperature"].contiguous(),
         inputs.grads["out"].contiguous(),
         int(inputs.arguments["exclude_self"]),
+        check_only=check_only,
     )
     batch, tokens, _, heads, width = qkv.shape
     results = {

@@ -1,0 +1,2 @@
+// Nothing of it is needed; see cuda_runtime.h.
+#pragma once
