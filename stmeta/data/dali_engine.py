@@ -37,7 +37,7 @@ class DaliEngine:
         """Make an engine around the pipelines of `graph`; `alter` runs on their device."""
         self.reader, self.draw, self.times, self.graph = reader, draw, times, graph
         self.alter = alter
-        self.refused: set[int] = set()  # samples that DALI failed on and PyAV can read
+        self.refused: set[int] = set()  # samples that only PyAV can read
 
     def make_room(self, clips: int) -> None:
         """See `Engine`."""
@@ -65,8 +65,14 @@ class DaliEngine:
         try:
             # Files are counted here first, because DALI stops at damaged ones or pads them.
             item.encoded = self.reader.encoded(item.missing)
+            if item.encoded is None:  # DALI would count other frames
+                self.refused.add(sample)
+                self.reader.release(item.missing)
+                item.missing = None
+                return _with_clip(item, self.reader.clip(sample, indices))
         except BaseException:
-            self.reader.give_up(item.missing)
+            if item.missing is not None:
+                self.reader.give_up(item.missing)
             raise
         return item
 

@@ -16,6 +16,7 @@ from av.error import FFmpegError
 
 from stmeta._errors import DataError
 from stmeta.data.classes import read_classes
+from stmeta.data.decode.sequence import Clock, in_order
 from stmeta.data.shards import SampleInfo, ShardIndex
 from stmeta.data.storage import is_address
 from stmeta.data.tarcheck import check_tar
@@ -187,17 +188,18 @@ def pictures(sample: Sample, count: int) -> tuple[list[Picture], str]:
     """
     if count < 1:
         raise ValueError(f"pictures: count must be 1 or more, got {count}")
-    info, found, number, start = sample.info, [], 0, None
+    info, found, number = sample.info, [], 0
     last = max(info.frames, 1) - 1
     wanted = set(np.linspace(0, last, min(count, last + 1)).round().astype(int).tolist())
     reason = ""
     try:
         with open_video(sample.video) as container:
-            for frame in container.decode(video_stream(container)):
+            stream = video_stream(container)
+            clock = Clock(container, stream)
+            for frame in in_order(container.demux(stream)):
+                seconds = float(clock(frame) * clock.time_base)
                 if number in wanted:
-                    start = frame.time if start is None else start
-                    timed = frame.time is not None and start is not None and info.variable_rate
-                    seconds = frame.time - start if timed else number / (info.fps or 25.0)
+                    seconds = seconds if info.variable_rate else number / (info.fps or 25.0)
                     image = np.rot90(frame.to_ndarray(format="rgb24"), k=-info.rotation // 90)
                     found.append(Picture(number, seconds, image))
                 number += 1

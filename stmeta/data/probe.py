@@ -1,15 +1,16 @@
-"""What a video file holds, read from its headers and packets; only one frame is decoded.
+"""What a video file holds, read from its headers and packets.
 
-A file that cannot be read to its declared end is refused with the reason: an empty file, no video
-container, no index ("moov"), or data that stops early.
+Only one frame is decoded, but of files whose packets leave a doubt about which frames are shown,
+and when: those are decoded once (see `decode.evidence`). A file that cannot be read to its declared
+end is refused with the reason: an empty file, no video container, no index ("moov"), or data that
+stops early.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import av
 import numpy as np
@@ -17,13 +18,15 @@ from av.container import InputContainer
 from av.error import ArgumentError, FFmpegError, InvalidDataError
 
 from stmeta._errors import DataError
+from stmeta.data.decode.evidence import Doubt, Evidence
+from stmeta.data.decode.sequence import Sequence, in_order, read_sequence
 from stmeta.data.video_file import open_video, video_stream
 
 # Containers written by a recorder that may end anywhere: a cut last packet is normal there.
 _STREAMED = {"mpegts", "mpeg", "h264", "hevc", "flv"}
-# In AVI, MPEG-4 B-frames are packed two to a packet and their time stamps are wrong, so neither the
-# packet count nor the time order can be trusted; these files are decoded once to count.
-_PACKED = {("avi", "mpeg4"), ("avi", "msmpeg4v3"), ("avi", "msmpeg4v2")}
+
+
+Video: TypeAlias = bytes | str | os.PathLike[str]
 
 
 class VideoInfo(NamedTuple):
@@ -34,12 +37,15 @@ class VideoInfo(NamedTuple):
         width: stored width in pixels, before `rotation` is applied.
         height: stored height in pixels, before `rotation` is applied.
         fps: mean frames per second.
-        frames: frames that decoding in order yields.
+        frames: frames that decoding from the start yields.
         duration_seconds: from the first frame's start to the last frame's end.
-        variable_rate: whether the gaps between frames differ by more than rounding.
+        variable_rate: whether `fps` gives the times of frames no better than to a quarter of a
+            frame, or the container's tick.
         keyframes: positions of the key frames in display order, ascending.
         rotation: clockwise degrees, one of 0, 90, 180, 270, that a viewer must turn each frame by.
         container: FFmpeg's short format name, such as "mp4", "matroska" or "avi".
+        breaks: how often the file's times go back, or leap where streams are joined; the times of
+            frames here and in the loader do not (see `decode.sequence.Clock`).
     """
 
     codec: str
@@ -52,9 +58,10 @@ class VideoInfo(NamedTuple):
     keyframes: tuple[int, ...]
     rotation: int
     container: str
+    breaks: int = 0
 
 
-def probe(video: bytes | str | os.PathLike[str]) -> VideoInfo:
+def probe(video: Video) -> VideoInfo:
     """Describe a video without decoding more than one frame.
 
     Args:
@@ -77,12 +84,12 @@ def probe(video: bytes | str | os.PathLike[str]) -> VideoInfo:
     _check_segment(head, size)
     try:
         with open_video(video) as container:
-            return _describe(container, size)
+            return _describe(video, container, size)
     except (FFmpegError, OSError, ValueError, EOFError) as error:
         raise DataError(_reason(error, head)) from error
 
 
-def _describe(container: InputContainer, size: int) -> VideoInfo:
+def _describe(video: Video, container: InputContainer, size: int) -> VideoInfo:
     stream = video_stream(container)
     codec = stream.codec_context
     name = container.format.name.split(",")[0].replace("mov", "mp4")
@@ -90,107 +97,107 @@ def _describe(container: InputContainer, size: int) -> VideoInfo:
         kept = sum(e.pos + e.size <= size for e in stream.index_entries)
         total = len(stream.index_entries)
         raise DataError(f"truncated: the data ends after {kept} of {total} frames")
-    first, packets = _scan(container, stream)
+    first, packets, evidence = _scan(container, stream)
     if not packets:
         raise DataError("the video stream has no frames")
     if name == "avi" and len(packets) < 0.95 * stream.frames:
         raise DataError(f"truncated: the data ends after {len(packets)} of {stream.frames} frames")
     if packets[-1].is_corrupt and name not in _STREAMED:
         raise DataError(f"truncated: the data ends inside frame {len(packets)}")
-    if first is None:
-        raise DataError(f"the first frame cannot be decoded ({codec.name})")
+    certain = evidence.doubt() == Doubt()
+    shown = _packets_shown(evidence) if certain else _frames_shown(video, len(packets))
+    first = first or _first_frame(video)
     if codec.width < 1 or codec.height < 1:
         raise DataError(f"the picture size {codec.width}×{codec.height} is not valid")
-    pts = [packet.pts for packet in packets]
-    if (name, codec.codec.canonical_name) in _PACKED:
-        flags = _decode_all(container, stream)
-        frames, keyframes = len(flags), tuple(i for i, flag in enumerate(flags) if flag)
-        seconds, variable = _constant_times(frames, stream), False
-    else:
-        frames = len(packets)
-        order = _display_order(pts)
-        keyframes = tuple(sorted(int(order[i]) for i, p in enumerate(packets) if p.is_keyframe))
-        seconds, variable = _times(pts, packets, stream)
+    tick = float(stream.time_base or 1)
+    seconds = float(shown.ticks[-1] + shown.length) * tick
+    fps, variable = _rate(stream, shown.ticks, tick, seconds)
     return VideoInfo(
         codec=codec.codec.canonical_name,
         width=codec.width,
         height=codec.height,
-        fps=_rate(stream, frames / seconds, variable),
-        frames=frames,
+        fps=fps,
+        frames=len(shown.ticks),
         duration_seconds=seconds,
         variable_rate=variable,
-        keyframes=keyframes,
+        keyframes=tuple(np.flatnonzero(shown.key).tolist()),
         rotation=round(-first.rotation / 90) * 90 % 360,
         container=name,
+        breaks=shown.breaks,
     )
 
 
 def _scan(
     container: InputContainer, stream: av.VideoStream
-) -> tuple[av.VideoFrame | None, list[av.Packet]]:
-    """Read every packet and decode the first frame; return both.
-
-    Packets that an edit list hides are left out, as the decoder drops their frames.
-    """
-    first, packets, fed = None, [], 0
+) -> tuple[av.VideoFrame | None, list[av.Packet], Evidence]:
+    """Read every packet, and decode the first key frame if it comes out at once."""
+    first, packets, fed, evidence = None, [], 0, Evidence(container, stream)
     for packet in container.demux(stream):
         if packet.size == 0:
             continue
         # Keyframe, then flush: the frame comes out at once, whatever the reordering delay.
-        if first is None and fed < 4 and packet.is_keyframe:
+        if first is None and fed < 4 and packet.is_keyframe and not packet.is_discard:
             fed += 1
             decoded = stream.codec_context.decode(packet) + stream.codec_context.decode(None)
             first = decoded[0] if decoded else None
             stream.codec_context.flush_buffers()
-        if not packet.is_discard:
-            packets.append(packet)
-    return first, packets
+        evidence.add(packet, bytes(packet))
+        packets.append(packet)
+    return first, packets, evidence
 
 
-def _decode_all(container: InputContainer, stream: av.VideoStream) -> list[bool]:
-    """Decode the whole stream; return one key-frame flag per frame."""
-    container.seek(0)
-    stream.codec_context.flush_buffers()
-    return [bool(frame.key_frame) for frame in container.decode(stream)]
+def _packets_shown(evidence: Evidence) -> Sequence:
+    """The frames, where each is that of a packet."""
+    pts = np.array(evidence.pts, np.int64)
+    order = np.argsort(pts, kind="stable")
+    order = order[np.array(evidence.shown)[order]]
+    if len(order) == 0:
+        raise DataError("no frame of the video is shown")
+    ticks = pts[order] - pts[order[0]]
+    length = evidence.lengths[order[-1]] or round(float(np.median(np.diff(ticks, prepend=0))))
+    return Sequence(ticks, pts[order].tolist(), np.array(evidence.key)[order], length, 0)
 
 
-def _display_order(pts: Sequence[int | None]) -> np.ndarray:
-    """Rank of each packet by time; packets without time stamps stay in file order."""
-    if any(value is None for value in pts):
-        return np.arange(len(pts))
-    order = np.empty(len(pts), np.int64)
-    order[np.argsort(np.array(pts, np.int64), kind="stable")] = np.arange(len(pts))
-    return order
+def _frames_shown(video: Video, packets: int) -> Sequence:
+    """The frames that a decode from the start gives."""
+    with open_video(video) as container:  # some containers cannot go back
+        shown, stopped = read_sequence(container, video_stream(container))
+    if stopped is not None:
+        reason = getattr(stopped, "strerror", None) or str(stopped)
+        raise DataError(f"decoding stopped after {len(shown.ticks)} of {packets} frames: {reason}")
+    if len(shown.ticks) == 0:
+        raise DataError("no frame can be decoded")
+    return shown
 
 
-def _times(
-    pts: Sequence[int | None], packets: list[av.Packet], stream: av.VideoStream
+def _first_frame(video: Video) -> av.VideoFrame:
+    with open_video(video) as container:
+        stream = video_stream(container)
+        first = next(in_order(container.demux(stream)), None)
+    if first is None:
+        raise DataError(f"the first frame cannot be decoded ({stream.codec_context.name})")
+    return first
+
+
+def _rate(
+    stream: av.VideoStream, ticks: np.ndarray, tick: float, seconds: float
 ) -> tuple[float, bool]:
-    """Duration in seconds, and whether the frame rate varies."""
-    known = np.sort(np.array([value for value in pts if value is not None], np.int64))
-    if len(known) < len(pts) or len(known) < 2 or known[0] == known[-1]:
-        return _constant_times(len(pts), stream), False
-    gaps = np.diff(known)
-    usual = float(np.median(gaps))
-    # Containers with coarse ticks (1 ms in Matroska) round: 33, 33, 34. A lost frame doubles a gap.
-    variable = bool(np.abs(gaps - usual).max() > max(1.5, 0.25 * usual))
-    latest = max((p for p in packets if p.pts is not None), key=lambda p: p.pts or 0)
-    last = latest.duration or round(usual)
-    return float((known[-1] - known[0] + last) * stream.time_base), variable
+    """Frames per second, and whether they do not give the times of the frames."""
+    frames = len(ticks)
+    mean = frames / seconds
+    rates = [float(stream.average_rate or mean), mean]
+    if frames > 1 and ticks[-1] > 0:
+        rates.append((frames - 1) / (float(ticks[-1]) * tick))
+    for rate in rates:
+        # Containers with coarse ticks (1 ms in Matroska) round: 33, 33, 34.
+        off = np.abs(ticks * tick - np.arange(frames) / rate).max()
+        if abs(rate - mean) < 0.01 * mean or rate == rates[-1]:
+            if off <= max(1.5 * tick, 0.25 / rate):
+                return rate, False
+    return mean, True
 
 
-def _constant_times(frames: int, stream: av.VideoStream) -> float:
-    rate = stream.average_rate or stream.guessed_rate or stream.base_rate or 25
-    return frames / float(rate)
-
-
-def _rate(stream: av.VideoStream, measured: float, variable: bool) -> float:
-    """The declared rate where it is the measured one up to the container's rounding."""
-    declared = float(stream.average_rate or 0)
-    return declared if not variable and abs(declared - measured) < 0.01 * measured else measured
-
-
-def _head(video: bytes | str | os.PathLike[str]) -> bytes:
+def _head(video: Video) -> bytes:
     if isinstance(video, bytes):
         return video[:4096]
     with open(video, "rb") as file:

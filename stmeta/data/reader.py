@@ -184,15 +184,20 @@ class ClipReader:
             self.decoded.fill(missing.key, frames, missing.reserved)
         return _select(frames, _places(missing))
 
+    def release(self, missing: Missing) -> None:
+        """Return the room that was reserved for frames."""
+        if missing.reserved:
+            self.decoded.fill(missing.key, None, missing.reserved)
+
     def give_up(self, missing: Missing) -> Missing:
         """Return the room that was reserved; from now on, this video is decoded clip by clip."""
         if missing.reserved:
             self._unfit.add(missing.key)
-            self.decoded.fill(missing.key, None, missing.reserved)
+            self.release(missing)
         return missing._replace(frames=_distinct(missing.indices), reserved=0)
 
-    def encoded(self, missing: Missing) -> Encoded:
-        """Return a file that has the missing frames; see `SampleDecoder.encoded`.
+    def encoded(self, missing: Missing) -> Encoded | None:
+        """Return a file that has the missing frames, or None; see `SampleDecoder.encoded`.
 
         Raises:
             DataError: the file is damaged; the message is the reason alone.
@@ -214,7 +219,13 @@ class ClipReader:
     def _place(self, sample: int) -> VideoPlace:
         info = self.row(sample)
         return VideoPlace(
-            info.shard, info.offset, info.size, info.frames, info.rotation, float(info.fps)
+            info.shard,
+            info.offset,
+            info.size,
+            info.frames,
+            info.rotation,
+            float(info.fps),
+            info.variable_rate,
         )
 
 

@@ -17,9 +17,13 @@ import numpy as np
 from av.error import FFmpegError
 
 from stmeta._errors import DataError
+from stmeta.data.decode.sequence import Clock, in_order
 from stmeta.data.encode import CODECS, EncodeOptions, Encoder
 from stmeta.data.probe import VideoInfo, probe
 from stmeta.data.video_file import open_video, video_stream
+
+# Their index has the times of showing; in others a key frame may be found, or missed, by any time.
+_SEEKABLE = ("mp4", "matroska")
 
 
 def transcode(
@@ -99,20 +103,15 @@ def _timed_frames(
 ) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     """Every frame in display order with its time in seconds, from 0; raises where data is lost."""
     count = damaged = 0
-    start, last = None, Fraction(-1)
     step = 1 / Fraction(info.fps).limit_denominator(100_000)
     try:
         with open_video(video) as container:
-            for frame in container.decode(video_stream(container)):
+            stream = video_stream(container)
+            clock = Clock(container, stream)
+            for frame in in_order(container.demux(stream)):
                 damaged += frame.is_corrupt
-                time = count * step
-                # The time stamps of packed MPEG-4 are wrong; the order of decoding is right.
-                if info.variable_rate and frame.pts is not None:
-                    time = frame.pts * (frame.time_base or Fraction(0))
-                    start = time if start is None else start
-                    time -= start
-                time = max(time, last)
-                count, last = count + 1, time
+                time = clock(frame) * clock.time_base if info.variable_rate else count * step
+                count += 1
                 yield time, frame
     except (FFmpegError, OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -134,6 +133,10 @@ def _frames_from(
             f"the video ends after {info.duration_seconds:.1f} s, before the clip begins "
             f"({start_seconds:g} s)"
         )
+    if info.container not in _SEEKABLE:
+        for time, frame in _timed_frames(video, info):
+            yield time - Fraction(start_seconds), frame
+        return
     try:
         with open_video(video) as container:
             stream = video_stream(container)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import av
@@ -12,6 +12,7 @@ import numpy as np
 from av.error import FFmpegError
 
 from stmeta._errors import DataError
+from stmeta.data.decode.sequence import in_order
 from stmeta.data.probe import VideoInfo, probe
 from stmeta.data.tarscan import SampleInfo
 from stmeta.data.video_file import open_video, video_stream
@@ -98,26 +99,22 @@ def decode_fault(video: bytes, info: VideoInfo) -> str:
         video: the file's content.
         info: what `probe` says about it.
     """
-    count = packets = hollow = damaged = zeros = 0
-    first = -1
+    count = damaged = zeros = 0
+    hollow: list[int] = []
     stopped = ""
     try:
         with open_video(video) as container:
             stream = video_stream(container)
             stream.codec_context.options = {"err_detect": "explode"}
-            for packet in container.demux(stream):
-                if packet.size and not any(bytes(packet)):
-                    hollow, first = hollow + 1, packets if first < 0 else first
-                packets += packet.size > 0
-                for frame in packet.decode():
-                    assert isinstance(frame, av.VideoFrame)
-                    damaged += frame.is_corrupt
-                    zeros = zeros + 1 if _is_zero(frame) else 0
-                    count += 1
+            for frame in in_order(_watch(container.demux(stream), hollow)):
+                damaged += frame.is_corrupt
+                zeros = zeros + 1 if _is_zero(frame) else 0
+                count += 1
     except (FFmpegError, OSError, ValueError, EOFError) as error:
         stopped = getattr(error, "strerror", None) or str(error)
     if hollow:
-        return f"{hollow} of {info.frames} frames are zeros in the file, the first is {first}"
+        count = len(hollow)
+        return f"{count} of {info.frames} frames are zeros in the file, the first is {hollow[0]}"
     if stopped:
         return f"decoding stops after {count} of {info.frames} frames: {stopped}"
     if count != info.frames:
@@ -127,6 +124,16 @@ def decode_fault(video: bytes, info: VideoInfo) -> str:
     if 0 < zeros < count:
         return f"the last {zeros} of {count} pictures are zeros (not black)"
     return ""
+
+
+def _watch(packets: Iterable[av.Packet], hollow: list[int]) -> Iterator[av.Packet]:
+    """Hand packets on, and note the numbers of those that are all zeros."""
+    number = 0
+    for packet in packets:
+        if packet.size and not any(bytes(packet)):
+            hollow.append(number)
+        number += packet.size > 0
+        yield packet
 
 
 def _read(job: VideoJob) -> bytes:

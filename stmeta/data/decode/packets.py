@@ -1,4 +1,7 @@
-"""Where the packets of a video lie in its file: listed once, a clip needs only its own."""
+"""Where the packets of a video lie in its file: listed once, a clip needs only its own.
+
+A list is made only where it gives the frames that a decode from the start gives (see `evidence`).
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from stmeta._errors import DataError
+from stmeta.data.decode.evidence import Doubt, Evidence, reorder_depth
+from stmeta.data.decode.sequence import read_sequence
 from stmeta.data.decode.spare import spare_test
 from stmeta.data.video_file import open_video, reasons, video_stream
-
-# Their packets need nothing from the container but its "extradata". Others (MPEG-4 in AVI with its
-# per-encoder work-arounds, ...) are decoded through the container, from the start.
-_PLAIN_CODECS = {"h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "mjpeg"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,8 @@ class PacketList:
     codec: str
     extradata: bytes | None
     time_base: float
+    delay: int
+    """Frames that the decoder holds back at most, to give them in order."""
     pts: np.ndarray
     """int64 [P], in units of `time_base` seconds."""
     offset: np.ndarray
@@ -41,6 +44,11 @@ class PacketList:
         return len(self.shown)
 
     @property
+    def plain(self) -> bool:
+        """Whether each packet shows one frame: who counts packets then counts frames."""
+        return len(self.shown) == len(self.pts)
+
+    @property
     def nbytes(self) -> int:
         """Memory that the list takes."""
         arrays = (self.pts, self.offset, self.size, self.key, self.spare, self.shown)
@@ -56,11 +64,10 @@ class PacketList:
         keys = np.flatnonzero(self.key)  # hidden ones too: an edit list may hide where a cut starts
         keys = keys[np.argsort(self.pts[keys])]
         wanted = self.shown[indices]
-        group = np.searchsorted(self.pts[keys], self.pts[wanted], side="right") - 1
-        if len(group) and group.min() < 0:
-            raise DataError(f"frame {int(indices[group.argmin()])} has no key frame before it")
+        # What is shown before the first key frame, a decoder makes from the start of the file.
+        group = np.searchsorted(self.pts[keys], self.pts[wanted], side="right")
         runs: list[tuple[int, int]] = []
-        previous, firsts = -2, keys.tolist()
+        previous, firsts = -2, [0, *keys.tolist()]
         for number, packet in zip(group.tolist(), wanted.tolist(), strict=True):
             if runs and (number <= previous + 1 or firsts[number] <= runs[-1][1]):
                 runs[-1] = (runs[-1][0], max(runs[-1][1], packet))
@@ -84,23 +91,57 @@ class PacketList:
         return begin, max(int((self.offset[part] + self.size[part]).max()) for part in parts)
 
 
+@dataclass(frozen=True, slots=True)
+class WholeFile:
+    """The frames of a video whose packets are of no use alone: it is decoded from its start."""
+
+    frames: int
+    fps: float
+    times: np.ndarray | None = None
+    """float64 [frames], seconds after the first frame; None = the rate is constant."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+        return 128 + (0 if self.times is None else self.times.nbytes)
+
+    def seconds(self, indices: np.ndarray) -> np.ndarray:
+        """Times of frames after the first one, float64."""
+        return indices / self.fps if self.times is None else self.times[indices]
+
+
+def read_times(video: bytes) -> np.ndarray:
+    """Decode a video to learn when its frames are: seconds after the first one, float64 [F].
+
+    Raises:
+        DataError: the bytes are not a video, or damaged.
+    """
+    with reasons(), open_video(video) as container:
+        stream = video_stream(container)
+        found, stopped = read_sequence(container, stream)
+        if stopped is not None:
+            raise stopped
+        if len(found.ticks) == 0:
+            raise DataError("no frame of the video can be decoded")
+        return found.ticks * float(stream.time_base or 1)
+
+
 def read_packets(video: bytes) -> PacketList | None:
-    """List the packets of a video without decoding it.
+    """List the packets of a video; it is decoded only where they leave a doubt.
 
     Returns:
-        None where packets cannot be decoded outside their container, or bear no times; `decode`
-        then goes through the whole container.
+        None where packets cannot be decoded outside their container, or do not tell which frames
+        are shown and when; `decode` then goes through the whole container.
 
     Raises:
         DataError: the bytes are not a video.
     """
     with reasons(), open_video(video) as container:
         stream = video_stream(container)
-        codec = stream.codec_context
-        if codec.name not in _PLAIN_CODECS or stream.time_base is None:
+        codec, evidence = stream.codec_context, Evidence(container, stream)
+        if evidence.hopeless or stream.time_base is None:
             return None
-        rows = []
-        spares = spare_test(codec.name, codec.extradata)
+        rows, spares = [], spare_test(codec.name, codec.extradata)
         for packet in container.demux(stream):
             if packet.size == 0:
                 continue
@@ -111,23 +152,40 @@ def read_packets(video: bytes) -> PacketList | None:
             offset = video.find(content, packet.pos, packet.pos + packet.size + 64)
             if offset < 0:
                 return None
-            key, hidden = packet.is_keyframe, packet.is_discard
-            rows.append((packet.pts, offset, packet.size, key, spares(content), hidden))
+            evidence.add(packet, content)
+            rows.append((packet.pts, offset, packet.size, spares(content)))
         if not rows:
             raise DataError("the video stream has no frames")
-        pts, offset, size, key, spare, hidden = (np.array(x) for x in zip(*rows, strict=True))
-        order = np.argsort(pts, kind="stable")
-        shown = order[~hidden[order]].astype(np.int32)
-        if len(np.unique(pts)) < len(pts) or len(shown) == 0:
+        pts, offset, size, spare = (np.array(column) for column in zip(*rows, strict=True))
+        shown = _shown(video, evidence, pts)
+        if shown is None or len(shown) == 0:
             return None
         return PacketList(
             codec.name,
             codec.extradata,
             float(stream.time_base),
+            max(evidence.delay, reorder_depth(pts)),
             pts,
             offset,
             size.astype(np.int32),
-            key,
+            np.array(evidence.key),
             spare,
-            shown,
+            shown.astype(np.int32),
         )
+
+
+def _shown(video: bytes, evidence: Evidence, pts: np.ndarray) -> np.ndarray | None:
+    """The packet of each frame, in order; None = some frames are not of one packet."""
+    doubt = evidence.doubt()
+    order = np.argsort(pts, kind="stable")
+    if doubt == Doubt():
+        return order[np.array(evidence.shown)[order]]
+    if not doubt.settled:
+        return None
+    with open_video(video) as container:
+        found, stopped = read_sequence(container, video_stream(container))
+    if stopped is not None or None in found.pts:
+        return None
+    times = np.array(found.pts, np.int64)
+    same = np.isin(pts[order], times)
+    return order[same] if np.array_equal(pts[order][same], times) else None

@@ -18,17 +18,20 @@ from av.video.codeccontext import VideoCodecContext
 
 from stmeta._errors import DataError
 from stmeta.data.decode import yuv
-from stmeta.data.decode.packets import PacketList, read_packets
+from stmeta.data.decode.packets import PacketList, WholeFile, read_packets, read_times
+from stmeta.data.decode.sequence import in_order
 from stmeta.data.video_file import open_video, reasons, video_stream
 
 __all__ = [
     "Frames",
     "PacketList",
+    "WholeFile",
     "YuvFrames",
     "decode",
     "decode_yuv",
     "raw_frames",
     "read_packets",
+    "read_times",
 ]
 
 _SKIPPING = {"h264", "hevc", "vp8", "vp9"}  # honour `skip_frame` from one packet to the next
@@ -62,7 +65,7 @@ def decode(
     video: bytes,
     indices: np.ndarray,
     *,
-    packets: PacketList | None = None,
+    packets: PacketList | WholeFile | None = None,
     first_byte: int = 0,
     rotation: int = 0,
     fps: float = 25.0,
@@ -72,10 +75,11 @@ def decode(
     Args:
         video: the file, or with `packets` the part of it that starts at `first_byte`.
         indices: int [F], ascending, without repeats.
-        packets: what `read_packets` returned; None = read the container from its start.
+        packets: what `read_packets` returned; None = read the container from its start, and so
+            with a `WholeFile`, which knows the times of frames.
         first_byte: position of `video[0]` in the file.
         rotation: clockwise degrees to turn each frame by: 0, 90, 180 or 270.
-        fps: gives the times of frames that bear none.
+        fps: gives the times where `packets` is None.
 
     Raises:
         DataError: a frame is missing or damaged; the message is the reason alone.
@@ -94,7 +98,7 @@ def decode_yuv(
     video: bytes,
     indices: np.ndarray,
     *,
-    packets: PacketList | None = None,
+    packets: PacketList | WholeFile | None = None,
     first_byte: int = 0,
     rotation: int = 0,
     fps: float = 25.0,
@@ -132,15 +136,15 @@ def decode_yuv(
 
 
 def raw_frames(
-    video: bytes, indices: np.ndarray, packets: PacketList | None, first_byte: int
+    video: bytes, indices: np.ndarray, packets: PacketList | WholeFile | None, first_byte: int
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield (place in `indices`, frame) as FFmpeg gives them: unchecked, and maybe not all."""
-    if packets is None:
+    if not isinstance(packets, PacketList):
         return _from_container(video, indices)
     return _from_packets(video, indices, packets, first_byte)
 
 
-def _seconds(indices: np.ndarray, packets: PacketList | None, fps: float) -> np.ndarray:
+def _seconds(indices: np.ndarray, packets: PacketList | WholeFile | None, fps: float) -> np.ndarray:
     return indices / fps if packets is None else packets.seconds(indices)
 
 
@@ -151,7 +155,7 @@ def _upright(video: np.ndarray, rotation: int) -> np.ndarray:
 
 
 def _wanted(
-    video: bytes, indices: np.ndarray, packets: PacketList | None, first_byte: int
+    video: bytes, indices: np.ndarray, packets: PacketList | WholeFile | None, first_byte: int
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield (place in `indices`, frame) for each of them, all sound."""
     if packets is not None and len(indices) and int(indices[-1]) >= packets.frames:
@@ -177,6 +181,8 @@ def _from_packets(
     codec.thread_type, codec.thread_count = "NONE", 1
     if packets.extradata:
         codec.extradata = packets.extradata
+    if packets.delay:  # headers need not tell, and a decoder that starts anew has seen nothing yet
+        codec.reorder_depth = packets.delay
     # Frames that are not asked for and that no other frame needs do not reach the decoder; where
     # packets do not tell, it skips them.
     skipping, skips = packets.codec in _SKIPPING and not packets.spare.any(), ""
@@ -202,7 +208,8 @@ def _from_container(video: bytes, indices: np.ndarray) -> Iterator[tuple[int, av
     """Yield (place in `indices`, frame), counting frames from the start of the file."""
     places = dict(zip(indices.tolist(), range(len(indices)), strict=True))
     with open_video(video) as container:
-        for number, frame in enumerate(container.decode(video_stream(container))):
+        packets = container.demux(video_stream(container))
+        for number, frame in enumerate(in_order(packets)):
             if number in places:
                 yield places[number], frame
                 if places[number] == len(indices) - 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stmeta.data.storage import Root
 
 _Frames = TypeVar("_Frames")
+Listing: TypeAlias = pyav.PacketList | pyav.WholeFile
 _PACKETS_MIB = 64  # for lists of packets: about 25 bytes a frame
 
 
@@ -31,6 +32,7 @@ class VideoPlace(NamedTuple):
         frames: that it should have.
         rotation: clockwise degrees to turn each frame by.
         fps: gives the times of frames that bear none.
+        variable_rate: whether `fps` does not give the times of frames.
     """
 
     shard: str
@@ -39,6 +41,7 @@ class VideoPlace(NamedTuple):
     frames: int
     rotation: int
     fps: float
+    variable_rate: bool = False
 
 
 class Encoded(NamedTuple):
@@ -116,15 +119,21 @@ class SampleDecoder:
         decode = functools.partial(pyav.decode_yuv, accept=accept)
         return self._decode(decode, sample, place, indices, times)
 
-    def encoded(self, sample: int, place: VideoPlace, indices: np.ndarray, times: Times) -> Encoded:
+    def encoded(
+        self, sample: int, place: VideoPlace, indices: np.ndarray, times: Times
+    ) -> Encoded | None:
         """Return a file that has some frames of a sample, the packets of the sample counted.
+
+        Returns:
+            None where the file's packets are not its frames: who decodes it by their numbers would
+            give others.
 
         Raises:
             DataError: the file is damaged; the message is the reason alone.
         """
         video, packets = self._file(sample, place, times)
-        if packets is None:
-            return Encoded(video, indices, indices / place.fps)
+        if not isinstance(packets, pyav.PacketList) or not packets.plain:
+            return None
         with times.measure("decode"):
             file, places = cut.without_spare(video, packets, indices)
         return Encoded(file, places, packets.seconds(indices))
@@ -132,19 +141,19 @@ class SampleDecoder:
     def seconds(self, sample: int, place: VideoPlace, times: Times) -> np.ndarray:
         """Times of all frames of a sample after its first one, float64; see `encoded`."""
         _, packets = self._file(sample, place, times)
-        every = np.arange(place.frames)
-        return every / place.fps if packets is None else packets.seconds(every)
+        return packets.seconds(np.arange(place.frames))
 
     def close(self) -> None:
         """See `FrameSource`."""
 
-    def _file(
-        self, sample: int, place: VideoPlace, times: Times
-    ) -> tuple[bytes, pyav.PacketList | None]:
-        with times.measure("read"):
-            video = self._folder.read(place.shard, place.offset, place.size, times)
+    def _file(self, sample: int, place: VideoPlace, times: Times) -> tuple[bytes, Listing]:
+        video = self._read(place, 0, place.size, times)
         with times.measure("decode"):
             return video, self._packets.get(sample) or self._list(sample, place, video)
+
+    def _read(self, place: VideoPlace, begin: int, end: int, times: Times) -> bytes:
+        with times.measure("read"):
+            return self._folder.read(place.shard, place.offset + begin, end - begin, times)
 
     def _decode(
         self,
@@ -155,24 +164,35 @@ class SampleDecoder:
         times: Times,
     ) -> _Frames:
         packets = self._packets.get(sample)
-        begin, end = packets.byte_range(indices) if packets else (0, place.size)
-        with times.measure("read"):
-            video = self._folder.read(place.shard, place.offset + begin, end - begin, times)
+        listed = isinstance(packets, pyav.PacketList)
+        begin, end = packets.byte_range(indices) if listed else (0, place.size)
+        video = self._read(place, begin, end, times)
         with times.measure("decode"):
             packets = packets or self._list(sample, place, video)
-            return decode(
-                video,
-                indices,
-                packets=packets,
-                first_byte=begin,
-                rotation=place.rotation,
-                fps=place.fps,
-            )
+            decode = functools.partial(decode, rotation=place.rotation)
+            if not isinstance(packets, pyav.PacketList):
+                return decode(video, indices, packets=packets)
+            try:
+                return decode(video, indices, packets=packets, first_byte=begin)
+            except DataError as error:
+                reason = error
+        # A decoder that started later than the file may miss what one from the start has.
+        whole = pyav.WholeFile(
+            packets.frames, place.fps, packets.seconds(np.arange(packets.frames))
+        )
+        video = self._read(place, 0, place.size, times)
+        with times.measure("decode"):
+            try:
+                return decode(video, indices, packets=whole)
+            except DataError:
+                raise reason from None
 
-    def _list(self, sample: int, place: VideoPlace, video: bytes) -> pyav.PacketList | None:
+    def _list(self, sample: int, place: VideoPlace, video: bytes) -> Listing:
         packets = pyav.read_packets(video)
         if packets is None:
-            return None
+            seconds = pyav.read_times(video) if place.variable_rate else None
+            frames = place.frames if seconds is None else len(seconds)
+            packets = pyav.WholeFile(frames, place.fps, seconds)
         if packets.frames != place.frames:
             raise DataError(f"the index says {place.frames} frames, the file has {packets.frames}")
         if self._packets.get(sample) is None and self._packets.reserve(packets.nbytes):

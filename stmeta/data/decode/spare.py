@@ -6,9 +6,10 @@ not tell: MP4 has no flag for it that FFmpeg passes on, so the stream itself is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 _SLICES = (1, 2, 5)  # of ITU-T H.264, table 7-1: slices that open a picture
+_HEAD = 64  # bytes of a unit that are looked at
 
 
 def spare_test(codec: str, extradata: bytes | None) -> Callable[[bytes], bool]:
@@ -23,33 +24,41 @@ def spare_test(codec: str, extradata: bytes | None) -> Callable[[bytes], bool]:
     """
     if codec != "h264" or not extradata:
         return lambda packet: False
-    if extradata[0] == 1 and len(extradata) > 4:  # avcC: each unit follows its length
-        width = (extradata[4] & 3) + 1
-        return lambda packet: _reference(_first_slice_after_lengths(packet, width)) == 0
-    return lambda packet: _reference(_first_slice_after_start_codes(packet)) == 0
+    units = nal_units(extradata, 4, 1)
+    return lambda packet: _reference(units(packet)) == 0
 
 
-def _reference(header: int | None) -> int:
-    """`nal_ref_idc` of a unit's first byte; 3 where there is none."""
-    return 3 if header is None else header >> 5 & 3
+def nal_units(
+    extradata: bytes | None, place: int, header: int
+) -> Callable[[bytes], Iterator[bytes]]:
+    """A function that yields the first bytes of each unit of a packet of H.264 or HEVC.
+
+    Args:
+        extradata: of the stream; its first byte is 1 where each unit follows its length.
+        place: byte of `extradata` that holds the bytes of a length, less 1.
+        header: bytes of a unit's header.
+    """
+    if extradata and extradata[0] == 1 and len(extradata) > place:
+        width = (extradata[place] & 3) + 1
+        return lambda packet: _after_lengths(packet, width)
+    return lambda packet: _after_start_codes(packet, header)
 
 
-def _first_slice_after_lengths(packet: bytes, width: int) -> int | None:
+def _reference(units: Iterator[bytes]) -> int:
+    """`nal_ref_idc` of the first slice; 3 where there is none."""
+    return next((unit[0] >> 5 & 3 for unit in units if unit[0] & 31 in _SLICES), 3)
+
+
+def _after_lengths(packet: bytes, width: int) -> Iterator[bytes]:
     place = 0
     while place + width < len(packet):
         size = int.from_bytes(packet[place : place + width], "big")
-        header = packet[place + width]
-        if header & 31 in _SLICES:
-            return header
+        yield packet[place + width : place + width + _HEAD]
         place += width + size
-    return None
 
 
-def _first_slice_after_start_codes(packet: bytes) -> int | None:
+def _after_start_codes(packet: bytes, header: int) -> Iterator[bytes]:
     place = packet.find(b"\0\0\1")
-    while 0 <= place < len(packet) - 3:
-        header = packet[place + 3]
-        if header & 31 in _SLICES:
-            return header
+    while 0 <= place < len(packet) - 2 - header:
+        yield packet[place + 3 : place + 3 + _HEAD]
         place = packet.find(b"\0\0\1", place + 3)
-    return None
