@@ -76,7 +76,7 @@ def extensions() -> list[CppExtension]:
         note(f"left out the CUDA kernels: {left_out}")
         archs, kind = "", CppExtension
     else:
-        archs = os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHS)
+        archs = os.environ["TORCH_CUDA_ARCH_LIST"] = os.environ.get("TORCH_CUDA_ARCH_LIST") or ARCHS
         kind, sources, flags = CUDAExtension, sources + cuda, [*flags, "-DUSE_CUDA"]
     flags.append(f'-DSTMETA_CUDA_ARCHS="{archs}"')
     note(f"building stmeta._C: {', '.join(sources)}" + (f" for CUDA {archs}" if archs else ""))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from stmeta._errors import BackendUnavailableError
+from stmeta.ops._device import why_not_on_gpu
 from stmeta.ops._register import INTERPRET, functions, missing, orders, overloads
 from stmeta.ops._torch_private import transform
 
@@ -57,7 +58,7 @@ def resolve(op: str, tensor: Tensor, requested: str = "auto") -> str:
     """
     _check_name(requested)
     name = _scope[0] if requested == "auto" else requested
-    device, within = tensor.device.type, transform()
+    device, within = tensor.device, transform()
     if name != "auto":
         reason = _why_not(op, name, device, tensor.dtype)
         if within and name != "eager":
@@ -67,7 +68,7 @@ def resolve(op: str, tensor: Tensor, requested: str = "auto") -> str:
         return name
     if within:  # every step of eager has rules for it
         return "eager"
-    for candidate in orders[op].get(device, ()):
+    for candidate in orders[op].get(device.type, ()):
         if not _why_not(op, candidate, device, tensor.dtype):
             return candidate
     return "eager"
@@ -78,12 +79,14 @@ def _check_name(name: str) -> None:
         raise ValueError(f"stmeta: backend must be one of {('auto', *BACKENDS)}, got {name!r}")
 
 
-def _why_not(op: str, name: str, device: str, dtype: torch.dtype = torch.float32) -> str:
+def _why_not(op: str, name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
     if name == "eager" or missing[op][name]:
         return missing[op][name]
-    if device not in _DEVICES[name]:
+    if device.type not in _DEVICES[name]:
         hint = " (TRITON_INTERPRET=1 runs it on the CPU, slowly)" if name == "triton" else ""
-        return f"it takes tensors on {_DEVICES[name][0]}, got one on {device}{hint}"
+        return f"it takes tensors on {_DEVICES[name][0]}, got one on {device.type}{hint}"
+    if device.type == "cuda" and (reason := why_not_on_gpu(name, device.index)):
+        return reason
     if dtype == torch.float64:
         return "it computes in fp32 and the input is float64; pass backend='eager'"
     return ""
@@ -112,8 +115,11 @@ def availability(op: str) -> dict[str, str]:
     """Backend -> why it can run nothing on this machine; "" where it can."""
     cells = dict(missing[op])
     for name in BACKENDS[1:]:
-        if "cpu" not in _DEVICES[name] and not torch.cuda.is_available():
+        if "cpu" in _DEVICES[name]:
+            continue
+        if not torch.cuda.is_available():
             cells[name] = "needs a CUDA device"
+        cells[name] = cells[name] or why_not_on_gpu(name, None)
     return cells
 
 
@@ -122,7 +128,7 @@ def explain() -> str:
     lines = [f"scope: {_scope[0]}"]
     for op, order_of in orders.items():
         for device, order in order_of.items():
-            reasons = {name: _why_not(op, name, device) for name in order}
+            reasons = {name: _why_not(op, name, torch.device(device)) for name in order}
             chosen = next(name for name in order if not reasons[name])
             skipped = "; ".join(f"{name}: {why}" for name, why in reasons.items() if why)
             lines.append(f"{op} on {device}: {chosen}" + (f" ({skipped})" if skipped else ""))

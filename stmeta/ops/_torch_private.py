@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,3 +39,12 @@ def unwrapped(tensor: torch.Tensor) -> torch.Tensor:
     while _functorch.is_functorch_wrapped_tensor(tensor):
         tensor = _functorch.get_unwrapped(tensor)
     return tensor
+
+
+def constant_when_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Have torch.compile call a function while it traces, and take the result for a constant.
+
+    As `torch.compiler.assume_constant_result`, which imports the compiler, and Triton with it.
+    """
+    function._dynamo_marked_constant = True  # pyright: ignore
+    return function
