@@ -74,10 +74,14 @@ class Shard:
                 progress=bar,
             )
         if self.json:
-            bad = [entry._asdict() for entry in report.bad]
-            print(json.dumps(dataclasses.asdict(report) | {"bad": bad}, indent=1))
+            lists = {
+                name: [entry._asdict() for entry in getattr(report, name)]
+                for name in ("bad", "remarks")
+            }
+            print(json.dumps(dataclasses.asdict(report) | lists, indent=1))
         else:
             _print_splits(report.splits, len(report.classes), report.seconds)
+            print_bad("were taken in, but", [(x.source, x.reason) for x in report.remarks])
             print_bad("could not be taken in", [(bad.source, bad.reason) for bad in report.bad])
         return 1 if report.bad else 0
 

@@ -56,9 +56,14 @@ class Verify:
                 progress=lambda name, *counts: bar(escape(f"{name}, MiB"), *counts),
             )
         if self.json:
-            bad = [entry._asdict() for entry in report.bad]
-            print(json.dumps(dataclasses.asdict(report) | {"bad": bad}, indent=1))
+            lists = {
+                name: [entry._asdict() for entry in getattr(report, name)]
+                for name in ("bad", "remarks")
+            }
+            print(json.dumps(dataclasses.asdict(report) | lists, indent=1))
             return 1 if report.bad else 0
+        for entry in report.remarks:
+            print(plain(f"{entry.shard}: {entry.key}: good, but {entry.reason}"))
         for entry in report.bad:
             print(plain(f"{entry.shard}: {entry.key or '(shard)'}: {entry.level}: {entry.reason}"))
         earlier = f" ({report.resumed} of them earlier)" if report.resumed else ""

@@ -9,7 +9,6 @@ two files are enough to go on, and the result does not depend on interruptions o
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -20,7 +19,7 @@ from typing import Any
 
 from stmeta._errors import DataError
 from stmeta.data.encode import EncodeOptions
-from stmeta.data.ingest_job import NO_ROOM, Encoded, Job, encode_part
+from stmeta.data.ingest_job import Encoded, Job, encode_part, room
 from stmeta.data.manifest import claim, fingerprint, locked
 from stmeta.data.shards import EncodedSample, KeyMaker, ShardWriter, build_index, write_classes
 from stmeta.data.sources import Bad, Part, Plan, Source, plan_sources
@@ -44,6 +43,8 @@ class IngestReport:
     """Per split: samples, shards, bytes, frames."""
     bad: list[Bad]
     """What could not be taken in, with the reason."""
+    remarks: list[Bad]
+    """What is worth knowing about videos that were taken in."""
     seconds: float
     """Time of this run."""
 
@@ -148,12 +149,12 @@ def ingest_plan(
     workers = workers or len(os.sched_getaffinity(0))
     options = dataclasses.asdict(encode) | {"copy": copy, "shard_mib": shard_mib}
     options |= made_with or {}
-    with _room(out):
+    with room(out):
         out.mkdir(parents=True, exist_ok=True)
-    with locked(out), _room(out):
+    with locked(out), room(out):
         claim(out, {"version": 1, "options": options, "plan": fingerprint(plan, parts)}, resume)
         write_classes(out, plan.classes)
-        bad, splits, keys = list(plan.bad), {}, KeyMaker()
+        bad, remarks, splits, keys = list(plan.bad), [], {}, KeyMaker()
         for split, sources in plan.splits.items():
             named = [(keys(os.path.splitext(source.path)[0]), source) for source in sources]
             wanted = [
@@ -162,23 +163,10 @@ def ingest_plan(
             ]
             job = _Split(split, out / split, wanted, plan.classes, encode, copy, shard_mib)
             bad += job.run(workers, progress)
+            remarks += job.remarks
             splits[split], more = _finish(out / split, workers)
             bad += more
-    return IngestReport(str(out), plan.classes, splits, bad, time.monotonic() - begin)
-
-
-@contextlib.contextmanager
-def _room(out: Path) -> Iterator[None]:
-    """Say what to do where a disk is full."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        raise DataError(
-            f"{error.filename or out}: {os.strerror(error.errno)}; the shards in {out} that were "
-            "finished are whole: make room, and go on with --resume"
-        ) from error
+    return IngestReport(str(out), plan.classes, splits, bad, remarks, time.monotonic() - begin)
 
 
 @dataclasses.dataclass
@@ -190,6 +178,7 @@ class _Split:
     encode: EncodeOptions
     copy: bool
     shard_mib: float
+    remarks: list[Bad] = dataclasses.field(default_factory=list)
 
     def run(self, workers: int, progress: Progress | None) -> list[Bad]:
         """Write the shards that are still missing; return the bad videos of all."""
@@ -200,6 +189,7 @@ class _Split:
         results = ordered_map(encode_part, jobs, min(workers, len(jobs)))
         for part in self._parts(zip(todo, results, strict=True)):
             fresh: list[Bad] = []
+            noted: list[Bad] = []
             writer: ShardWriter | None = None
             count = 0
             try:
@@ -210,6 +200,8 @@ class _Split:
                     else:
                         writer = writer or ShardWriter(self.folder / f"{shards:06d}.tar")
                         writer.add(self._sample(key, source, origin, result))
+                        if result.source.remark:
+                            noted.append(Bad(self.name, source.path, result.source.remark))
                     if progress:
                         progress(self.name, done + count, len(self.sources), len(bad) + len(fresh))
             except BaseException:
@@ -218,7 +210,9 @@ class _Split:
                 raise
             size = writer.close() if writer else 0
             shards, done, bad = shards + bool(writer), done + count, bad + fresh
-            self._record({"shards": shards, "size": size, "next": done, "bad": fresh})
+            self.remarks += noted
+            record = {"shards": shards, "size": size, "next": done, "bad": fresh}
+            self._record(record | {"remarks": noted})
         return bad
 
     def _parts(self, results: Iterator[Any]) -> Iterator[Iterator[Any]]:
@@ -266,6 +260,7 @@ class _Split:
                 break
             shards, done = record["shards"], record["next"]
             bad += [Bad(*entry) for entry in record["bad"]]
+            self.remarks += [Bad(*entry) for entry in record.get("remarks", [])]
             good.append(line)
         if good != lines:  # not in place: without its journal, a shard would be made again
             partial = journal.with_name(f"{JOURNAL}.tmp")

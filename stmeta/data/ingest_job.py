@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +24,20 @@ TOO_SHORT = "too short"
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 """A disk, or a user's part of it, is full."""
+
+
+@contextlib.contextmanager
+def room(out: Path) -> Iterator[None]:
+    """Say what to do where a disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise DataError(
+            f"{error.filename or out}: {os.strerror(error.errno)}; the shards in {out} that were "
+            "finished are whole: make room, and go on with --resume"
+        ) from error
 
 
 class Job(NamedTuple):

@@ -60,6 +60,16 @@ class VideoInfo(NamedTuple):
     container: str
     breaks: int = 0
 
+    @property
+    def remark(self) -> str:
+        """What is worth knowing about a video that is good all the same; "" = nothing."""
+        if not self.breaks:
+            return ""
+        return (
+            f"its times go back or leap {self.breaks} times; frames there follow each other at the "
+            "usual distance"
+        )
+
 
 def probe(video: Video) -> VideoInfo:
     """Describe a video without decoding more than one frame.

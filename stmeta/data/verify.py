@@ -74,6 +74,8 @@ class VerifyReport:
     bytes: int = 0
     """Size of the shards."""
     bad: list[BadSample] = dataclasses.field(default_factory=list)
+    remarks: list[BadSample] = dataclasses.field(default_factory=list)
+    """What is worth knowing about samples that are good."""
     stopped: bool = False
     """Whether it ended at the first bad sample."""
     seconds: float = 0.0
@@ -205,13 +207,16 @@ class _Run:
         if found.faults:
             reason = "; ".join(dict.fromkeys(reason for _, reason in found.faults))
             bad = [BadSample(job.path, job.key, found.faults[0][0], reason)]
+        noted = [BadSample(job.path, job.key, "header", found.remark)] if found.remark else []
         report.bad += bad
+        report.remarks += noted
         report.samples += bool(job.key)
         report.frames += found.frames
         if record:
             record.samples += bool(job.key)
             record.frames += found.frames
             record.bad += [list(entry[1:]) for entry in bad]
+            record.remarks += [list(entry[1:]) for entry in noted]
             if not job.key:
                 self._finish(path, self.open.pop(job.path))
         if self.progress:
@@ -237,6 +242,7 @@ class _Run:
         )
         report.bytes += self.sizes[path]
         report.bad += [BadSample(str(path), *entry) for entry in record.bad]
+        report.remarks += [BadSample(str(path), *entry) for entry in record.remarks]
         self.done[path.parent] += self.sizes[path]
 
     def save(self) -> None:

@@ -36,6 +36,8 @@ class ShardRecord:
     frames: int = 0
     bad: list[list[str]] = dataclasses.field(default_factory=list)
     """[key, level, reason] each."""
+    remarks: list[list[str]] = dataclasses.field(default_factory=list)
+    """The same, of good samples."""
 
 
 class VerifyState:

@@ -55,10 +55,12 @@ class VideoFaults(NamedTuple):
     Attributes:
         faults: (level, reason), in the order of the levels; none = good.
         frames: frames of the video; 0 = it has no readable header, or was not read.
+        remark: see `VideoInfo.remark`.
     """
 
     faults: list[tuple[str, str]]
     frames: int
+    remark: str = ""
 
 
 def check_video(job: VideoJob) -> VideoFaults:
@@ -85,7 +87,7 @@ def check_video(job: VideoJob) -> VideoFaults:
     if not faults and job.expected and job.expected.error:
         reason = f"the index lists it as bad ({job.expected.error}), but it is good; index it again"
         faults.append(("header", reason))
-    return VideoFaults(faults, info.frames if info else 0)
+    return VideoFaults(faults, info.frames if info else 0, info.remark if info else "")
 
 
 def decode_fault(video: bytes, info: VideoInfo) -> str:
