@@ -99,12 +99,17 @@ class HostEngine:
 
     def prepare(self, requests: Requests, indices: np.ndarray, out: Rooms) -> list[Item]:
         """See `Engine`."""
-        video, pts = self.reader.yuv_clip(requests[0].sample, indices)
-        with self.times.measure("augment"):
-            for request, pixels in zip(requests, out, strict=True):
-                assert pixels is not None
-                crop_resize(video, self.draw(request.draw, *video.shape[1:3]), pixels)
-                if self.alter is not None:
+        pts = np.empty(len(indices))
+        for part, (video, seconds) in self.reader.yuv_parts(requests[0].sample, indices):
+            pts[part] = seconds
+            with self.times.measure("augment"):
+                for request, pixels in zip(requests, out, strict=True):
+                    assert pixels is not None
+                    window = self.draw(request.draw, *video.shape[1:3])
+                    crop_resize(video, window, pixels[part])
+        if self.alter is not None:
+            with self.times.measure("augment"):
+                for request, pixels in zip(requests, out, strict=True):
                     self.alter(pixels, request.draw)
         return [Item(request, indices, pts_seconds=pts) for request in requests]
 

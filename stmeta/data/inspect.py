@@ -15,6 +15,7 @@ import numpy as np
 from av.error import FFmpegError
 
 from stmeta._errors import DataError
+from stmeta.data import limits
 from stmeta.data.classes import read_classes
 from stmeta.data.decode.sequence import Clock, in_order
 from stmeta.data.shards import SampleInfo, ShardIndex
@@ -194,6 +195,7 @@ def pictures(sample: Sample, count: int) -> tuple[list[Picture], str]:
     reason = ""
     try:
         with open_video(sample.video) as container:
+            limits.check_clip(len(wanted), info.width, info.height)
             stream = video_stream(container)
             clock = Clock(container, stream)
             for frame in in_order(container.demux(stream)):

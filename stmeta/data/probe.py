@@ -15,12 +15,15 @@ from typing import NamedTuple, TypeAlias
 import av
 import numpy as np
 from av.container import InputContainer
-from av.error import ArgumentError, FFmpegError, InvalidDataError
+from av.error import FFmpegError
+from av.video.codeccontext import VideoCodecContext
 
 from stmeta._errors import DataError
+from stmeta.data import limits
 from stmeta.data.decode.evidence import Doubt, Evidence
 from stmeta.data.decode.sequence import Sequence, in_order, read_sequence
-from stmeta.data.video_file import open_video, video_stream
+from stmeta.data.video_file import ENCRYPTED, is_encrypted, open_video, video_stream
+from stmeta.data.video_reasons import check_segment, why_not_decoded, why_not_read
 
 # Containers written by a recorder that may end anywhere: a cut last packet is normal there.
 _STREAMED = {"mpegts", "mpeg", "h264", "hevc", "flv"}
@@ -80,6 +83,7 @@ def probe(video: Video) -> VideoInfo:
     Raises:
         DataError: the video is empty, truncated or not a video; the message is the reason alone,
             so that the caller can put the file's name before it.
+        ValueError: a limit in the environment is no number; see `limits`.
     """
     if not isinstance(video, bytes):
         path = Path(video)
@@ -90,13 +94,13 @@ def probe(video: Video) -> VideoInfo:
         size = len(video)
     if size == 0:
         raise DataError("the file is empty (0 bytes)")
-    head = _head(video)
-    _check_segment(head, size)
+    check_segment(video)
+    limits.picture_pixels()  # a setting that is wrong is not the video's fault
     try:
         with open_video(video) as container:
             return _describe(video, container, size)
     except (FFmpegError, OSError, ValueError, EOFError) as error:
-        raise DataError(_reason(error, head)) from error
+        raise DataError(why_not_read(error, video)) from error
 
 
 def _describe(video: Video, container: InputContainer, size: int) -> VideoInfo:
@@ -145,10 +149,12 @@ def _scan(
     for packet in container.demux(stream):
         if packet.size == 0:
             continue
+        if is_encrypted(packet):
+            raise DataError(ENCRYPTED)
         # Keyframe, then flush: the frame comes out at once, whatever the reordering delay.
         if first is None and fed < 4 and packet.is_keyframe and not packet.is_discard:
             fed += 1
-            decoded = stream.codec_context.decode(packet) + stream.codec_context.decode(None)
+            decoded = _decoded_alone(stream.codec_context, packet)
             first = decoded[0] if decoded else None
             stream.codec_context.flush_buffers()
         evidence.add(packet, bytes(packet))
@@ -166,6 +172,14 @@ def _packets_shown(evidence: Evidence) -> Sequence:
     ticks = pts[order] - pts[order[0]]
     length = evidence.lengths[order[-1]] or round(float(np.median(np.diff(ticks, prepend=0))))
     return Sequence(ticks, pts[order].tolist(), np.array(evidence.key)[order], length, 0)
+
+
+def _decoded_alone(codec: VideoCodecContext, packet: av.Packet) -> list[av.VideoFrame]:
+    try:
+        return codec.decode(packet) + codec.decode(None)
+    except FFmpegError as error:
+        reason = why_not_decoded(error)
+        raise DataError(f"the first frame cannot be decoded ({codec.name}): {reason}") from error
 
 
 def _frames_shown(video: Video, packets: int) -> Sequence:
@@ -205,40 +219,3 @@ def _rate(
             if off <= max(1.5 * tick, 0.25 / rate):
                 return rate, False
     return mean, True
-
-
-def _head(video: Video) -> bytes:
-    if isinstance(video, bytes):
-        return video[:4096]
-    with open(video, "rb") as file:
-        return file.read(4096)
-
-
-def _check_segment(head: bytes, size: int) -> None:
-    """Raise where a Matroska segment declares more bytes than the file has (RFC 9559)."""
-    if head[:4] != b"\x1a\x45\xdf\xa3":
-        return
-    start = head.find(b"\x18\x53\x80\x67")
-    if start < 0 or start + 5 > len(head) or head[start + 4] == 0:
-        return
-    length = 9 - head[start + 4].bit_length()
-    raw = int.from_bytes(head[start + 4 : start + 4 + length], "big")
-    value = raw & ((1 << 7 * length) - 1)
-    if value == (1 << 7 * length) - 1:  # written live: the length is not known
-        return
-    end = start + 4 + length + value
-    if end > size:
-        raise DataError(f"truncated: {size} of {end} bytes are there")
-
-
-def _reason(error: Exception, head: bytes) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    if head[4:8] == b"ftyp":
-        return "the MP4 has no usable index (moov box): truncated, or not finished when written"
-    if isinstance(error, InvalidDataError) and not head.strip(b"\0"):
-        return "not a video: the file starts with zeros"
-    if isinstance(error, ArgumentError):
-        return "not a video: text, pictures and playlists are not read"
-    if isinstance(error, InvalidDataError):
-        return "not a video, or damaged at its start: no known container or no readable header"
-    return f"cannot be read: {text}"

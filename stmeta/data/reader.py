@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from stmeta._errors import DataError
+from stmeta.data import limits
 from stmeta.data.decode import pyav
 from stmeta.data.decode.sample import Encoded, FrameSource, SampleDecoder, VideoPlace
 from stmeta.data.decode.yuv import YuvVideo
@@ -123,6 +125,19 @@ class ClipReader:
             return _select(frames, places)
         return YuvClip(frames.video[places], frames.pts_seconds[places])
 
+    def yuv_parts(self, sample: int, indices: np.ndarray) -> Iterator[tuple[slice, Clip | YuvClip]]:
+        """A clip in parts that are small in memory, one for most videos; see `yuv_clip`.
+
+        Yields:
+            Where the part is in the clip, and the part.
+        """
+        info = self.row(sample)
+        step = limits.frames_at_once(info.width, info.height)
+        limits.check_clip(len(_distinct(indices)), info.width, info.height)
+        for begin in range(0, len(indices), step):
+            part = slice(begin, begin + step)
+            yield part, self.yuv_clip(sample, indices[part])
+
     def _kept(self, sample: int, indices: np.ndarray) -> Clip | Missing:
         """A clip from memory, or from frames that are kept from now on; else what to decode."""
         found = self.look_up(sample, indices)
@@ -202,7 +217,8 @@ class ClipReader:
         Raises:
             DataError: the file is damaged; the message is the reason alone.
         """
-        place = self._place(missing.sample)
+        info, place = self.row(missing.sample), self._place(missing.sample)
+        limits.check_clip(len(missing.frames), info.width, info.height)
         return self.files.encoded(missing.sample, place, missing.frames, self.times)
 
     def check(self, sample: int) -> None:
@@ -214,6 +230,8 @@ class ClipReader:
         self.files.seconds(sample, self._place(sample), self.times)
 
     def _decode(self, sample: int, indices: np.ndarray) -> pyav.Frames:
+        info = self.row(sample)
+        limits.check_clip(len(indices), info.width, info.height)
         return self.source.decode(sample, self._place(sample), indices, self.times)
 
     def _place(self, sample: int) -> VideoPlace:

@@ -107,7 +107,7 @@ def decode_fault(video: bytes, info: VideoInfo) -> str:
     try:
         with open_video(video) as container:
             stream = video_stream(container)
-            stream.codec_context.options = {"err_detect": "explode"}
+            stream.codec_context.options |= {"err_detect": "explode"}
             for frame in in_order(_watch(container.demux(stream), hollow)):
                 damaged += frame.is_corrupt
                 zeros = zeros + 1 if _is_zero(frame) else 0

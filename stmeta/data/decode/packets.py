@@ -13,7 +13,7 @@ from stmeta._errors import DataError
 from stmeta.data.decode.evidence import Doubt, Evidence, reorder_depth
 from stmeta.data.decode.sequence import read_sequence
 from stmeta.data.decode.spare import spare_test
-from stmeta.data.video_file import open_video, reasons, video_stream
+from stmeta.data.video_file import ENCRYPTED, is_encrypted, open_video, reasons, video_stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +145,8 @@ def read_packets(video: bytes) -> PacketList | None:
         for packet in container.demux(stream):
             if packet.size == 0:
                 continue
+            if is_encrypted(packet):
+                raise DataError(ENCRYPTED)
             if packet.pos is None or packet.pts is None or next(packet.iter_sidedata(), None):
                 return None
             # The position is that of the block; its header is a few bytes long.

@@ -17,10 +17,11 @@ import numpy as np
 from av.video.codeccontext import VideoCodecContext
 
 from stmeta._errors import DataError
+from stmeta.data import limits
 from stmeta.data.decode import yuv
 from stmeta.data.decode.packets import PacketList, WholeFile, read_packets, read_times
 from stmeta.data.decode.sequence import in_order
-from stmeta.data.video_file import open_video, reasons, video_stream
+from stmeta.data.video_file import bound, open_video, reasons, video_stream
 
 __all__ = [
     "Frames",
@@ -162,6 +163,8 @@ def _wanted(
         raise DataError(f"frame {int(indices[-1])} is past the end, {packets.frames} frames")
     count = 0
     for place, frame in raw_frames(video, indices, packets, first_byte):
+        if count == 0:
+            limits.check_clip(len(indices), frame.width, frame.height)
         if frame.is_corrupt:
             raise DataError(f"frame {int(indices[place])} is damaged")
         yield place, frame
@@ -178,7 +181,7 @@ def _from_packets(
     places = dict(zip(wanted, range(len(wanted)), strict=True))
     codec = av.CodecContext.create(packets.codec, "r")
     assert isinstance(codec, VideoCodecContext)
-    codec.thread_type, codec.thread_count = "NONE", 1
+    bound(codec)
     if packets.extradata:
         codec.extradata = packets.extradata
     if packets.delay:  # headers need not tell, and a decoder that starts anew has seen nothing yet
