@@ -74,6 +74,11 @@ def check_float(op: str, name: str, tensor: Tensor) -> None:
         )
 
 
+def single_or(dtype: torch.dtype, tensor: Tensor | None) -> Tensor | None:
+    """The tensor, in fp32 unless it is in `dtype`: what kernels take beside rows in `dtype`."""
+    return tensor if tensor is None or tensor.dtype == dtype else tensor.float()
+
+
 def same_dtype(op: str, subject: str, *tensors: Tensor) -> tuple[Tensor, ...]:
     """All tensors in the dtype of the first one, `subject`: memory ops have one dtype."""
     dtype = tensors[0].dtype
@@ -100,9 +105,37 @@ def bounds(integers: Tensor) -> tuple[int, int]:
 
     That is on a GPU, while tracing, and where there are none.
     """
-    if not torch.compiler.is_compiling():
-        integers = unwrapped(integers)
-        if type(integers) is Tensor and integers.device.type == "cpu" and integers.numel():
-            low, high = torch.aminmax(integers)
-            return int(low), int(high)
-    return 0, -1
+    seen = visible(integers)
+    if seen is None:
+        return 0, -1
+    low, high = torch.aminmax(seen)
+    return int(low), int(high)
+
+
+def repeats(ids: Tensor, count: int, *, complete: bool = False) -> bool:
+    """Whether a row of `ids` [B, K] has one of the values below `count` twice.
+
+    With `complete`, also whether a row lacks one. False where a look is impossible or would wait.
+    """
+    seen = visible(ids)
+    if seen is None:
+        return False
+    found = torch.zeros(seen.shape[0], count + 1, dtype=torch.bool)
+    found.scatter_(1, seen.clamp(max=count), True)
+    different = int(found[:, :count].sum())
+    wanted = seen.shape[0] * count
+    return different < int((seen < count).sum()) or (complete and different < wanted)
+
+
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether a gradient of any of them will be asked for."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
+def visible(integers: Tensor) -> Tensor | None:
+    """The tensor, if it has values that can be looked at here and now: not on a GPU."""
+    if torch.compiler.is_compiling():
+        return None
+    integers = unwrapped(integers)
+    plain = type(integers) is Tensor and integers.device.type == "cpu"
+    return integers if plain and integers.numel() else None

@@ -7,7 +7,7 @@ and plain eager. A backend that is named never falls back: it runs, or raises.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stmeta._errors import BackendUnavailableError
 from stmeta.ops._device import why_not_on_gpu
+from stmeta.ops._limits import exceeded
 from stmeta.ops._register import INTERPRET, functions, missing, orders, overloads
 from stmeta.ops._torch_private import transform
 
@@ -49,8 +50,22 @@ def backend(name: str) -> Iterator[None]:
         _scope[0] = previous
 
 
-def resolve(op: str, tensor: Tensor, requested: str = "auto") -> str:
+def resolve(
+    op: str,
+    tensor: Tensor,
+    requested: str = "auto",
+    sizes: Mapping[str, int] | None = None,
+    dtype: torch.dtype | None = None,
+) -> str:
     """Name of the backend that runs `op` on `tensor`.
+
+    Args:
+        op: name of the op.
+        tensor: one of its arguments, on the device of the call.
+        requested: a backend, or "auto".
+        sizes: by their letters, as the limits of the op's kernels (`_limits.LIMITS`) name them;
+            None = those of a call within the limits.
+        dtype: that it computes in; None = that of `tensor`.
 
     Raises:
         ValueError: there is no such backend.
@@ -58,9 +73,9 @@ def resolve(op: str, tensor: Tensor, requested: str = "auto") -> str:
     """
     _check_name(requested)
     name = _scope[0] if requested == "auto" else requested
-    device, within = tensor.device, transform()
+    device, dtype, within = tensor.device, dtype or tensor.dtype, transform()
     if name != "auto":
-        reason = _why_not(op, name, device, tensor.dtype)
+        reason = _why_not(op, name, device, dtype, sizes)
         if within and name != "eager":
             reason = f"it has no rule for {within}; pass backend='eager'"
         if reason:
@@ -69,7 +84,7 @@ def resolve(op: str, tensor: Tensor, requested: str = "auto") -> str:
     if within:  # every step of eager has rules for it
         return "eager"
     for candidate in orders[op].get(device.type, ()):
-        if not _why_not(op, candidate, device, tensor.dtype):
+        if not _why_not(op, candidate, device, dtype, sizes):
             return candidate
     return "eager"
 
@@ -79,7 +94,13 @@ def _check_name(name: str) -> None:
         raise ValueError(f"stmeta: backend must be one of {('auto', *BACKENDS)}, got {name!r}")
 
 
-def _why_not(op: str, name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
+def _why_not(
+    op: str,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    sizes: Mapping[str, int] | None = None,
+) -> str:
     if name == "eager" or missing[op][name]:
         return missing[op][name]
     if device.type not in _DEVICES[name]:
@@ -89,7 +110,8 @@ def _why_not(op: str, name: str, device: torch.device, dtype: torch.dtype = torc
         return reason
     if dtype == torch.float64:
         return "it computes in fp32 and the input is float64; pass backend='eager'"
-    return ""
+    reason = "" if sizes is None else exceeded(op, name, sizes)
+    return reason and f"{reason}; pass backend='eager'"
 
 
 def overload(op: str, name: str) -> Any:

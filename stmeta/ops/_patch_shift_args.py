@@ -149,11 +149,24 @@ def check_norm(
         raise ValueError(f"{op}: eps must not be negative, got {eps}")
 
 
+def token_count(video: Tensor, tubelet: int, patch: int) -> int:
+    """N: tokens of a clip."""
+    _, _, frames, height, width = video.shape
+    return (frames // tubelet) * (height // patch) * (width // patch)
+
+
+def kernel_sizes(
+    video: Tensor, tubelet: int, patch: int, offsets: Offsets, ids_keep: Tensor | None
+) -> dict[str, int]:
+    """What limits of the kernels ask for."""
+    kept = token_count(video, tubelet, patch) if ids_keep is None else ids_keep.shape[1]
+    return {"B": video.shape[0], "C": video.shape[1], "S": len(offsets), "K": kept}
+
+
 def check_ids(
     video: Tensor, ids_keep: Tensor, tubelet: int, patch: int, op: str = "patch_shift"
 ) -> None:
-    batch, _, frames, height, width = video.shape
-    count = (frames // tubelet) * (height // patch) * (width // patch)
+    batch, count = video.shape[0], token_count(video, tubelet, patch)
     rule = f"{op}: ids_keep must be [B, K] = [{batch}, K] int64 with values below N = {count}"
     if ids_keep.dim() != 2 or ids_keep.shape[0] != batch or ids_keep.dtype != torch.int64:
         raise ValueError(f"{rule}, got {list(ids_keep.shape)} {ids_keep.dtype}")

@@ -42,9 +42,9 @@ def allocation(usage: Tensor, *, backend: str = "auto") -> Tensor:
         ValueError: usage is not [B, N], or not floating.
         BackendUnavailableError: the named backend cannot run here.
     """
-    check_shapes("allocation", usage=(usage, "B N"))
+    sizes = check_shapes("allocation", usage=(usage, "B N"))
     (usage,) = same_dtype("allocation", "usage", usage)
-    name = resolve("allocation", usage, backend)
+    name = resolve("allocation", usage, backend, sizes)
     if name == "eager":
         return allocation_ref(usage)
     return run("allocation", name, usage)[0]

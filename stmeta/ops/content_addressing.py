@@ -39,14 +39,14 @@ def content_addressing(
         ValueError: shapes, dtypes or devices disagree.
         BackendUnavailableError: the named backend cannot run here.
     """
-    check_shapes(
+    sizes = check_shapes(
         "content_addressing",
         memory=(memory, "B N M"),
         key=(key, "B H M"),
         strength=(strength, "B H"),
     )
     arguments = same_dtype("content_addressing", "memory", memory, key, strength)
-    name = resolve("content_addressing", memory, backend)
+    name = resolve("content_addressing", memory, backend, sizes)
     if name == "eager":
         return content_addressing_ref(*arguments, eps=eps)
     return run("content_addressing", name, *arguments, eps)

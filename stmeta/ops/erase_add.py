@@ -38,7 +38,7 @@ def erase_add(
         ValueError: shapes, dtypes or devices disagree.
         BackendUnavailableError: the named backend cannot run here.
     """
-    check_shapes(
+    sizes = check_shapes(
         "erase_add",
         memory=(memory, "B N M"),
         weight=(weight, "B W N"),
@@ -46,7 +46,7 @@ def erase_add(
         add=(add, "B W M"),
     )
     arguments = same_dtype("erase_add", "memory", memory, weight, erase, add)
-    name = resolve("erase_add", memory, backend)
+    name = resolve("erase_add", memory, backend, sizes)
     if name == "eager":
         return erase_add_ref(*arguments)
     return run("erase_add", name, *arguments)

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stmeta.ops._args import check_float, check_ids, check_shapes
+from stmeta.ops._args import (
+    check_float,
+    check_ids,
+    check_shapes,
+    needs_gradient,
+    single_or,
+    visible,
+)
 from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._register import register
 
@@ -33,7 +40,8 @@ def gather_tokens(
 
     Args:
         x: [B, N, D]; fp32, bf16 or fp16 (fp64 in eager).
-        ids_keep: int64 [B, K], values in [0, N), no two alike in a row.
+        ids_keep: int64 [B, K], values in [0, N), no two alike in a row where a
+            gradient is needed (eager takes them; seen on the CPU).
         pos: [N, D] positional embedding, or None.
         ids_restore: int64 [B, N], where each token lies among the kept ones, K or more where it is
             not kept (`Masking.ids_restore`). Computed from `ids_keep` where it is missing.
@@ -51,16 +59,35 @@ def gather_tokens(
         arguments["pos"] = (pos, "N D")
     if ids_restore is not None:
         arguments["ids_restore"] = (ids_restore, "B N")
-    check_shapes("gather_tokens", **arguments)
+    sizes = check_shapes("gather_tokens", **arguments)
     check_float("gather_tokens", "x", x)
     check_ids("gather_tokens", "ids_keep", ids_keep, x.shape[1])
-    name = resolve("gather_tokens", x, backend)
+    needed = needs_gradient(x, pos)
+    if needed and visible(ids_keep) is not None:
+        places = invert_ids(ids_keep, sizes["N"])
+        order = torch.arange(sizes["K"]).expand_as(ids_keep)
+        sizes["twice"] = not torch.equal(places.gather(1, ids_keep), order)
+        if ids_restore is not None:
+            _check_places(ids_restore, places, sizes["K"])
+        ids_restore = places
+    name = resolve("gather_tokens", x, backend, sizes)
     if name == "eager":
         return gather_tokens_ref(x, ids_keep, pos=pos)
-    if ids_restore is None and torch.is_grad_enabled():
-        if x.requires_grad or (pos is not None and pos.requires_grad):
-            ids_restore = invert_ids(ids_keep, x.shape[1])
-    return run("gather_tokens", name, x, pos, ids_keep, ids_restore)
+    if needed and ids_restore is None:
+        ids_restore = invert_ids(ids_keep, sizes["N"])
+    return run("gather_tokens", name, x, single_or(x.dtype, pos), ids_keep, ids_restore)
+
+
+def _check_places(ids_restore: Tensor, places: Tensor, keep: int) -> None:
+    if ids_restore.dtype != torch.int64:
+        raise ValueError(
+            f"gather_tokens: ids_restore must be int64, got {ids_restore.dtype}; use .long()"
+        )
+    if not torch.equal(ids_restore.clamp(max=keep), places):
+        raise ValueError(
+            "gather_tokens: ids_restore must say where each token lies in ids_keep, and K or more "
+            "where it does not, got other places; leave it out, or take both of one Masking"
+        )
 
 
 def invert_ids(ids_keep: Tensor, tokens: int) -> Tensor:

@@ -57,7 +57,8 @@ def locality_attention(
             f"{_OP}: temperature must be [H] = [{qkv.shape[3]}] on {qkv.device} to match qkv "
             f"{list(qkv.shape)}, got {list(temperature.shape)} on {temperature.device}"
         )
-    name = resolve(_OP, qkv, backend)
+    batch, _, _, heads, width = qkv.shape
+    name = resolve(_OP, qkv, backend, {"B": batch, "H": heads, "E": width})
     if name == "eager":
         return locality_attention_ref(qkv, temperature, exclude_self=exclude_self)
     return run(_OP, name, qkv, temperature.float(), exclude_self)[0]

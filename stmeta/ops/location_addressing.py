@@ -56,7 +56,7 @@ def location_addressing(
     arguments = same_dtype(
         "location_addressing", "content", content, previous, gate, shift, sharpen
     )
-    name = resolve("location_addressing", content, backend)
+    name = resolve("location_addressing", content, backend, sizes)
     if name == "eager":
         return location_addressing_ref(*arguments)
     return run("location_addressing", name, *arguments)

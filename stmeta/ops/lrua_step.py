@@ -90,7 +90,7 @@ def lrua_step(
     arguments = same_dtype(
         "lrua_step", "memory", memory, usage.detach(), previous, key, strength, gate, add
     )
-    name = resolve("lrua_step", memory, backend)
+    name = resolve("lrua_step", memory, backend, sizes)
     if name == "eager":
         return lrua_step_ref(*arguments, decay=decay, read_first=read_first, shared=shared, eps=eps)
     return LRUAStep(*run("lrua_step", name, *arguments, decay, read_first, shared, eps))

@@ -65,7 +65,9 @@ def masked_patch_loss(
         BackendUnavailableError: the named backend cannot run here.
     """
     _check(pred, video, tubelet, patch, ids, mask, mean, std, norm_pix)
-    name = resolve(_OP, video if video.dtype == torch.float64 else pred, backend)
+    sizes = {"B": pred.shape[0], "Q": pred.shape[1], "C": video.shape[1]}
+    dtype = torch.float64 if torch.float64 in (pred.dtype, video.dtype) else pred.dtype
+    name = resolve(_OP, pred, backend, sizes, dtype)
     if name == "eager":
         return masked_patch_loss_ref(
             pred,

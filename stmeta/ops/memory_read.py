@@ -31,9 +31,9 @@ def memory_read(memory: Tensor, weight: Tensor, *, backend: str = "auto") -> Ten
         ValueError: shapes, dtypes or devices disagree.
         BackendUnavailableError: the named backend cannot run here.
     """
-    check_shapes("memory_read", memory=(memory, "B N M"), weight=(weight, "B H N"))
+    sizes = check_shapes("memory_read", memory=(memory, "B N M"), weight=(weight, "B H N"))
     arguments = same_dtype("memory_read", "memory", memory, weight)
-    name = resolve("memory_read", memory, backend)
+    name = resolve("memory_read", memory, backend, sizes)
     if name == "eager":
         return memory_read_ref(*arguments)
     return run("memory_read", name, *arguments)

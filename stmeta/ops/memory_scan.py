@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stmeta._errors import BackendUnavailableError
 from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._memory_scan import _autograd, _backward_fake, _fake
 from stmeta.ops._scan import (
@@ -137,12 +136,9 @@ def memory_scan(
     tensors = (gates, key, add, recurrent, interface, bias)
     tensors += (memory, usage.detach(), previous, reads, h, c, lengths)
     options = (decay, read_first, shared, strength, write_key, eps)
-    name = resolve("memory_scan", memory, backend)
-    if recurrent.dtype == torch.bfloat16 and name in ("cuda", "triton"):
-        raise BackendUnavailableError(
-            f"memory_scan: backend {name!r} cannot run: it multiplies in fp32 and recurrent is "
-            "bf16; use .float() or backend='eager'"
-        )
+    sizes = {"H": heads, "bf16": recurrent.dtype == torch.bfloat16}
+    sizes |= zip("BNM", memory.shape, strict=True)
+    name = resolve("memory_scan", memory, backend, sizes)
     if name == "eager" or gates.shape[1] == 0:
         return memory_scan_ref(*tensors, *options)
     return MemoryScan(*run("memory_scan", name, *tensors, *options)[:5])

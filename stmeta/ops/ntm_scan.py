@@ -112,7 +112,8 @@ def ntm_scan(
     check_recurrent("ntm_scan", recurrent, h.shape[1], reads.shape[1])
     check_lengths("ntm_scan", lengths, gates)
     options = (taps, read_first, tanh_key, tanh_add, eps)
-    name = resolve("ntm_scan", memory, backend)
+    sizes = {"H": weights.shape[1], **dict(zip("BNM", memory.shape, strict=True))}
+    name = resolve("ntm_scan", memory, backend, sizes)
     if name == "eager" or gates.shape[1] == 0:
         return ntm_scan_ref(*tensors, lengths, *options)
     return NTMScan(*run("ntm_scan", name, *tensors, lengths, *options)[:4])

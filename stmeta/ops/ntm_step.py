@@ -95,7 +95,7 @@ def ntm_step(
     arguments = same_dtype(
         "ntm_step", "memory", memory, previous, key, strength, gate, shift, sharpen, erase, add
     )
-    name = resolve("ntm_step", memory, backend)
+    name = resolve("ntm_step", memory, backend, sizes)
     if name == "eager":
         return ntm_step_ref(*arguments, reads=reads, read_first=read_first, eps=eps)
     return NTMStep(*run("ntm_step", name, *arguments, reads, read_first, eps)[:3])

@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional
 
+from stmeta.ops._args import needs_gradient, repeats
 from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._patch_shift_args import (
     Offsets,
@@ -23,8 +24,10 @@ from stmeta.ops._patch_shift_args import (
     check_ids,
     check_norm,
     default_dtype,
+    kernel_sizes,
     scale_offset,
     shift_offsets,
+    token_count,
 )
 from stmeta.ops._register import register
 from stmeta.ops._torch_private import transform
@@ -81,7 +84,10 @@ def patch_shift(
     check_norm(video, tubelet * patch * patch * len(offsets), norm_weight, norm_bias, eps)
     if ids_keep is not None:
         check_ids(video, ids_keep, tubelet, patch)
-    name = resolve("patch_shift", video, backend)
+    sizes = kernel_sizes(video, tubelet, patch, offsets, ids_keep)
+    if ids_keep is not None and needs_gradient(video):
+        sizes["twice"] = repeats(ids_keep, token_count(video, tubelet, patch))
+    name = resolve("patch_shift", video, backend, sizes)
     if name == "eager":
         return patch_shift_ref(
             video,

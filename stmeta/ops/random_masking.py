@@ -82,7 +82,7 @@ def random_masking(
     noise = noise.to(device or noise.device)
     # The small epsilon keeps floor(10 * (1 - 0.9)) at 1: 1 - 0.9 is a little less than 0.1.
     keep = max(1, int(noise.shape[1] * (1 - ratio) + 1e-6))
-    name = resolve("random_masking", noise, backend)
+    name = resolve("random_masking", noise, backend, {"B": batch, "N": tokens})
     if name == "eager":
         return random_masking_ref(noise, keep, units, grid)
     return Masking(*run("random_masking", name, noise, keep, units, grid))

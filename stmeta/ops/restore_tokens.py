@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stmeta.ops._args import check_float, check_ids, check_shapes
+from stmeta.ops._args import (
+    check_float,
+    check_ids,
+    check_shapes,
+    needs_gradient,
+    repeats,
+    single_or,
+)
 from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._register import register
 
@@ -33,7 +40,8 @@ def restore_tokens(
             eager).
         mask_token: D numbers in any shape, such as [1, 1, D]; stands where no token was kept.
         ids_restore: int64 [B, N]: token n is row ids_restore[n] of "kept tokens, then masked ones"
-            (`Masking.ids_restore`); each value below K occurs once in a row.
+            (`Masking.ids_restore`); each value below K occurs once in a row,
+            or eager runs where a gradient is needed (seen on the CPU).
         pos: [N, D] positional embedding, or None.
         backend: "auto", "eager", "cpu", "triton" or "cuda".
 
@@ -57,13 +65,16 @@ def restore_tokens(
     }
     if pos is not None:
         arguments["pos"] = (pos, "N D")
-    check_shapes("restore_tokens", **arguments)
+    sizes = check_shapes("restore_tokens", **arguments)
     check_float("restore_tokens", "latent", latent)
     check_ids("restore_tokens", "ids_restore", ids_restore, ids_restore.shape[1])
-    name = resolve("restore_tokens", latent, backend)
+    if needs_gradient(latent, mask_token, pos):
+        sizes["twice"] = repeats(ids_restore, sizes["K"], complete=True)
+    name = resolve("restore_tokens", latent, backend, sizes)
     if name == "eager":
         return restore_tokens_ref(latent, mask_token, ids_restore, pos=pos)
-    return run("restore_tokens", name, latent, mask_token, pos, ids_restore)
+    others = (single_or(latent.dtype, x) for x in (mask_token, pos))
+    return run("restore_tokens", name, latent, *others, ids_restore)
 
 
 def restore_tokens_ref(

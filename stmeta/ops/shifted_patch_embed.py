@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stmeta.ops._args import check_shapes
+from stmeta.ops._args import FLOATS, check_shapes, needs_gradient
 from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._patch_shift_args import (
     Offsets,
     check,
     check_ids,
     check_norm,
+    kernel_sizes,
     scale_offset,
     shift_offsets,
 )
@@ -74,7 +75,8 @@ def shifted_patch_embed(
         ids_keep: int64 [B, K], values in [0, N), no two alike in a row: embed only these tokens,
             in this order.
         pos: [N, D] positional embedding, or None; token n gets row n.
-        dtype: of the product and of the result; fp32, bf16 or fp16. Default: the weight's.
+        dtype: of the product and of the result; fp32, bf16 or fp16. Default: the weight's,
+            or fp32 where that has integers.
         backend: "auto", "eager", "cpu", "triton" or "cuda".
 
     Returns:
@@ -84,13 +86,20 @@ def shifted_patch_embed(
         ValueError: shapes, dtypes or devices disagree, or `ids_keep` is out of range (on the CPU).
         BackendUnavailableError: the named backend cannot run here.
     """
-    dtype = dtype or weight.dtype
+    dtype = dtype or _default_dtype(weight)
+    if dtype not in FLOATS:
+        raise ValueError(
+            f"{_OP}: dtype must be fp32, bf16, fp16 or fp64, got {dtype}; it is the weight's where "
+            "none is given"
+        )
     offsets = _check(
         video, weight, bias, tubelet, patch, shifts, mean, std, norm_weight, norm_bias, eps, pos
     )
     if ids_keep is not None:
         check_ids(video, ids_keep, tubelet, patch, op=_OP)
-    name = resolve(_OP, weight if dtype == torch.float64 else video, backend)
+    sizes = kernel_sizes(video, tubelet, patch, offsets, ids_keep)
+    double = torch.float64 in (dtype, video.dtype)
+    name = resolve(_OP, video, backend, sizes, torch.float64 if double else dtype)
     rest: dict[str, Any] = {
         "tubelet": tubelet,
         "patch": patch,
@@ -105,8 +114,8 @@ def shifted_patch_embed(
     }
     if name == "eager":
         return shifted_patch_embed_ref(video, weight, bias, pos=pos, **rest)
-    if video.requires_grad and torch.is_grad_enabled():
-        return _linear(patch_shift(video, backend=name, **rest), weight, bias, pos, ids_keep)
+    if needs_gradient(video):
+        return _linear(patch_shift(video, backend=backend, **rest), weight, bias, pos, ids_keep)
     out, _, _ = run(
         _OP,
         name,
@@ -122,6 +131,11 @@ def shifted_patch_embed(
         dtype,
     )
     return out
+
+
+def _default_dtype(weight: Tensor) -> torch.dtype:
+    whole = not (weight.is_floating_point() or weight.is_complex())
+    return torch.float32 if whole else weight.dtype
 
 
 def _check(
@@ -178,7 +192,7 @@ def shifted_patch_embed_ref(
     **patches: Any,
 ) -> Tensor:
     """`shifted_patch_embed` in plain PyTorch: `patch_shift_ref`, then a Linear and positions."""
-    dtype = dtype or weight.dtype
+    dtype = dtype or _default_dtype(weight)
     shifts = patches["shifts"]
     if isinstance(shifts, str):
         patches["shifts"] = shift_offsets(shifts, patches["tubelet"], patches["patch"])

@@ -44,14 +44,14 @@ def temporal_link(
         ValueError: shapes, dtypes or devices disagree.
         BackendUnavailableError: the named backend cannot run here.
     """
-    check_shapes(
+    sizes = check_shapes(
         "temporal_link",
         link=(link, "B W N N"),
         precedence=(precedence, "B W N"),
         write_weight=(write_weight, "B W N"),
     )
     arguments = same_dtype("temporal_link", "link", link, precedence, write_weight)
-    name = resolve("temporal_link", link, backend)
+    name = resolve("temporal_link", link, backend, sizes)
     if name == "eager":
         return temporal_link_ref(*arguments)
     new_link, new_precedence = run("temporal_link", name, *arguments)
