@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stmeta.data.tarscan import LARGEST_VIDEO
+from stmeta.data.tarsamples import LARGEST_VIDEO
+from stmeta.data.tarscan import MOST_LABELS
 
 _NAME = re.compile(r"[^/\\\x00-\x1f]+\.tar")
 _BOUNDS = {"frames": (1, 2**24), "width": (1, 2**15), "height": (1, 2**15), "fps": (1e-6, 1e6)}
-_MOST_LABELS = 2**20  # where there are no names
 
 
 def lists_fault(shards: Any, classes: Any) -> str:
@@ -59,7 +59,7 @@ def places_fault(table: pa.Table, shards: Mapping[str, Sequence[int]]) -> str:
 def values_fault(table: pa.Table, classes: Sequence[str] | None) -> str:
     """What is wrong with the labels and sizes of the good samples of an index; "" = nothing."""
     table = _good(table, [*_BOUNDS, "label", "rotation"])
-    most = _MOST_LABELS if classes is None else len(classes)
+    most = MOST_LABELS if classes is None else len(classes)
     for name, (low, high) in {**_BOUNDS, "label": (-1, most - 1)}.items():
         values = table[name].to_numpy()
         if not ((values >= low) & (values <= high)).all():

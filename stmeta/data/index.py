@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from stmeta._errors import DataError
 from stmeta.data.classes import read_classes
+from stmeta.data.containers import EXTENSIONS
 from stmeta.data.foreign import lists_fault, places_fault
 from stmeta.data.index_file import (
     INDEX_NAME,
@@ -30,7 +31,7 @@ from stmeta.data.index_file import (
     read_remote,
 )
 from stmeta.data.storage import StorageConfig, StorageError, folder_of, locate
-from stmeta.data.tarscan import EXTENSIONS, SampleInfo, scan_shard, write_dali_index
+from stmeta.data.tarscan import SampleInfo, scan_shard, write_dali_index
 from stmeta.data.times import Times
 
 if TYPE_CHECKING:

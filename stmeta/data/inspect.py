@@ -21,6 +21,7 @@ from stmeta.data.decode.sequence import Clock, in_order
 from stmeta.data.shards import SampleInfo, ShardIndex
 from stmeta.data.storage import is_address
 from stmeta.data.tarcheck import check_tar
+from stmeta.data.tarsamples import LARGEST_TEXT, Members
 from stmeta.data.tarscan import scan_shard
 from stmeta.data.video_file import open_video, video_stream
 
@@ -152,23 +153,17 @@ def find_sample(path: str | os.PathLike[str], key: str) -> Sample:
     entry = next((entry for entry in check_tar(shard, names)[0] if entry.key == key), None)
     members = entry.members if entry else {}
     faults = [*(entry.faults if entry else ()), *([info.error] if info.error else ())]
-    extension = entry.extension if entry else ""
-    content = {
-        name: _read(shard, *members[name]) for name in ("json", extension) if name in members
-    }
-    video = content.get(extension, b"")
-    if video:
+    video = b""
+    if entry and entry.field:
+        video = _read(shard, *members[entry.field])
+        extension = entry.field.rpartition(".")[2]
         info = info._replace(sha256=hashlib.sha256(video).hexdigest(), extension=extension)
-    try:
-        meta = json.loads(content.get("json", b"{}"))
-    except (ValueError, RecursionError):
-        meta = {}
     known = names is not None and 0 <= info.label < len(names)
     return Sample(
         info=info,
         class_name=(names or [])[info.label] if known else "",
         members=members,
-        meta=meta if isinstance(meta, dict) else {},
+        meta=_meta(shard, members),
         faults=list(dict.fromkeys(faults)),
         video=video,
     )
@@ -276,6 +271,17 @@ def _no_sample(path: str | os.PathLike[str], key: str, keys: list[str]) -> DataE
 def _read(shard: Path, offset: int, size: int) -> bytes:
     with open(shard, "rb") as file:
         return os.pread(file.fileno(), size, offset)
+
+
+def _meta(shard: Path, members: Members) -> dict[str, Any]:
+    """What the JSON member says, if it can be shown."""
+    offset, size = members.get("json", (0, 0))
+    try:
+        meta = json.loads(_read(shard, offset, size)) if size <= LARGEST_TEXT else {}
+        json.dumps(meta, indent=1)  # nests deeper in calls than reading it does
+    except (ValueError, RecursionError):
+        return {}
+    return meta if isinstance(meta, dict) else {}
 
 
 def _class_counts(labels: list[int], names: list[str] | None) -> dict[str, int]:

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 from stmeta._errors import DataError
 from stmeta.data.annotations import Finder, read_rows, split_of
+from stmeta.data.containers import EXTENSIONS
 
-_SUFFIXES = frozenset(
-    ".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .ts .mts .wmv .flv .3gp .ogv .gif".split()
-)
+_SUFFIXES = frozenset(f".{extension}" for extension in EXTENSIONS)
 _SPLITS = {
     "train": "train",
     "val": "val",

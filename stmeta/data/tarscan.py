@@ -7,36 +7,31 @@ every size is checked against the file's own before a byte is read.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
 import re
 import struct
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from stmeta._errors import DataError
+from stmeta.data.tarsamples import LARGEST_VIDEO, Sample, Video, read_samples, text_of
 
-EXTENSIONS = ("mp4", "webm", "avi", "mkv", "mov")
-LARGEST_VIDEO = 2**31  # bytes; more than this is no clip, and a reader would hold it in memory
-_LARGEST_TEXT = 2**20
-
-Members = dict[str, tuple[int, int]]
-"""Members of a sample: extension to offset and size in the shard, in bytes."""
+MOST_LABELS = 2**20  # where there are no names
 
 
 class SampleInfo(NamedTuple):
     """One sample of a shard, as the index has it.
 
     Attributes:
-        key: name in the tar, up to the first dot.
+        key: name in the tar, up to the first dot; where a sample has several videos, with what
+            their names have before the extension. Two shards may use the same one.
         shard: file name of the tar inside the split's folder.
         offset: bytes from the start of the tar to the video.
         size: bytes of the video.
-        extension: of the video member: mp4, webm, avi, mkv or mov.
+        extension: of the video member, such as "mp4".
         label: position in classes.json; -1 = unlabelled.
         codec: FFmpeg's name, such as "h264".
         width: stored width in pixels, before `rotation`.
@@ -77,7 +72,7 @@ def bad_sample(shard: str, error: str, *, key: str = "") -> SampleInfo:
 
 
 def scan_shard(path: Path, classes: Sequence[str] | None) -> list[SampleInfo]:
-    """Describe every sample of a shard, in file order; broken ones carry their reason.
+    """Describe every video of a shard, in file order; what is broken carries its reason.
 
     Args:
         path: the tar.
@@ -85,18 +80,17 @@ def scan_shard(path: Path, classes: Sequence[str] | None) -> list[SampleInfo]:
             labels are taken as they are.
     """
     try:
-        groups, tail = _groups(path)
-    except (tarfile.TarError, OSError, ValueError) as error:
+        samples, faults, _ = read_samples(path)
+    except OSError as error:
         return [bad_sample(path.name, f"the shard cannot be read: {error}")]
     rows = []
     with open(path, "rb") as file:
-        for group in groups:
-            try:
-                rows.append(_describe(group, file.fileno(), path.name, classes))
-            except DataError as error:
-                rows.append(bad_sample(path.name, str(error), key=group.key))
-    if tail:
-        rows.append(bad_sample(path.name, tail))
+        for sample in samples:
+            if sample.odd and not (sample.members or sample.faults):
+                continue
+            rows += _rows(sample, file.fileno(), path.name, classes)
+    if faults:
+        rows.append(bad_sample(path.name, f"the shard: {'; '.join(faults)}"))
     return rows
 
 
@@ -109,13 +103,15 @@ def write_dali_index(path: Path) -> None:
     if index.exists() and index.stat().st_mtime_ns >= path.stat().st_mtime_ns:
         return
     try:
-        groups = [group for group in _groups(path)[0] if group.members and not group.error]
-    except (tarfile.TarError, OSError, ValueError):
+        samples = [s for s in read_samples(path)[0] if s.members and not (s.faults or s.repeated)]
+    except OSError:
         return
-    lines = [f"v1.2 {len(groups)}"]
-    for group in groups:
-        name = re.sub(r"\s", "_", group.key)  # the file's fields are split at spaces
-        parts = (f"{ext} {at} {size} {name}.{ext}" for ext, (at, size) in group.members.items())
+    lines = [f"v1.2 {len(samples)}"]
+    for sample in samples:
+        name = re.sub(r"\s", "_", sample.key)  # the file's fields are split at spaces
+        parts = (
+            f"{field} {at} {size} {name}.{field}" for field, (at, size) in sample.members.items()
+        )
         lines.append(" ".join(parts))
     partial = index.with_name(f"{index.name}.{os.getpid()}.tmp")
     with contextlib.suppress(OSError):
@@ -124,75 +120,43 @@ def write_dali_index(path: Path) -> None:
     partial.unlink(missing_ok=True)
 
 
-@dataclasses.dataclass
-class _Group:
-    key: str
-    members: Members = dataclasses.field(default_factory=dict)
-    error: str = ""
-
-
-def _groups(path: Path) -> tuple[list[_Group], str]:
-    """Members by sample, in file order, and what is wrong with the end of the shard."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        if file.read(2) == b"\x1f\x8b":
-            raise ValueError("it is gzip-compressed; decompress it, as frames are read by offset")
-    groups: dict[str, _Group] = {}
-    tail = ""
-    # ignore_zeros: shards that were concatenated have blocks of zeros between their parts.
-    with tarfile.open(path, "r:", ignore_zeros=True) as tar:
+def _rows(sample: Sample, fd: int, shard: str, classes: Sequence[str] | None) -> list[SampleInfo]:
+    """A row for each video of a sample."""
+    try:
+        if sample.faults:
+            raise DataError(sample.faults[0])
+        if sample.repeated:
+            raise DataError("the key occurs more than once in the shard")
+        videos = sample.videos()
+    except DataError as error:
+        return [bad_sample(shard, str(error), key=sample.shown)]
+    rows = []
+    for video in videos:
         try:
-            for member in tar:
-                _place(member, groups, size)
-        except (tarfile.TarError, ValueError, OverflowError) as error:
-            tail = f"the shard is damaged after {len(groups)} samples: {error}"
-            if groups and list(groups.values())[-1].error:
-                tail = ""  # the sample that is cut says so itself
-    if not groups and not tail:
-        tail = "the shard has no samples, or is not a tar"
-    return list(groups.values()), tail
+            rows.append(_describe(sample, video, fd, shard, classes))
+        except DataError as error:
+            rows.append(bad_sample(shard, str(error), key=video.key))
+    return rows
 
 
-def _place(member: tarfile.TarInfo, groups: dict[str, _Group], size: int) -> None:
-    folder, _, base = member.name.rpartition("/")
-    stem, dot, extension = base.partition(".")
-    if not stem or not dot or not (member.isreg() or member.islnk() or member.issym()):
-        return
-    key = f"{folder}/{stem}".removeprefix("./") if folder else stem
-    group = groups.setdefault(key, _Group(key))
-    extension = extension.rpartition(".")[2].lower()
-    if not member.isreg() or member.issparse():
-        group.error = f"{extension} is a link or a sparse file in the tar, not plain content"
-    elif member.size < 0 or member.offset_data + member.size > size:
-        group.error = f"the shard ends inside this sample's {extension}"
-    elif extension in group.members:
-        group.error = group.error or "the key occurs more than once in the shard"
-    else:
-        group.members[extension] = (member.offset_data, member.size)
-
-
-def _describe(group: _Group, fd: int, shard: str, classes: Sequence[str] | None) -> SampleInfo:
+def _describe(
+    sample: Sample, video: Video, fd: int, shard: str, classes: Sequence[str] | None
+) -> SampleInfo:
     from stmeta.data.probe import probe  # PyAV is only needed to build an index
 
-    if group.error:
-        raise DataError(group.error)
-    videos = [extension for extension in group.members if extension in EXTENSIONS]
-    if len(videos) != 1:
-        found = ", ".join(group.members) or "nothing"
-        raise DataError(f"a sample needs one of {', '.join(EXTENSIONS)}; found {found}")
-    offset, size = group.members[videos[0]]
+    offset, size = sample.members[video.field]
     if size > LARGEST_VIDEO:
         raise DataError(f"the video has {size} bytes; at most {LARGEST_VIDEO} are read")
-    label = read_label(group.members, fd, classes)
+    label = read_label(sample, video, fd, classes)
     content = os.pread(fd, size, offset)
     info = probe(content)
-    _check_frames(group, fd, info.frames)
+    _check_frames(sample, video, fd, info.frames)
     return SampleInfo(
-        key=group.key,
+        key=video.key,
         shard=shard,
         offset=offset,
         size=size,
-        extension=videos[0],
+        extension=video.extension,
         label=label,
         codec=info.codec,
         width=info.width,
@@ -208,52 +172,56 @@ def _describe(group: _Group, fd: int, shard: str, classes: Sequence[str] | None)
     )
 
 
-def _text(members: Members, fd: int, extension: str) -> str | None:
-    if extension not in members:
-        return None
-    offset, size = members[extension]
-    if size > _LARGEST_TEXT:
-        raise DataError(f"{extension} has {size} bytes, which is no label")
-    return os.pread(fd, size, offset).decode("utf-8", errors="replace").strip()
-
-
-def read_label(members: Members, fd: int, classes: Sequence[str] | None) -> int:
+def read_label(sample: Sample, video: Video, fd: int, classes: Sequence[str] | None) -> int:
     """Return the label in .cls, else "label" in .json, a number or a class name; -1 = none.
 
     Args:
-        members: of the sample.
+        sample: the video's.
+        video: of which it is the label.
         fd: the open shard.
         classes: see `scan_shard`.
 
     Raises:
         DataError: it cannot be read, or is none of the classes.
     """
-    text = _text(members, fd, "cls")
-    if text is None and "json" in members:
+    text = None
+    if field := sample.beside_video(video, "cls"):
+        text = text_of(sample.members, field, fd)
+    elif field := sample.beside_video(video, "json"):
         try:
-            record = json.loads(_text(members, fd, "json") or "")
+            record = json.loads(text_of(sample.members, field, fd))
         except (ValueError, RecursionError) as error:
             raise DataError(f"json cannot be read: {error}") from error
         value = record.get("label") if isinstance(record, dict) else None
         text = None if value is None else str(value)
     if text is None:
         return -1
-    if classes is not None and text in classes and not text.lstrip("-").isdigit():
+    number = re.fullmatch("[+-]?[0-9]+", text)
+    if classes is not None and text in classes and not number:
         return list(classes).index(text)
-    try:
-        label = int(text[:20])
-    except ValueError:
-        raise DataError(f"the label {text[:40]!r} is neither a number nor a known class") from None
-    if label < -1 or (classes is not None and label >= len(classes)):
-        raise DataError(f"the label {label} has no name among {len(classes or ())} classes")
-    return label
+    if not number:
+        raise DataError(f"the label {text[:40]!r} is neither a number nor a known class")
+    if len(text) > 18:
+        raise DataError(f"the label {text[:40]}... has {len(text)} digits")
+    label, most = int(text), MOST_LABELS if classes is None else len(classes)
+    if -1 <= label < most:
+        return label
+    if classes is not None:
+        raise DataError(f"the label {label} has no name among {most} classes")
+    raise DataError(f"the label {label} is not in [-1, {most - 1}]; name classes in classes.json")
 
 
-def _check_frames(group: _Group, fd: int, frames: int) -> None:
+def declared_frames(sample: Sample, video: Video, fd: int) -> int | None:
+    """What `.nframes` says; None = there is none, or none of 4 bytes."""
+    field = sample.beside_video(video, "nframes")
+    shared = field == "nframes" and video.key != sample.key  # of which of its videos?
+    if field is None or shared or sample.members[field][1] != 4:
+        return None
+    return struct.unpack("<i", os.pread(fd, 4, sample.members[field][0]))[0]
+
+
+def _check_frames(sample: Sample, video: Video, fd: int, frames: int) -> None:
     """A video may have lost its end and look whole; the frame count written with it knows."""
-    if group.members.get("nframes", (0, 0))[1] != 4:
-        return
-    offset, _ = group.members["nframes"]
-    (declared,) = struct.unpack("<i", os.pread(fd, 4, offset))
-    if frames < declared:
+    declared = declared_frames(sample, video, fd)
+    if declared is not None and frames < declared:
         raise DataError(f"truncated: the video has {frames} of {declared} frames")

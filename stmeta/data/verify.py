@@ -177,7 +177,7 @@ class _Run:
             faults.append(("header", "the index does not list this shard; run `stmeta index`"))
         rows = rows or None
         for sample in samples:
-            offset, size = sample.members.get(sample.extension, (0, 0))
+            offset, size = sample.members.get(sample.field, (0, 0))
             yield VideoJob(
                 path=str(path),
                 key=sample.key,

@@ -74,7 +74,11 @@ def link(name: str, kind: bytes) -> tuple[tarfile.TarInfo, bytes]:
         (lambda v: [*sample("a", v), ("README", b"?")], "", "'README' belongs to no sample"),
         (lambda v: [*sample("a", v), ("a.webm", v)], "a", "needs one of mp4"),
         (lambda v: sample("a", v)[1:], "a", "found cls, nframes, json"),
-        (lambda v: sample("a", v, nframes=None), "a", "nframes is missing"),
+        (
+            lambda v: [*sample("a", v, nframes=None), *sample("b", v)],
+            "a",
+            "nframes is missing",
+        ),
         (lambda v: sample("a", v, nframes=b"8"), "a", "nframes has 1 bytes; it is a little"),
         (lambda v: sample("a", v, nframes=bytes(4)), "a", "nframes says 0 frames"),
         (lambda v: sample("a", v, cls=b"3"), "a", "the label 3 has no name among 3 classes"),

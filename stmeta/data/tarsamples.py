@@ -1,0 +1,274 @@
+"""The samples of a shard, put together from the entries of its tar, and what was lost beside them.
+
+A sample is what has the same name up to the first dot; what follows is the field, as webdataset has
+it: `ev.left.mp4` is the field `left.mp4` of the sample `ev`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+from stmeta._errors import DataError
+from stmeta.data.containers import EXTENSIONS
+from stmeta.data.tarlosses import look_for_losses
+from stmeta.data.tarread import BLOCK, Gap, Member, read_tar
+
+LARGEST_VIDEO = 2**31  # bytes; more than this is no clip, and a reader would hold it in memory
+LARGEST_TEXT = 2**20  # of a label or a description
+
+Members = dict[str, tuple[int, int]]
+"""Members of a sample: field, such as "mp4" or "left.mp4", to offset and size in the shard."""
+
+RECORD = tarfile.RECORDSIZE
+_LONGEST_END = RECORD + 2 * BLOCK  # two blocks of zeros, and what fills a record
+# Notes that webdataset itself leaves out, such as `__meta__/...`.
+_META = re.compile(r"__[^/]*__($|/)")
+
+
+class Video(NamedTuple):
+    """A video of a sample.
+
+    Attributes:
+        key: of the sample; where that has several videos, and their prefix: "ev.left".
+        field: of the video, such as "mp4" or "left.mp4".
+    """
+
+    key: str
+    field: str
+
+    @property
+    def extension(self) -> str:
+        """Of its name, without a dot."""
+        return self.field.rpartition(".")[2]
+
+
+@dataclasses.dataclass
+class Sample:
+    """Members of a tar that belong together."""
+
+    key: str
+    members: Members = dataclasses.field(default_factory=dict)
+    faults: list[str] = dataclasses.field(default_factory=list)
+    """Why it cannot be used."""
+    odd: list[str] = dataclasses.field(default_factory=list)
+    """Fields that are devices, pipes and the like."""
+    repeated: list[str] = dataclasses.field(default_factory=list)
+    """Fields that occur more than once."""
+    apart: bool = False
+    """Whether members of others lie between its own."""
+    paths: list[str] = dataclasses.field(default_factory=list)
+    """Names of members that lead out of a folder, were they used as paths."""
+    sealed: bool = True
+    """Whether a checksum protects the names of all its members."""
+    stray: bool = False
+    """Whether it lies beside a file that belongs to no sample."""
+    beside: set[bool] = dataclasses.field(default_factory=set)
+    """Whether it lies beside a gap: one with damage (True), one that may be as it was written."""
+
+    @property
+    def shown(self) -> str:
+        """The key as it can be stored and printed."""
+        return self.key[:200].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+    @property
+    def has_video(self) -> bool:
+        """Whether one of its fields is a video, by its name."""
+        return any(field.rpartition(".")[2] in EXTENSIONS for field in self.members)
+
+    def videos(self) -> list[Video]:
+        """Its videos.
+
+        Raises:
+            DataError: there is none, or it is not clear which one is meant.
+        """
+        by_prefix: dict[str, list[str]] = {}
+        for field in self.members:
+            prefix, _, extension = field.rpartition(".")
+            if extension in EXTENSIONS:
+                by_prefix.setdefault(prefix, []).append(field)
+        for prefix, fields in by_prefix.items():
+            # Beside a video, a GIF is its preview.
+            films = [field for field in fields if not field.endswith("gif")] or fields
+            if len(films) > 1:
+                raise DataError(f"a sample needs one of {', '.join(films)}, and has all")
+            by_prefix[prefix] = films
+        if not by_prefix:
+            found = ", ".join(self.members) or "nothing"
+            raise DataError(f"a sample needs one of {', '.join(EXTENSIONS)}; found {found}")
+        alone = len(by_prefix) == 1
+        return [
+            Video(self.key if alone or not prefix else f"{self.key}.{prefix}", fields[0])
+            for prefix, fields in by_prefix.items()
+        ]
+
+    def beside_video(self, video: Video, extension: str) -> str | None:
+        """Field that goes with a video, such as its label; None = there is none.
+
+        Args:
+            video: one of `videos`.
+            extension: of the field: "left.cls" goes with "left.mp4", and so does "cls".
+        """
+        prefix = video.field.rpartition(".")[0]
+        for field in (f"{prefix}.{extension}", extension):
+            if field in self.members:
+                return field
+        if video.key != self.key:
+            return None
+        # Of a sample with one video, whatever its fields are called.
+        found = [field for field in self.members if field.endswith(f".{extension}")]
+        return found[0] if len(found) == 1 else None
+
+
+def read_samples(path: Path) -> tuple[list[Sample], list[str], list[str]]:
+    """Read the headers of a shard.
+
+    Args:
+        path: the tar.
+
+    Returns:
+        The samples in file order, what is wrong with the shard as a whole, and names of entries
+        that belong to no sample.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    shard = _Shard()
+    with open(path, "rb") as file:
+        if file.read(2) == b"\x1f\x8b":
+            return [], ["it is gzip-compressed; decompress it, as frames are read by offset"], []
+        size = os.fstat(file.fileno()).st_size
+        for entry in read_tar(file.fileno(), size):
+            if isinstance(entry, Gap):
+                shard.add_gap(entry, size)
+            else:
+                shard.add(entry)
+    faults, samples = shard.faults(size), list(shard.samples.values())
+    look_for_losses(samples)
+    return samples, faults, shard.strange
+
+
+def text_of(members: Members, field: str, fd: int) -> str:
+    """A small member as text.
+
+    Raises:
+        DataError: it is large.
+    """
+    offset, size = members[field]
+    if size > LARGEST_TEXT:
+        raise DataError(f"{field} has {size} bytes, which is no label")
+    return os.pread(fd, size, offset).decode("utf-8", errors="replace").strip()
+
+
+class _Shard:
+    """Puts entries together as they come."""
+
+    def __init__(self) -> None:
+        self.samples: dict[str, Sample] = {}
+        self.strange: list[str] = []
+        self._gaps: list[Gap] = []
+        self._notes: list[str] = []  # faults of entries that belong to no sample
+        self._more = 0  # gaps that are not listed
+        self._last: Sample | None = None
+        self._gap: set[bool] = set()  # kinds of gaps since the last entry
+        self._explained = False  # the last entry has a fault, so what follows it may be anything
+        self._stray = False  # the last entry belongs to no sample
+        self._ended = False  # the last thing read was zeros
+
+    def add_gap(self, gap: Gap, size: int) -> None:
+        damaged = bool(gap.reason)
+        self._ended = not damaged or (self._explained and gap.end == size)
+        # Zeros as `tar` writes them at the end, maybe of the first of several shards.
+        usual = gap.end - gap.begin < _LONGEST_END if gap.end == size else gap.end % RECORD == 0
+        if not damaged and usual:
+            return
+        self._gap.add(damaged)
+        if self._last:
+            self._last.beside.add(damaged)
+        if damaged and not self._explained:
+            if len(self._gaps) < 8:
+                self._gaps.append(gap)
+            else:
+                self._more += 1
+
+    def add(self, member: Member) -> None:
+        name = member.name.removeprefix("./")
+        folder, _, base = name.rpartition("/")
+        stem, dot, field = base.partition(".")
+        self._explained, self._ended = bool(member.fault), False
+        if member.kind == tarfile.DIRTYPE or _META.match(name):
+            return
+        if not stem or not dot:
+            self._stray = True
+            if member.fault:
+                self._notes = [*self._notes, f"an entry {member.fault}"][:8]
+            if self._last:
+                self._last.stray = True
+            self.strange.append(name[:80].encode("utf-8", "replace").decode())
+            return
+        kinds, self._gap = self._gap, set()
+        key = f"{folder}/{stem}" if folder else stem
+        known = key in self.samples
+        sample = self.samples.setdefault(key, Sample(key))
+        if known and sample is not self._last:
+            sample.apart = True
+        # Zeros inside of a sample are no end of a shard that others were appended to.
+        sample.beside |= {True} if kinds and sample is self._last else kinds
+        sample.stray, self._stray = sample.stray or self._stray, False
+        sample.sealed = sample.sealed and member.sealed
+        self._last = sample
+        _place(sample, member, field.lower())
+        if name.startswith("/") or ".." in name.split("/") or "\\" in name:
+            sample.paths.append(name)
+
+    def faults(self, size: int) -> list[str]:
+        last = list(self.samples.values())[-1] if self.samples else None
+        cut = last is not None and any("the shard ends inside" in fault for fault in last.faults)
+        found = [
+            f"damaged: {gap.end - gap.begin} bytes after byte {gap.begin} were passed over "
+            f"({gap.reason})"
+            for gap in self._gaps
+        ]
+        found += self._notes
+        if not self.samples and self._gaps and self._gaps[0].begin == 0:
+            found = [f"damaged, or not a tar: no header at its start ({self._gaps[0].reason})"]
+        elif size == 0:
+            found = ["damaged after 0 samples: the file is empty"]
+        elif self._more:
+            found.append(f"damaged in {self._more} more places")
+        elif not self._ended and not cut and not found:
+            found = ["its end mark is missing: cut, or not finished when written"]
+            if last:
+                last.beside.add(True)
+        if not self.samples and not found:
+            found = ["the shard has no samples"]
+        return found
+
+
+def _place(sample: Sample, member: Member, field: str) -> None:
+    try:
+        f"{sample.key}{field}".encode()
+    except UnicodeEncodeError:
+        sample.faults.append("its name is not UTF-8")
+        return
+    if re.search(r"[\x00-\x1f\x7f]", f"{sample.key}{field}"):
+        sample.faults.append("its name has control characters")
+    elif member.fault:
+        sample.faults.append(f"{field} {member.fault}")
+    elif member.odd:
+        sample.odd.append(field)
+    elif not member.plain:
+        sample.faults.append(f"{field} is a link, a device or a sparse file, not plain content")
+    elif field in sample.members:
+        sample.repeated.append(field)
+    else:
+        sample.members[field] = (member.offset, member.size)
+
+
+def is_own(samples: list[Sample]) -> bool:
+    """Whether this library wrote the shard: no other gives the number of frames."""
+    return any("nframes" in sample.members for sample in samples)
