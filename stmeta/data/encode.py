@@ -13,7 +13,11 @@ from typing import Any
 import av
 import numpy as np
 from av.video.frame import PictureType
-from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+
+from stmeta.data.decode.yuv import is_full_range
+
+_BT601 = 6  # of AVColorSpace: SMPTE 170M, the same numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +152,7 @@ class Encoder:
             os.environ.setdefault("SVT_LOG", "1")  # errors only; it prints pages otherwise
         self.container = av.open(path, "w", format=codec.extension, options=extra)
         self.pixels, self.scaler, self.count = codec.pixels, VideoReformatter(), 0
+        self.name, self.levels = options.codec, ColorRange.MPEG
         rate = fps.limit_denominator(1001)
         settings = codec.options | {"g": str(options.gop)}
         if options.stride > 1:
@@ -176,15 +181,19 @@ class Encoder:
 
     def add(self, frame: av.VideoFrame) -> None:
         """Scale and encode the next frame."""
+        if self.count == 0:
+            self._mark(frame)
+        shrinks = frame.width > 2 * self.stream.width
+        scaling = Interpolation.AREA if shrinks else Interpolation.BICUBIC
         frame = self.scaler.reformat(
             frame,
             self.stream.width,
             self.stream.height,
             self.pixels,
-            interpolation=Interpolation.AREA
-            if frame.width > 2 * self.stream.width
-            else Interpolation.BICUBIC,
+            # Without these two flags, another matrix makes every picture a level or two darker.
+            interpolation=scaling | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT,
             dst_colorspace=Colorspace.ITU601,  # what decoders take an unmarked small video for
+            dst_color_range=self.levels,
             threads=1,
         )
         frame.pts, frame.time_base = self.count, self.tick
@@ -196,6 +205,17 @@ class Encoder:
         if opens:
             _leave_real_time(before)
         self.container.mux(packets)
+
+    def _mark(self, frame: av.VideoFrame) -> None:
+        """Choose the levels of black and white, and write them and the matrix into the file.
+
+        Full-range video stays so, as fewer levels would round every value. VP8 has no mark for it,
+        and Motion JPEG knows nothing else.
+        """
+        full = is_full_range(frame) and self.name != "vp8"
+        self.levels = ColorRange.JPEG if full or self.name == "mjpeg" else ColorRange.MPEG
+        context = self.stream.codec_context
+        context.color_range, context.colorspace = int(self.levels), _BT601
 
     def close(self) -> None:
         """Flush and write the index."""

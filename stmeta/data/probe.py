@@ -22,6 +22,7 @@ from stmeta._errors import DataError
 from stmeta.data import limits
 from stmeta.data.decode.evidence import Doubt, Evidence
 from stmeta.data.decode.sequence import Sequence, in_order, read_sequence
+from stmeta.data.decode.yuv import check_matrix
 from stmeta.data.video_file import ENCRYPTED, is_encrypted, open_video, video_stream
 from stmeta.data.video_reasons import check_segment, why_not_decoded, why_not_read
 
@@ -121,6 +122,7 @@ def _describe(video: Video, container: InputContainer, size: int) -> VideoInfo:
     certain = evidence.doubt() == Doubt()
     shown = _packets_shown(evidence) if certain else _frames_shown(video, len(packets))
     first = first or _first_frame(video)
+    check_matrix(first)
     if codec.width < 1 or codec.height < 1:
         raise DataError(f"the picture size {codec.width}×{codec.height} is not valid")
     tick = float(stream.time_base or 1)

@@ -25,6 +25,8 @@ class PacketList:
     time_base: float
     delay: int
     """Frames that the decoder holds back at most, to give them in order."""
+    colours: tuple[int, int, int, int]
+    """As the container gives them: range, matrix, primaries, transfer; FFmpeg's numbers."""
     pts: np.ndarray
     """int64 [P], in units of `time_base` seconds."""
     offset: np.ndarray
@@ -167,6 +169,7 @@ def read_packets(video: bytes) -> PacketList | None:
             codec.extradata,
             float(stream.time_base),
             max(evidence.delay, reorder_depth(pts)),
+            (codec.color_range, codec.colorspace, codec.color_primaries, codec.color_trc),
             pts,
             offset,
             size.astype(np.int32),

@@ -186,6 +186,8 @@ def _from_packets(
         codec.extradata = packets.extradata
     if packets.delay:  # headers need not tell, and a decoder that starts anew has seen nothing yet
         codec.reorder_depth = packets.delay
+    # What the stream itself says wins over what the container says, as for any decoder.
+    codec.color_range, codec.colorspace, codec.color_primaries, codec.color_trc = packets.colours
     # Frames that are not asked for and that no other frame needs do not reach the decoder; where
     # packets do not tell, it skips them.
     skipping, skips = packets.codec in _SKIPPING and not packets.spare.any(), ""

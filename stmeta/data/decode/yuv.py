@@ -34,6 +34,7 @@ _SHARES = {
     6: (0.299, 0.114),
     9: (0.2627, 0.0593),
 }
+_CONVERTED = (0, 1, 2, 4, 5, 6, 7, 9)
 _local = threading.local()
 _log = logging.getLogger("stmeta.data")
 
@@ -74,6 +75,31 @@ class YuvVideo:
         convert, kind = _extension().crop_resize_yuv, self.kind
         pictures = np.ascontiguousarray(self.pictures)
         convert(pictures, kind[1:3], _colours(kind), tuple(map(int, window)), out)
+
+
+def is_full_range(frame: av.VideoFrame) -> bool:
+    """Whether black is 0 and white 255 in the planes of a frame, not 16 and 235."""
+    name = frame.format.name
+    return name.startswith("yuvj") or (name.startswith("yuv") and frame.color_range == _FULL)
+
+
+def known_matrix(frame: av.VideoFrame) -> bool:
+    """Whether FFmpeg's scaler converts such a frame to RGB."""
+    coloured = frame.format.name.startswith(("yuv", "nv", "p0"))
+    return not coloured or int(frame.colorspace) in _CONVERTED
+
+
+def check_matrix(frame: av.VideoFrame) -> None:
+    """Refuse a frame that cannot be converted.
+
+    Raises:
+        DataError: the message is the reason.
+    """
+    if not known_matrix(frame):
+        raise DataError(
+            f"its colour matrix is number {int(frame.colorspace)} of ITU-T H.273, which is not "
+            "converted to RGB; encode it as BT.709"
+        )
 
 
 def kind_of(frame: av.VideoFrame) -> Kind:
@@ -149,6 +175,7 @@ def write_rgb(frame: av.VideoFrame, out: np.ndarray, index: int) -> None:
             f"the picture size changes from {width}×{height} to {frame.width}×{frame.height} at "
             f"frame {index}"
         )
+    check_matrix(frame)
     # A new scaler costs more than a frame's decoding, so each thread keeps one per kind of frame.
     kept: dict[tuple[int, int, str], VideoReformatter] = _local.__dict__.setdefault("scalers", {})
     kind = (width, height, frame.format.name)
