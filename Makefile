@@ -14,8 +14,9 @@ train: $(STAMP)  ## the three stages on built-in clips
 test: $(STAMP)  ## the whole test suite
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-test-gpu: $(STAMP)  ## what needs a GPU, and its kernels under compute-sanitizer
-	tests/gpu.sh $(BIN)/python
+# Without setting up .venv, which takes a network: with what $(PYTHON) has where there is none.
+test-gpu:  ## what needs a GPU, and its kernels under compute-sanitizer
+	tests/gpu.sh all $(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON))
 
 bench: $(STAMP)  ## fused ops against eager PyTorch
 	$(BIN)/python -m pytest benchmarks --benchmark-only

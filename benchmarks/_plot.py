@@ -19,10 +19,13 @@ COLOURS = {
     "cuda-graph": "#c9b458",
     "cpu": "#1f6f8b",
     "triton": "#3f9c6f",
+    "triton, cuda-graph": "#7fc4a1",
     "cuda": "#1f6f8b",
+    "cuda, cuda-graph": "#5fa9c2",
     "fused": "#1f6f8b",
 }
 NAMES = {"cpu": "CPU C++", "cuda": "CUDA C++", "triton": "Triton", "compile": "torch.compile"}
+NAMES |= {"cuda, cuda-graph": "CUDA C++, graph", "triton, cuda-graph": "Triton, graph"}
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 

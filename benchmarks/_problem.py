@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from stmeta.ops import availability
 
+GRAPH = "cuda-graph"  # what a way is called that is recorded, with its backend before it
 FUSED = {"cpu": ("cpu",), "cuda": ("triton", "cuda")}  # backends worth timing on a device
 
 
@@ -73,12 +74,16 @@ class Problem:
         }
         if device == "cuda":
             ways["reduce-overhead"] = self._reduce_overhead
-            ways["cuda-graph"] = self._graph
+            ways[GRAPH] = lambda: self._graph(self.eager)
         missing = availability(op)
         left_out = {name: missing[name] for name in FUSED[device] if missing[name]}
         for name in FUSED[device]:
             if name not in left_out:
                 ways[name] = lambda name=name: self._call(self.fused, backend=name)
+                if device == "cuda":
+                    ways[f"{name}, {GRAPH}"] = lambda name=name: self._graph(
+                        self.fused, backend=name
+                    )
         return ways, left_out
 
     def _call(self, function: Callable[..., Any], **options: Any) -> Call:
@@ -108,9 +113,9 @@ class Problem:
 
         return Call(forward=forward, backward=call.backward)
 
-    def _graph(self) -> Call:
-        """Eager, recorded once as two CUDA graphs."""
-        call = self._call(self.eager)
+    def _graph(self, function: Callable[..., Any], **options: Any) -> Call:
+        """Recorded once, as two CUDA graphs."""
+        call = self._call(function, **options)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # libraries choose their kernels and workspaces

@@ -18,8 +18,9 @@ import torch
 
 from benchmarks._machine import default_results, describe
 from benchmarks._measure import Entry, copy_bandwidth, measure, set_up, to_rows
-from benchmarks._problem import Call, Problem
+from benchmarks._problem import GRAPH, Call, Problem
 from benchmarks._table import print_table
+from stmeta._errors import BackendUnavailableError
 
 HERE = Path(__file__).parent
 _rows: list[dict[str, Any]] = []
@@ -46,7 +47,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.benchmark_quiet = True  # the table below takes the place of pytest-benchmark's
-    config.addinivalue_line("markers", "full: a benchmark that only --full runs")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -95,8 +95,11 @@ class Compare:
                 entry = Entry(case=case, backend=backend, moved=moved or {})
                 try:
                     set_up(entry, make, self.device)
+                except BackendUnavailableError as error:  # these inputs are not for this backend
+                    self._leave_out(backend, case, str(error))
+                    continue
                 except RuntimeError as error:
-                    if backend != "cuda-graph":  # some eager code cannot be recorded as a graph
+                    if backend != GRAPH:  # some eager code cannot be recorded as a graph
                         raise
                     self._leave_out(backend, case, str(error).splitlines()[0])
                     continue
