@@ -37,7 +37,7 @@ def _memory(heads: str, *more: str) -> tuple[Rule, ...]:
     rules = (
         at_most(CUDA_HEADS, "heads", heads),
         at_most(2**26, "rows N", "N"),
-        at_most(2**31, "rows B * N", "B", "N"),
+        at_most(2**31 - 1, "rows B * N", "B", "N"),
     )
     return (*rules, at_most(CUDA_WIDTH, "numbers M of a row", "M")) if "M" in more else rules
 
@@ -95,7 +95,6 @@ LIMITS: dict[str, dict[str, tuple[Rule, ...]]] = {
     "triton": {
         **{op: (at_most(TRITON_ROW, "rows N", "N"),) for op in _STEPS},
         **{op: (_in_registers,) for op in _SCANS},
-        "locality_attention": (at_most(65535, "heads B * H", "B", "H"),),
     },
 }
 LIMITS["cuda"]["shifted_patch_embed"] = LIMITS["cuda"]["patch_shift"]

@@ -102,7 +102,7 @@ BEYOND = [
     *(("cuda", op, {"H": 17, "W": 17, "R": 17}) for op in (*STEPS, "memory_scan", "ntm_scan")),
     *(("cuda", op, {"M": 257}) for op in STEPS[1:]),
     *(("cuda", op, {"N": 2**27}) for op in STEPS),
-    *(("cuda", op, {"B": 2**26, "N": 33}) for op in (*STEPS, "memory_scan")),
+    *(("cuda", op, {"B": 2**26, "N": 32}) for op in (*STEPS, "memory_scan")),
     *(("cuda", op, {"C": 33}) for op in ("patch_shift", "shifted_patch_embed")),
     *(("cuda", op, {"S": 33}) for op in ("patch_shift", "shifted_patch_embed")),
     *(("cuda", "masked_patch_loss", sizes) for sizes in ({"C": 33}, {"B": 2**20, "Q": 2**10})),
@@ -116,7 +116,6 @@ BEYOND = [
     ("triton", "memory_scan", {"N": 256, "M": 40}),
     ("triton", "ntm_scan", {"H": 0}),
     ("triton", "erase_add", {"N": 2**21}),
-    ("triton", "locality_attention", {"B": 2**15}),
 ]
 
 
