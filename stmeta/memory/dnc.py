@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stmeta.memory.mann import lstm_gates
+from stmeta.memory.mann import lstm_gates, select
+from stmeta.ops._scan import check_lengths, within
 from stmeta.ops.allocation import allocation
 from stmeta.ops.content_addressing import EPS, content_addressing
 from stmeta.ops.erase_add import erase_add
@@ -143,18 +144,23 @@ class DNCCell(nn.Module):
             c=like.new_zeros(batch, c.hidden),
         )
 
-    def forward(self, x: Tensor, state: DNCState | None = None) -> tuple[Tensor, DNCState]:
+    def forward(
+        self, x: Tensor, state: DNCState | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, DNCState]:
         """Run over a sequence.
 
         Args:
             x: [B, T, in_dim].
             state: where to start; None = `initial_state`.
+            lengths: int64 [B], steps of each sequence; None = T.
 
         Returns:
-            [B, T, H + R * M], LSTM output and reads of every step, and the last state.
+            [B, T, H + R * M], LSTM output and reads of every step, zeros behind a sequence's end;
+            and the state behind its last step. Under autocast the inputs alone are multiplied in
+            bf16: a sequence adds to its memory step by step.
 
         Raises:
-            ValueError: a shape does not fit.
+            ValueError: a shape does not fit, or a length is not in 0 ... T.
         """
         if x.ndim != 3 or x.shape[2] != self.in_dim:
             raise ValueError(f"DNCCell: x must be [B, T, {self.in_dim}], got {list(x.shape)}")
@@ -164,14 +170,26 @@ class DNCCell(nn.Module):
                 f"DNCCell: state must be of the batch of x, {x.shape[0]}, got "
                 f"{state.memory.shape[0]}; use the state of the same episodes"
             )
-        outputs = []
-        # One product for all steps. unbind, not indexing: the backward of x[:, t] would fill a
-        # zero tensor of all steps at every step.
-        for gates in self.input(x).unbind(1):
-            state = self._step(state, gates)
-            outputs += [state.h, state.reads]
-        y = torch.cat(outputs, dim=1) if outputs else x.new_zeros(x.shape[0], 0)
-        return y.view(x.shape[0], x.shape[1], self.out_dim), state
+        check_lengths("DNCCell", lengths, x)
+        # One product for all steps.
+        projected = self.input(within(x, lengths)).to(state.memory.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return self._steps(projected, state, lengths)
+
+    def _steps(
+        self, projected: Tensor, state: DNCState, lengths: Tensor | None
+    ) -> tuple[Tensor, DNCState]:
+        batch, steps = projected.shape[:2]
+        outputs = []  # unbind, not indexing: x[:, t] fills a zero tensor of all steps in a backward
+        for t, gates in enumerate(projected.unbind(1)):
+            before, state = state, self._step(state, gates)
+            shown = [state.h, state.reads]
+            if lengths is not None:
+                shown = select(t < lengths, shown, (0, 0))
+                state = DNCState(*select(t < lengths, state, before))
+            outputs += shown
+        y = torch.cat(outputs, dim=1) if outputs else projected.new_zeros(batch, 0)
+        return y.view(batch, steps, self.out_dim), state
 
     def _step(self, state: DNCState, gates: Tensor) -> DNCState:
         config = self.config

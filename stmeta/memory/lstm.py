@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from stmeta.memory.mann import select
+from stmeta.ops._scan import check_lengths, within
 
 
 class LSTMState(NamedTuple):
@@ -40,16 +44,37 @@ class LSTMCell(nn.Module):
         zero = next(self.lstm.parameters()).new_zeros(batch, self.out_dim)
         return LSTMState(zero, zero)
 
-    def forward(self, x: Tensor, state: LSTMState | None = None) -> tuple[Tensor, LSTMState]:
+    def forward(
+        self, x: Tensor, state: LSTMState | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, LSTMState]:
         """Run over a sequence.
 
         Args:
             x: [B, T, in_dim].
             state: where to start; None = zeros.
+            lengths: int64 [B], steps of each sequence; None = T. torch needs them on the host.
 
         Returns:
-            [B, T, H] and the last state.
+            [B, T, H], zeros behind a sequence's end; and the state behind its last step.
+
+        Raises:
+            ValueError: a shape does not fit, or a length is not in 0 ... T.
         """
+        if x.ndim != 3 or x.shape[2] != self.in_dim:
+            raise ValueError(f"LSTMCell: x must be [B, T, {self.in_dim}], got {list(x.shape)}")
         state = state or self.initial_state(x.shape[0])
-        y, (h, c) = self.lstm(x, (state.h[None], state.c[None]))
-        return y, LSTMState(h[0], c[0])
+        check_lengths("LSTMCell", lengths, x)
+        batch, steps = x.shape[:2]
+        if not batch or not steps:  # which torch refuses
+            return x.new_zeros(batch, steps, self.out_dim), state
+        start = (state.h[None], state.c[None])
+        if lengths is None:
+            y, (h, c) = self.lstm(x, start)
+            return y, LSTMState(h[0], c[0])
+        # A packed sequence has a step at least: those without one get their state back.
+        some = lengths.clamp(min=1).cpu()
+        packed = pack_padded_sequence(within(x, lengths), some, True, enforce_sorted=False)
+        packed, (h, c) = self.lstm(packed, start)
+        y, _ = pad_packed_sequence(packed, True, total_length=steps)
+        h, c = select(lengths > 0, (h[0], c[0]), state)
+        return within(y, lengths), LSTMState(h, c)

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from stmeta.ops._scan import check_lengths, within
 from stmeta.ops.memory_scan import memory_scan
 
 
@@ -148,6 +149,9 @@ class MANNCell(nn.Module):
         # One product for the inputs of all steps; then the episode, in one call. An episode adds to
         # its memory step by step: in fp32, also under autocast, but for the products of a CPU.
         dtype = state.memory.dtype
+        check_lengths("MANNCell", lengths, x)
+        x = within(x, lengths)
+        key, add = (None if more is None else within(more, lengths) for more in (key, add))
         products = torch.bfloat16 if _multiplies_bf16(state.memory) else dtype
         episode = memory_scan(
             self.input(x).to(dtype),

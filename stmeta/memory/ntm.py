@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stmeta.memory.mann import last_shown, lstm_gates, select
-from stmeta.ops._scan import check_lengths
+from stmeta.ops._scan import check_lengths, within
 from stmeta.ops.ntm_scan import ntm_scan
 from stmeta.ops.ntm_step import ntm_step
 
@@ -183,8 +183,8 @@ class NTMCell(nn.Module):
                 f"NTMCell: state must be of the batch of x, {x.shape[0]}, got "
                 f"{state.memory.shape[0]}; use the state of the same episodes"
             )
-        projected = self.input(x)  # one product for the inputs of all steps
-        check_lengths("NTMCell", lengths, projected)
+        check_lengths("NTMCell", lengths, x)
+        projected = self.input(within(x, lengths))  # one product for the inputs of all steps
         return (self._scan if self._scans(state) else self._steps)(projected, state, lengths)
 
     def _scans(self, state: NTMState) -> bool:

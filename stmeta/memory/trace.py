@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stmeta.memory.dnc import DNCCell
-from stmeta.memory.mann import MANNCell
+from stmeta.memory.mann import MANNCell, select
 from stmeta.memory.ntm import NTMCell
 
 
@@ -60,8 +60,11 @@ def _steps(
     x, state = args[0], args[1] if len(args) > 1 else kwargs.pop("state", None)
     state = state or cell.initial_state(len(x))
     reads, writes = [], []
+    lengths = kwargs.pop("lengths", None)
     for t in range(x.shape[1]):
         now = {name: v if v is None else v[:, t : t + 1] for name, v in kwargs.items()}
+        if lengths is not None:
+            now["lengths"] = (lengths - t).clamp(0, 1)
         before: Any = state
         _, state = cell(x[:, t : t + 1], state, **now)
         if isinstance(cell, MANNCell):
@@ -73,6 +76,11 @@ def _steps(
             read, write = state.weights[:, :reading].sum(1), state.weights[:, reading:].sum(1)
         else:
             read, write = state.read_weights.sum(1), state.write_weights.sum(1)
+        if lengths is not None:  # a sequence that has ended looks nowhere
+            read, write = select(t < lengths, (read, write), (0, 0))
         reads.append(read)
         writes.append(write)
+    if not reads:
+        none = x.new_zeros(len(x), 0, cell.config.rows)
+        return WeightTrace(none, none)
     return WeightTrace(torch.stack(reads, 1), torch.stack(writes, 1))

@@ -34,20 +34,24 @@ class NTMMemory(nn.Module):
         self.cell = NTMCell(dim, config)
         self.proj, self.out_dim = _projection("NTMMemory", self.cell.out_dim, out_dim)
 
-    def forward(self, x: Tensor, state: NTMState | None = None) -> tuple[Tensor, NTMState]:
+    def forward(
+        self, x: Tensor, state: NTMState | None = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, NTMState]:
         """Read a sequence, as `torch.nn.LSTM` with `batch_first` does.
 
         Args:
             x: [B, T, D], fp32 or fp64; under autocast any.
             state: where to start, such as the end of the last part of a sequence; None = empty.
+            lengths: int64 [B], steps of each sequence; None = T. What comes out behind the end of
+                a sequence means nothing.
 
         Returns:
-            [B, T, D'], and the state behind the last step.
+            [B, T, D'], and the state behind the last step of each sequence.
 
         Raises:
             ValueError: a shape does not fit (from `stmeta.memory.NTMCell`).
         """
-        y, end = self.cell(x, state)
+        y, end = self.cell(x, state, lengths=lengths)
         return self.proj(y), end
 
 

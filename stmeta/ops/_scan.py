@@ -71,6 +71,17 @@ def check_lengths(op: str, lengths: Tensor | None, gates: Tensor) -> None:
         raise ValueError(f"{op}: lengths must be in 0 ... T = {steps}, got {low} ... {high}")
 
 
+def within(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """X [B, T, ...] with zeros behind the end of each sequence, whatever is there.
+
+    A number there that is not finite would reach the gradients of weights: zero times NaN is NaN.
+    """
+    if lengths is None:
+        return x
+    on = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
+    return torch.where(on.view(*on.shape, *[1] * (x.ndim - 2)), x, 0)
+
+
 def controller_step(
     gates: Tensor, recurrent: Tensor, reads: Tensor, h: Tensor, c: Tensor
 ) -> tuple[Tensor, Tensor]:

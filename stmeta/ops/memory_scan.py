@@ -24,6 +24,7 @@ from stmeta.ops._scan import (
     check_tensors,
     controller_step,
     rounded_linear,
+    within,
 )
 from stmeta.ops.content_addressing import EPS
 from stmeta.ops.lrua_step import lrua_step_ref
@@ -168,6 +169,8 @@ def memory_scan_ref(
 ) -> MemoryScan:
     """`memory_scan` in plain PyTorch, step by step; `step` is a compiled `memory_step_ref`."""
     step = step or memory_step_ref
+    gates = within(gates, lengths)
+    key, add = (None if x is None else within(x, lengths) for x in (key, add))
     state = (memory, usage, previous, reads, h, c)
     steps, width = gates.shape[1], reads.shape[1]
     # unbind, not indexing: the backward of x[:, t] would fill a zero tensor of all steps each time.

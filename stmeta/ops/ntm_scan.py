@@ -24,6 +24,7 @@ from stmeta.ops._scan import (
     check_tensors,
     controller_step,
     marks,
+    within,
 )
 from stmeta.ops.content_addressing import EPS
 from stmeta.ops.location_addressing import check_taps
@@ -139,6 +140,7 @@ def ntm_scan_ref(
 ) -> NTMScan:
     """`ntm_scan` in plain PyTorch, step by step; `step` is a compiled `ntm_scan_step_ref`."""
     step = step or ntm_scan_step_ref
+    gates = within(gates, lengths)
     state = (memory, weights, reads, h, c)
     shape = (gates.shape[1], h.shape[1] + reads.shape[1])
     outputs = []
