@@ -7,11 +7,7 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-
-def plain(text: str) -> str:
-    """Text from a file or its name, without what would move a terminal's cursor or not encode."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return shown.encode("utf-8", "replace").decode()
+from stmeta._terminal import plain as plain
 
 
 def print_bad(heading: str, bad: Iterable[tuple[str, str]]) -> None:

@@ -7,24 +7,39 @@ plain request. A transport tries once; `RemoteFolder` tries again.
 from __future__ import annotations
 
 import base64
+import io
 import re
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from http.client import HTTPException, HTTPResponse
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from typing import Any, Protocol
 from urllib import request as web
 from urllib.error import HTTPError, URLError
 from urllib.parse import quote, unquote, urlsplit
 
 from stmeta._errors import BackendUnavailableError
+from stmeta._terminal import plain
 
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}  # of HTTP; others stay as they are
 
 
-class Unanswered(Exception):
+_LONGEST_REASON = 300  # characters of what a server or a package says
+
+
+class NoAnswer(Exception):
+    """Why bytes did not come: in words of others, in part, and so without control characters."""
+
+    def __init__(self, reason: str) -> None:
+        cut = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}..."
+        super().__init__(plain(cut))
+
+
+class Unanswered(NoAnswer):
     """This try failed, the next may not.
 
     Attributes:
@@ -36,11 +51,11 @@ class Unanswered(Exception):
         self.after = after
 
 
-class Absent(Exception):
+class Absent(NoAnswer):
     """There is no such file."""
 
 
-class Refused(Exception):
+class Refused(NoAnswer):
     """There will be no other answer than this one."""
 
 
@@ -75,8 +90,14 @@ def open_transport(url: str, timeout: float) -> Transport:
 
 
 def without_password(url: str) -> str:
-    """An address as it may be shown."""
-    return re.sub(r"(?<=://)[^/@]*@", "", url)
+    """An address as it may be shown: without a name, a password, and what moves a cursor."""
+    scheme, mark, rest = url.partition("://")
+    where = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if "@" in where:
+        rest = where.rpartition("@")[2] + rest[len(where) :]
+    elif "@" in rest and not re.fullmatch(r"[^:]*(:\d*)?|\[[0-9a-fA-F:.]*\](:\d*)?", where):
+        rest = rest.rpartition("@")[2]  # one of / ? # in a password seemed to end the host
+    return plain(f"{scheme}{mark}{rest}")
 
 
 class HttpTransport:
@@ -84,10 +105,16 @@ class HttpTransport:
 
     def __init__(self, url: str, timeout: float) -> None:
         """Read below an address, which may hold a name and a password."""
-        parts = urlsplit(url)
-        if not parts.hostname or parts.query or parts.fragment:
+        try:
+            parts = urlsplit(url)
+            complete = parts.hostname and not parts.query and not parts.fragment
+            complete = complete and (parts.port or 1) and url.isprintable()
+        except ValueError:  # a port that is no number, a bracket that is not closed
+            complete = False
+        if not complete:
             raise ValueError(
-                f"{without_password(url)}: must be http(s)://host/folder, without ? and #"
+                f"{without_password(url)}: must be http(s)://host/folder, without ? and #; write "
+                "those and / and @ of a password as %3F, %23, %2F and %40"
             )
         self._timeout = timeout
         self._base = without_password(url).rstrip("/")
@@ -98,7 +125,7 @@ class HttpTransport:
             self._login = "Basic " + base64.b64encode(login.encode()).decode()
         self._opener = web.OpenerDirector()  # no handler for ftp: and file:, also after redirects
         for handler in (
-            *(web.ProxyHandler, web.HTTPHandler, web.HTTPSHandler, web.HTTPRedirectHandler),
+            *(web.ProxyHandler, _Handler, _Redirects),
             *(web.HTTPDefaultErrorHandler, web.HTTPErrorProcessor, web.UnknownHandler),
         ):
             self._opener.add_handler(handler())
@@ -115,7 +142,6 @@ class HttpTransport:
 
     def get(self, address: str, begin: int, end: int, length: int) -> bytes:
         """See `Transport`."""
-        deadline = time.monotonic() + self._timeout
 
         def body(response: HTTPResponse) -> bytes:
             first, last, total = _range(response)
@@ -125,14 +151,15 @@ class HttpTransport:
                 raise Unanswered(f"the server sent bytes {first} to {last}, others than asked for")
             parts, size = [], 0
             while size < end - begin:
-                part = response.read1(min(end - begin - size, 2**20))
+                try:
+                    part = response.read1(min(end - begin - size, 2**20))
+                except TimeoutError:
+                    raise Unanswered(
+                        f"{size} of {end - begin} bytes came in {self._timeout:g} seconds"
+                    ) from None
                 size += len(part)
                 if not part:
                     raise Unanswered(f"the answer ends after {size} of {end - begin} bytes")
-                if time.monotonic() > deadline and size < end - begin:
-                    raise Unanswered(
-                        f"{size} of {end - begin} bytes came in {self._timeout:g} seconds"
-                    )
                 parts.append(part)
             return b"".join(parts)
 
@@ -141,8 +168,9 @@ class HttpTransport:
     def _request(
         self, address: str, begin: int, end: int, take: Callable[[HTTPResponse], Any]
     ) -> Any:
-        request = web.Request(
+        request = _Request(
             address,
+            deadline=time.monotonic() + self._timeout,
             headers={
                 "Range": f"bytes={begin}-{end - 1}",
                 "Accept-Encoding": "identity",
@@ -161,7 +189,9 @@ class HttpTransport:
             cause = error.reason
             kind = Refused if isinstance(cause, ssl.SSLCertVerificationError) else Unanswered
             raise kind(str(getattr(cause, "strerror", None) or cause)) from error
-        except (OSError, HTTPException) as error:
+        except TimeoutError:
+            raise Unanswered(f"no whole answer in {self._timeout:g} seconds") from None
+        except (OSError, HTTPException, ValueError) as error:
             raise Unanswered(str(error) or type(error).__name__) from error
 
 
@@ -172,7 +202,8 @@ def _range(response: HTTPResponse) -> tuple[int, int, int]:
             f"the server answers {response.status} to a range request: it sends whole files only; "
             "use one that knows ranges, such as nginx, or copy the shards here"
         )
-    found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
+    stated = response.headers.get("Content-Range", "")
+    found = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})", stated)
     if found is None or response.headers.get("Content-Encoding", "identity") != "identity":
         raise Refused("the server's answer to a range request does not say which bytes it holds")
     first, last, total = map(int, found.groups())
@@ -186,7 +217,85 @@ def _status(error: HTTPError) -> Exception:
     if error.code not in _TRANSIENT:
         return Refused(reason)
     after = error.headers.get("Retry-After", "")
-    return Unanswered(reason, float(after) if after.isdecimal() else 0.0)
+    return Unanswered(reason, float(after) if re.fullmatch("[0-9]{1,9}", after) else 0.0)
+
+
+class _Request(web.Request):
+    """A request that must be answered as a whole until `deadline`, redirects included."""
+
+    def __init__(self, url: str, *, deadline: float, **options: Any) -> None:
+        super().__init__(url, **options)
+        self.deadline = deadline
+
+
+class _Redirects(web.HTTPRedirectHandler):
+    def redirect_request(self, req: Any, *answer: Any) -> web.Request | None:
+        new = super().redirect_request(req, *answer)
+        if new is None:
+            return None
+        headers = {k: v for k, v in new.header_items() if k not in new.unredirected_hdrs}
+        return _Request(new.full_url, deadline=req.deadline, headers=headers)
+
+
+class _Handler(web.HTTPHandler, web.HTTPSHandler):
+    """Opens http and https with the deadline of the request."""
+
+    def http_open(self, req: Any) -> HTTPResponse:
+        return self._open(HTTPConnection, req)
+
+    def https_open(self, req: Any) -> HTTPResponse:
+        return self._open(HTTPSConnection, req)
+
+    def _open(self, kind: Callable[..., HTTPConnection], req: Any) -> HTTPResponse:
+        req.timeout = _left(req.deadline)
+
+        def connect(host: str, **options: Any) -> HTTPConnection:
+            connection = kind(host, **options)
+            connection.response_class = partial(_Response, deadline=req.deadline)  # type: ignore
+            return connection
+
+        return self.do_open(connect, req)  # type: ignore[arg-type]
+
+
+class _Response(HTTPResponse):
+    """An answer whose every byte, those of the header too, comes until a deadline.
+
+    A socket's own limit begins anew with each byte that arrives.
+    """
+
+    def __init__(self, sock: socket.socket, *options: Any, deadline: float, **more: Any) -> None:
+        super().__init__(sock, *options, **more)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Stream(sock, deadline))
+
+
+class _Stream(io.RawIOBase):
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock, self._deadline = sock, deadline
+        self._raw = sock.makefile("rb", buffering=0)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._sock.settimeout(_left(self._deadline))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+def _left(deadline: float) -> float:
+    """Seconds until a deadline.
+
+    Raises:
+        TimeoutError: it is over.
+    """
+    seconds = deadline - time.monotonic()
+    if seconds <= 0:
+        raise TimeoutError
+    return seconds
 
 
 class FsspecTransport:
