@@ -27,6 +27,7 @@ def describe(copy: float) -> dict[str, Any]:
         "cpu": cpu[1] if cpu else platform.processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "gpu": torch.cuda.get_device_name() if gpu else None,
         "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "copy_gb_per_s": copy / 1e9,

@@ -9,11 +9,17 @@ inputs of its cases and calls `compare`; the rest happens here and in the module
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from stmeta import _openmp
+
+os.environ.update(_openmp.asleep())  # before torch is loaded, which the modules below do
+
 import torch
 
 from benchmarks._machine import default_results, describe
@@ -47,6 +53,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.benchmark_quiet = True  # the table below takes the place of pytest-benchmark's
+
+
+def pytest_report_header() -> str:
+    names = [name for name in _openmp.SETTINGS if name in os.environ]
+    return "threads wait as " + (", ".join(f"{n}={os.environ[n]}" for n in names) or "by default")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

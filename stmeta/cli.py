@@ -18,8 +18,9 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from stmeta import __version__
+from stmeta import __version__, _openmp
 from stmeta._errors import BackendUnavailableError, DataError
+from stmeta._terminal import plain, unbroken
 
 COMMANDS = {
     "shard": "Turn a folder of videos into a data set of shards.",
@@ -61,12 +62,20 @@ def _overview() -> str:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 0, 1 (bad data) or 2 (wrong use)."""
+    with unbroken():
+        _main(args)
+
+
+def _main(args: Sequence[str] | None) -> None:
+    waiting = _openmp.wait_asleep()  # before a command loads torch
     command = parse(sys.argv[1:] if args is None else args)
+    if waiting and "torch" in sys.modules:
+        print(waiting, file=sys.stderr)
     try:
         code = command.run()
     except (BackendUnavailableError, DataError, ValueError) as error:
         Console(stderr=True, soft_wrap=True).print(
-            f"[red]error:[/] {escape(str(error))}", highlight=False
+            f"[red]error:[/] {escape(plain(str(error), lines=True))}", highlight=False
         )
         code = 1 if isinstance(error, DataError) else 2
     except KeyboardInterrupt:

@@ -9,12 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
+from stmeta._from_json import build
 from stmeta.memory.dnc import DNCConfig
 from stmeta.memory.mann import MANNConfig
 from stmeta.memory.ntm import NTMConfig
@@ -242,31 +241,16 @@ def to_json(config: Any) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2, default=str)
 
 
-def from_json(text: str) -> TrainConfig | MemoryConfig:
+def from_json(text: str | bytes) -> TrainConfig | MemoryConfig:
     """Read back what `to_json` wrote.
 
     Raises:
-        ValueError: the file names a field that this version does not know.
+        ValueError: it is no JSON, names a field that this version does not know, or a value is of
+            another type than its field.
     """
-    values = json.loads(text)
-    return _build(MemoryConfig if "task" in values else TrainConfig, values)
-
-
-def _build(kind: Any, value: Any) -> Any:
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        unknown = sorted(set(value) - set(hints))
-        if unknown:
-            raise ValueError(
-                f"config: {kind.__name__} has no field {', '.join(unknown)}; the run was made by "
-                "another version of stmeta: train again, or resume with that version"
-            )
-        return kind(**{name: _build(hints[name], item) for name, item in value.items()})
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (Union, types.UnionType):
-        return (
-            None if value is None else _build(next(a for a in args if a is not type(None)), value)
-        )
-    if origin is tuple:
-        return tuple(_build(args[0], item) for item in value)
-    return kind(value) if kind in (Path, float, int) else value
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"config: it is no JSON ({type(error).__name__}: {error})") from error
+    kind = MemoryConfig if isinstance(values, dict) and "task" in values else TrainConfig
+    return build(kind, values)

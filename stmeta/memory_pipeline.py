@@ -27,7 +27,8 @@ from stmeta.models.sequence import (
     ImageEncoder,
     SequenceModel,
 )
-from stmeta.runs import claim_folder, device_of, write_metrics
+from stmeta.run_checks import check_settings, check_state
+from stmeta.runs import claimed, device_of, write_config, write_metrics
 from stmeta.trainer import Trainer
 
 
@@ -51,17 +52,26 @@ def run(config: MemoryConfig, *, resume: bool, console: Console) -> dict[str, An
             "data: Omniglot is not part of stmeta; pass --data FOLDER with images_background.zip "
             "and images_evaluation.zip from github.com/brendenlake/omniglot"
         )
-    config = claim_folder(config, resume)
+    check_settings(config)
+    with claimed(config, resume) as mine:
+        return _run(mine, resume, console)
+
+
+def _run(config: MemoryConfig, resume: bool, console: Console) -> dict[str, Any]:
     device = device_of(config)
-    console.print(
-        f"[bold]{config.recipe}[/] → {config.folder}   {device}, {config.precision}, "
-        f"{'fused' if config.fused else 'eager'} ops, {config.memory} on {config.task}",
-        highlight=False,
-    )
     with stmeta.backend("auto" if config.fused else "eager"):
         torch.manual_seed(config.seed)
         make = _episodes if config.task == "omniglot" else _sequences
         stage = make(config, device)
+        if resume:
+            check_state(config, (stage.name,))
+        else:
+            write_config(config)
+        console.print(
+            f"[bold]{config.recipe}[/] → {config.folder}   {device}, {config.precision}, "
+            f"{'fused' if config.fused else 'eager'} ops, {config.memory} on {config.task}",
+            highlight=False,
+        )
         if config.compile:
             stage.model.compile()
         record = Trainer(stage, config, device=device, console=console).run(resume=resume)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_f1_score
 
@@ -24,8 +25,16 @@ from stmeta.data.shards import ShardIndex
 from stmeta.models.classifier import VideoClassifier
 from stmeta.models.mann import FewShotMANN
 from stmeta.models.video_mae import VideoMAE
-from stmeta.runs import claim_folder, device_of, write_metrics
-from stmeta.stages import ClassifyStage, FewShotStage, PretrainStage, clip_loader, to_model
+from stmeta.run_checks import StageChecks, check_settings, check_state, load_encoder
+from stmeta.runs import claimed, device_of, write_config, write_metrics
+from stmeta.stages import (
+    ClassifyStage,
+    FewShotStage,
+    PretrainStage,
+    clip_loader,
+    loader_config,
+    to_model,
+)
 from stmeta.trainer import Trainer
 
 
@@ -35,12 +44,22 @@ def run(config: TrainConfig, *, resume: bool, console: Console) -> dict[str, Any
     Returns:
         What metrics.json holds: one record per stage.
     """
-    if distributed.is_first():
-        config = claim_folder(config, resume)
-    config = dataclasses.replace(config, out=Path(distributed.share(str(config.folder))))
+    check_settings(config)
+    with claimed(config, resume) if distributed.is_first() else nullcontext(config) as mine:
+        out = Path(distributed.share(str(mine.folder)))
+        return _run(dataclasses.replace(config, out=out), resume, console)
+
+
+def _run(config: TrainConfig, resume: bool, console: Console) -> dict[str, Any]:
     device = device_of(config)
     with distributed.first_alone():
         data = _data_root(config)
+    make = partial(loader_config, config.clip, config.model, seed=config.seed, device=device)
+    StageChecks(config, data).run(make)
+    if resume:
+        check_state(config, config.stage)
+    elif distributed.is_first():
+        write_config(config)
     console.print(
         f"[bold]{config.recipe}[/] → {config.folder}   {device}, {config.precision}, "
         f"{'fused' if config.fused else 'eager'} ops, data {data.name}",
@@ -76,14 +95,8 @@ class _Context:
     def loader(
         self, split: str, *, batch_size: int, train: bool, seed_offset: int = 0, views: int = 1
     ) -> ClipLoader:
-        root = self.data / split
-        if not root.is_dir():
-            raise DataError(
-                f"data: {self.stage} needs the split {split!r}, and {self.data} has none; make it "
-                "with `stmeta shard` (see --val-fraction), or leave the stage out with --stage"
-            )
         return clip_loader(
-            root,
+            self.data / split,
             self.config.clip,
             self.config.model,
             batch_size=batch_size,
@@ -139,7 +152,8 @@ def _classify(context: _Context) -> dict[str, Any]:
         )
         model = VideoClassifier(encoder, num_classes=len(classes)).to(context.device)
         if settings.init == "pretrain":
-            _load_encoder(model, context.config.folder / "pretrain" / "last.safetensors")
+            flag = f"--{context.stage}.init".replace("_", "-")
+            load_encoder(model, context.config.folder / "pretrain" / "last.safetensors", flag)
         stage = ClassifyStage(context.stage, model, settings, train, val)
         record = context.train(stage)
         if not distributed.is_first():
@@ -162,7 +176,8 @@ def _fewshot(context: _Context) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     encoder = VideoClassifier(context.config.model, num_classes=1).to(context.device)
     if settings.encoder != "scratch":
-        _load_encoder(encoder, config.folder / settings.encoder / "last.safetensors")
+        path = config.folder / settings.encoder / "last.safetensors"
+        load_encoder(encoder, path, "--fewshot.encoder")
     encoder.eval()
     tables = {}
     for split, views, train in (("train", settings.views, True), ("heldout", 1, False)):
@@ -240,22 +255,7 @@ def bootstrap_macro_f1(
 
 def _classes_of(index: ShardIndex) -> list[str]:
     """Names of the classes that the training split has samples of, in the order of the labels."""
-    names = trained_classes(index.labels, index.classes).names
-    if len(names) < 2:
-        raise DataError(
-            f"data: {index.root} holds {len(names)} class(es), and classification needs at least "
-            "2; label the videos by folder or with --annotations and shard them again"
-        )
-    return names
-
-
-def _load_encoder(model: VideoClassifier, path: Path) -> None:
-    if not path.exists():
-        raise DataError(
-            f"weights: {path} is missing; run the stage {path.parent.name!r} first (--stage), "
-            "or start from random weights with init/encoder = scratch"
-        )
-    model.load_encoder(load_file(path))
+    return trained_classes(index.labels, index.classes).names
 
 
 def _skipped(*loaders: ClipLoader) -> list[dict[str, str]]:
@@ -266,7 +266,8 @@ def _data_root(config: TrainConfig) -> Path:
     if config.data is not None:
         if not config.data.is_dir():
             raise DataError(
-                f"data: the folder {config.data} does not exist; make it with `stmeta shard`"
+                f"data: --data: the folder {config.data} does not exist; make it with "
+                "`stmeta shard`"
             )
         return config.data
     from stmeta.data.datasets import motions

@@ -33,7 +33,9 @@ def curves(stages: dict[str, dict[str, Any]], path: Path) -> None:
         top, bottom = axes[0, column], axes[1, column]
         top.set_title(name.replace("_", ", "), fontsize=11)
         _curve(top, history, evals, "loss")
-        accuracy = next((k for k in ("top1", "accuracy") if k in history[0]), None)
+        accuracy = next(
+            (k for k in ("top1", "accuracy") if any(k in item for item in history)), None
+        )
         if accuracy is None:
             bottom.set_axis_off()
             continue
@@ -51,8 +53,9 @@ def curves(stages: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def _curve(axis: Any, history: list[dict], evals: list[dict], key: str) -> None:
-    steps = np.array([item["step"] for item in history])
-    values = np.array([item[key] for item in history])
+    shown = [item for item in history if key in item]  # a batch without labels has no accuracy
+    steps = np.array([item["step"] for item in shown])
+    values = np.array([item[key] for item in shown])
     window = max(1, len(values) // 60)
     # Means over equal windows: the curve stays readable however many steps there are.
     usable = len(values) // window * window

@@ -1,47 +1,129 @@
-"""Folders of runs: config.json, metrics.json, and nothing overwritten."""
+"""Folders of runs: config.json, metrics.json, one run at a time, and nothing overwritten."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 import stmeta
-from stmeta.config import RunConfig, to_json
+from stmeta._errors import BackendUnavailableError, DataError
+from stmeta._files import read_small, replaced
+from stmeta.config import MemoryConfig, RunConfig, TrainConfig, from_json, to_json
 
 Run = TypeVar("Run", bound=RunConfig)
+_CONFIG = "config.json"
 
 
 def device_of(config: RunConfig) -> torch.device:
-    """The device that a run asks for."""
+    """The device that a run asks for.
+
+    Raises:
+        BackendUnavailableError: it is "cuda", and torch finds no GPU.
+    """
     if config.device != "auto":
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise BackendUnavailableError(
+                "--device cuda, but torch finds no GPU; use --device cpu or auto"
+            )
         return torch.device(config.device)
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def claim_folder(config: Run, resume: bool) -> Run:
-    """Choose the folder and write config.json; a finished or stopped run is never overwritten."""
-    folder = config.folder
-    if not resume and (folder / "config.json").exists():
-        if config.out is not None:
+def read_config(folder: Path) -> TrainConfig | MemoryConfig:
+    """The config of the run in a folder.
+
+    Raises:
+        DataError: there is no run, or its config.json is damaged.
+    """
+    path = folder / _CONFIG
+    if not path.exists():
+        raise DataError(
+            f"--resume: {folder} holds no run, as it has no {_CONFIG}; name the folder of a run, "
+            "or start one without --resume"
+        )
+    try:
+        return from_json(read_small(path))
+    except ValueError as error:  # also of the classes that it builds
+        raise DataError(
+            f"--resume: {path} cannot be used: {error}; mend it, or train again into another --out"
+        ) from error
+
+
+@contextlib.contextmanager
+def claimed(config: Run, resume: bool) -> Iterator[Run]:
+    """Choose the folder and keep every other run out of it while the block runs.
+
+    A finished or stopped run is never overwritten: without `out`, a free folder is taken. A folder
+    that was made here and is still empty at the end goes away again.
+
+    Raises:
+        DataError: another run is writing there, or there is none to go on with.
+        ValueError: `out` holds a run.
+    """
+    if resume:
+        read_config(config.folder)
+    for folder in _candidates(config, resume):
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder) as mine:
+            held = (folder / _CONFIG).exists() and not resume
+            if mine and not held:
+                try:
+                    yield dataclasses.replace(config, out=folder)
+                finally:
+                    if made and not any(folder.iterdir()):
+                        folder.rmdir()
+                return
+        if config.out is None and not resume:
+            continue
+        if mine:
             raise ValueError(
                 f"out: {folder} already holds a run; go on with --resume {folder}, or choose "
                 "another --out"
             )
-        number = 2
-        while (folder.with_name(f"{folder.name}-{number}") / "config.json").exists():
-            number += 1
-        config = dataclasses.replace(config, out=folder.with_name(f"{folder.name}-{number}"))
-        folder = config.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        _write(folder / "config.json", to_json(config))
-    return config
+        raise DataError(
+            f"out: another run is writing to {folder}; wait for its end, or choose another --out"
+        )
+
+
+def _candidates(config: RunConfig, resume: bool) -> Iterator[Path]:
+    folder = config.folder
+    yield folder
+    number = 2
+    while config.out is None and not resume:
+        yield folder.with_name(f"{folder.name}-{number}")
+        number += 1
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder; gives whether it could be had. The lock goes away with the process."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # some network file systems have no locks
+            pass
+        yield True
+    finally:
+        os.close(handle)
+
+
+def write_config(config: RunConfig) -> None:
+    """Write config.json: from now on the folder holds a run."""
+    _write(config.folder / _CONFIG, to_json(config))
 
 
 def write_metrics(config: RunConfig, records: dict[str, Any]) -> None:
@@ -59,6 +141,5 @@ def write_metrics(config: RunConfig, records: dict[str, Any]) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with replaced(path) as partial:
+        partial.write_text(text)

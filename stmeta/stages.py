@@ -28,6 +28,48 @@ from stmeta.models.small_vit import SmallViTConfig
 from stmeta.models.video_mae import VideoMAE
 
 
+def loader_config(
+    clip: ClipConfig,
+    model: SmallViTConfig,
+    *,
+    batch_size: int,
+    train: bool,
+    views: int,
+    seed: int,
+    device: torch.device,
+) -> LoaderConfig:
+    """How a stage reads a split; `train` switches shuffling and augmentation on."""
+    return LoaderConfig(
+        batch_size=batch_size,
+        frames=model.frames,
+        stride=clip.stride,
+        fps=clip.fps,
+        size=model.image_size,
+        train=train,
+        views=views,
+        repeats=clip.repeats,
+        labelled_share=clip.labelled_share,
+        crop_scale=clip.crop_scale,
+        crop_ratio=clip.crop_ratio,
+        hflip=clip.hflip,
+        brightness=clip.brightness,
+        contrast=clip.contrast,
+        saturation=clip.saturation,
+        rand_augment=clip.rand_augment,
+        erase_chance=clip.erase_chance,
+        erase_area=clip.erase_area,
+        erase_ratio=clip.erase_ratio,
+        erase_fill=clip.erase_fill,
+        decoder=clip.decoder,
+        device=device.type,
+        threads=clip.threads,
+        prefetch=clip.prefetch,
+        cache_mib=clip.cache_mib,
+        max_error_rate=clip.max_error_rate,
+        seed=seed,
+    )
+
+
 def clip_loader(
     root: Path,
     clip: ClipConfig,
@@ -39,38 +81,19 @@ def clip_loader(
     seed: int,
     device: torch.device,
 ) -> ClipLoader:
-    """Make the loader of one split; `train` switches shuffling and augmentation on."""
+    """Make the loader of one split; see `loader_config`."""
+    config = loader_config(
+        clip,
+        model,
+        batch_size=batch_size,
+        train=train,
+        views=views,
+        seed=seed,
+        device=device,
+    )
     return ClipLoader(
         root,
-        LoaderConfig(
-            batch_size=batch_size,
-            frames=model.frames,
-            stride=clip.stride,
-            fps=clip.fps,
-            size=model.image_size,
-            train=train,
-            views=views,
-            repeats=clip.repeats,
-            labelled_share=clip.labelled_share,
-            crop_scale=clip.crop_scale,
-            crop_ratio=clip.crop_ratio,
-            hflip=clip.hflip,
-            brightness=clip.brightness,
-            contrast=clip.contrast,
-            saturation=clip.saturation,
-            rand_augment=clip.rand_augment,
-            erase_chance=clip.erase_chance,
-            erase_area=clip.erase_area,
-            erase_ratio=clip.erase_ratio,
-            erase_fill=clip.erase_fill,
-            decoder=clip.decoder,
-            device=device.type,
-            threads=clip.threads,
-            prefetch=clip.prefetch,
-            cache_mib=clip.cache_mib,
-            max_error_rate=clip.max_error_rate,
-            seed=seed,
-        ),
+        config,
         rank=distributed.rank() if train else 0,
         world_size=distributed.world_size() if train else 1,
     )
@@ -190,11 +213,16 @@ class ClassifyStage(_ClipStage):
         loss = share * self._entropy(logits, label)
         if share < 1:
             loss = loss + (1 - share) * self._entropy(logits, other)
-        hits = (logits.detach().argmax(1) == label).float().mean()
+        known = label >= 0
+        if not known.any():
+            return loss, len(batch), {}  # nothing that could be right
+        hits = (logits.detach().argmax(1) == label)[known].float().mean()
         return loss, len(batch), {"top1": float(hits)}
 
     def _entropy(self, logits: Tensor, label: Tensor) -> Tensor:
-        # Unlabelled clips (-1) take no part.
+        # Unlabelled clips (-1) take no part; where all are, a mean over none would be NaN.
+        if not (label >= 0).any():
+            return logits.float().sum() * 0.0
         return F.cross_entropy(
             logits.float(),
             label,

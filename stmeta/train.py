@@ -8,29 +8,42 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 
-from stmeta import distributed, recipes
+from stmeta import _openmp
 from stmeta._errors import BackendUnavailableError, DataError
-from stmeta.config import MemoryConfig, TrainConfig, from_json
+from stmeta._terminal import plain, unbroken
+
+if TYPE_CHECKING:
+    from stmeta.config import MemoryConfig, TrainConfig
+
+_log = logging.getLogger("stmeta.train")
 
 
 def parse(argv: Sequence[str]) -> tuple[TrainConfig | MemoryConfig, bool]:
     """Turn the command line into a config and whether to resume.
 
     The recipe gives the defaults; every field can be changed (`--help` lists them).
+
+    Raises:
+        DataError: `--resume` names a folder without a run, or whose config.json is damaged.
+        ValueError: there is no such recipe.
     """
+    from stmeta import recipes
+    from stmeta.runs import read_config
+
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", default="demo")
     first.add_argument("--resume", nargs="?", const="", default=None)
     known, rest = first.parse_known_args(argv)
     default = recipes.get(known.recipe)
     if known.resume:  # a folder: its config is the default, so the bare command goes on
-        default = from_json((Path(known.resume) / "config.json").read_text())
-        default = dataclasses.replace(default, out=Path(known.resume))
+        default = dataclasses.replace(read_config(Path(known.resume)), out=Path(known.resume))
     config = tyro.cli(
         type(default),
         prog="python -m stmeta.train",
@@ -46,31 +59,44 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig | MemoryConfig, bool]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and return the exit code: 0 done, 1 failed, 130 interrupted."""
-    with distributed.together():
-        return _main(sys.argv[1:] if argv is None else argv)
+    waiting = _openmp.wait_asleep()
+    from stmeta import distributed  # loads torch
+
+    with unbroken(), distributed.together():
+        return _main(sys.argv[1:] if argv is None else argv, waiting)
 
 
-def _main(argv: Sequence[str]) -> int:
+def _main(argv: Sequence[str], waiting: str) -> int:
+    from stmeta import distributed, memory_pipeline, pipeline
+    from stmeta.config import MemoryConfig
+    from stmeta.trainer import NonFiniteLossError
+
     console = Console(quiet=not distributed.is_first())
     logging.basicConfig(
         level=logging.INFO if distributed.is_first() else logging.ERROR,
         format="%(message)s",
         handlers=[RichHandler(console=console, show_path=False, show_time=False)],
     )
-    config, resume = parse(argv)
-    from stmeta import memory_pipeline, pipeline
-    from stmeta.trainer import NonFiniteLossError
-
     try:
-        if isinstance(config, MemoryConfig):
-            memory_pipeline.run(config, resume=resume, console=console)
-        else:
-            pipeline.run(config, resume=resume, console=console)
-    except KeyboardInterrupt:
-        console.print(f"saved; go on with: python -m stmeta.train --resume {config.folder}")
-        return 130
-    except (BackendUnavailableError, DataError, NonFiniteLossError, ValueError) as error:
-        console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        config, resume = parse(argv)
+        if waiting:
+            _log.info("%s", waiting)
+        try:
+            if isinstance(config, MemoryConfig):
+                memory_pipeline.run(config, resume=resume, console=console)
+            else:
+                pipeline.run(config, resume=resume, console=console)
+        except KeyboardInterrupt:
+            console.print(f"saved; go on with: python -m stmeta.train --resume {config.folder}")
+            return 130
+    except (BackendUnavailableError, DataError, NonFiniteLossError, OSError, ValueError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        console.print(
+            f"[red]error:[/] {escape(plain(str(error), lines=True))}",
+            highlight=False,
+            soft_wrap=True,
+        )
         return 1
     return 0
 

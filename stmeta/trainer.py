@@ -7,7 +7,6 @@ that is a function of its position, so a run that was killed and resumed ends wi
 from __future__ import annotations
 
 import math
-import os
 import signal
 import threading
 import time
@@ -20,11 +19,10 @@ from typing import Any, Protocol
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from stmeta import distributed
+from stmeta import checkpoint, distributed
 from stmeta._errors import DataError
 from stmeta.config import OptimConfig, RunConfig
 
@@ -79,6 +77,7 @@ class Trainer:
     ) -> None:
         self.stage, self.config, self.device, self.console = stage, config, device, console
         self.folder = config.folder / stage.name
+        self._last = self.folder / "last.pt"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.steps = min(stage.steps, config.max_steps or stage.steps)
         self.optimizer = make_optimizer(stage.model, stage.optim)
@@ -95,7 +94,7 @@ class Trainer:
         Raises:
             NonFiniteLossError: the loss became NaN or infinite.
         """
-        if resume and (self.folder / "last.pt").exists():
+        if resume and self._last.exists():
             self._load()
         eval_steps = {
             round(self.steps * (i + 1) / self.stage.evals) for i in range(self.stage.evals)
@@ -143,7 +142,7 @@ class Trainer:
             raise NonFiniteLossError(
                 f"{self.stage.name}: the loss is {value} at step {self.step}; {self.stage.unit}: "
                 f"{', '.join(self.stage.keys(batch))}. The state before this step is in "
-                f"{self.folder / 'last.pt'}; lower {self.stage.name}.optim.lr or use "
+                f"{self._last}; lower {self.stage.name}.optim.lr or use "
                 "--precision fp32"
             )
         loss.backward()
@@ -189,7 +188,7 @@ class Trainer:
         score = self.stage.sign * figures[self.stage.metric]
         if score > self.best:
             self.best = score
-            save_weights(self.stage.model, self.folder / "best.safetensors")
+            checkpoint.save_weights(self.stage.model, self.folder / "best.safetensors")
         distributed.wait()
 
     def _note(self) -> str:
@@ -225,17 +224,20 @@ class Trainer:
             "waited": self.waited,
             "clips": self.clips,
         }
-        partial = self.folder / "last.pt.tmp"
-        torch.save(state, partial)
-        os.replace(partial, self.folder / "last.pt")
-        save_weights(self.stage.model, self.folder / "last.safetensors")
+        checkpoint.save_state(state, self._last)
+        checkpoint.save_weights(self.stage.model, self.folder / "last.safetensors")
 
     def _load(self) -> None:
-        state = torch.load(self.folder / "last.pt", map_location=self.device, weights_only=True)
-        self.stage.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.stage.load_data_state(state["data"])
-        for name in ("step", "best", "history", "evals", "seconds", "waited", "clips"):
+        state = checkpoint.load_state(self._last, self.device)
+        checkpoint.restore(state, self.stage.model, self.optimizer, self._last)
+        try:
+            self.stage.load_data_state(state["data"])
+        except (KeyError, ValueError) as error:
+            raise DataError(
+                f"--resume: {self._last} is of other data or another order of them than --data and "
+                f"the settings give now: {error}"
+            ) from error
+        for name in ("step", "history", "evals", *checkpoint.FIGURES):
             setattr(self, name, state[name])
 
 
@@ -324,10 +326,3 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
         betas=optim.betas,
         fused=True,
     )
-
-
-def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the state dict as safetensors, whole or not at all."""
-    partial = path.with_name(path.name + ".tmp")
-    save_file({k: v.detach().contiguous() for k, v in model.state_dict().items()}, partial)
-    os.replace(partial, path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
@@ -63,7 +64,7 @@ class Batcher:
         """
         self.index, self.plan, self.config = index, plan, config
         self.device = torch.device(choice.device)
-        self.skipped = [Skip(bad.key, bad.shard, bad.error) for bad in index.bad]
+        self.skipped = skips(index)
         self._total = len(index) + len(self.skipped)
         self._quarantine = Quarantine()
         self._check_rate()
@@ -85,6 +86,7 @@ class Batcher:
         self._readers: ThreadPoolExecutor | None = None
         self._joiner: ThreadPoolExecutor | None = None
         self._closed = False
+        self._home = 0  # the process whose threads these are
 
     def submit(self, requests: Sequence[ClipRequest], *, replace: bool) -> Future[ClipBatch]:
         """Start on a batch.
@@ -98,7 +100,9 @@ class Batcher:
         """
         if self._closed:
             raise ValueError("ClipLoader: it was closed; make a new one")
+        self.require_here()
         if self._readers is None or self._joiner is None:
+            self._home = os.getpid()
             self._readers = ThreadPoolExecutor(self.config.threads, "stmeta-read")
             self._joiner = ThreadPoolExecutor(1, "stmeta-join")
         room = self._engine.make_room(len(requests))
@@ -113,6 +117,18 @@ class Batcher:
         ]
         return self._joiner.submit(self._join, parts, room, replace)
 
+    def require_here(self) -> None:
+        """Threads are not there after a fork, and what waits for them waits for ever.
+
+        Raises:
+            ValueError: the loader was used before this process was forked.
+        """
+        if self._home not in (0, os.getpid()):
+            raise ValueError(
+                "ClipLoader: it was used before this process was forked, and its threads stayed "
+                "behind; make a loader in each process, or start processes with spawn"
+            )
+
     @property
     def processes(self) -> int:
         """Processes that decode; 0 = this one does."""
@@ -121,6 +137,8 @@ class Batcher:
     def close(self) -> None:
         """Stop the threads; batches that were not made yet are dropped."""
         self._closed = True
+        if self._home not in (0, os.getpid()):
+            return  # all that it holds is the other process's
         pools = [pool for pool in (self._joiner, self._readers) if pool is not None]
         for pool in pools:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -258,16 +276,34 @@ class Batcher:
         return False
 
     def _check_rate(self) -> None:
-        if len(self.skipped) > self.config.max_error_rate * self._total:
-            raise DataError(
-                f"{self.index.root}: {len(self.skipped)} of {self._total} samples cannot be read, "
-                f"more than max_error_rate = {self.config.max_error_rate:g}\n{self._listing()}"
-            )
+        require_rate(str(self.index.root), self.skipped, self._total, self.config.max_error_rate)
 
     def _listing(self) -> str:
-        lines = [f"  {skip.key} ({skip.shard}): {skip.reason}" for skip in self.skipped[:10]]
-        more = len(self.skipped) - len(lines)
-        return "\n".join(lines + ([f"  ... and {more} more"] if more > 0 else []))
+        return _listing(self.skipped)
+
+
+def require_rate(root: str, skipped: Sequence[Skip], total: int, most: float) -> None:
+    """Stop where more than a share `most` of a split's samples cannot be read.
+
+    Raises:
+        DataError: so it is; the message lists them.
+    """
+    if len(skipped) > most * total:
+        raise DataError(
+            f"{root}: {len(skipped)} of {total} samples cannot be read, more than max_error_rate = "
+            f"{most:g}\n{_listing(skipped)}"
+        )
+
+
+def _listing(skipped: Sequence[Skip]) -> str:
+    lines = [f"  {skip.key} ({skip.shard}): {skip.reason}" for skip in skipped[:10]]
+    more = len(skipped) - len(lines)
+    return "\n".join(lines + ([f"  ... and {more} more"] if more > 0 else []))
+
+
+def skips(index: ShardIndex) -> list[Skip]:
+    """The samples that the index itself leaves out."""
+    return [Skip(bad.key, bad.shard, bad.error) for bad in index.bad]
 
 
 def _group_begins(requests: Sequence[ClipRequest]) -> list[int]:

@@ -211,6 +211,7 @@ class EpisodeLoader(Epochs):
         video = features = None
         if clips is not None:
             assert self.clips is not None
+            self.clips.batcher.require_here()
             batch = self.clips.deliver(clips.result())
             video = batch.video.unflatten(0, (size, length))
             keys = [batch.key[i * length : (i + 1) * length] for i in range(size)]

@@ -65,22 +65,7 @@ class ClipLoader:
         if len(index) == 0:
             reasons = "; ".join(sorted({bad.error for bad in index.bad}))
             raise DataError(f"{index.root}: none of {len(index.bad)} samples is good: {reasons}")
-        self.plan = ClipPlan(
-            index.frames,
-            labels=index.labels,
-            clip_frames=config.frames,
-            stride=config.stride,
-            fps=config.fps,
-            batch_size=config.batch_size,
-            train=config.train,
-            views=config.views,
-            repeats=config.repeats,
-            labelled_share=config.labelled_share,
-            align=_alignment(index, config),
-            seed=config.seed,
-            rank=rank,
-            world_size=world_size,
-        )
+        self.plan = make_plan(index, config, rank=rank, world_size=world_size)
         self._times = Times()
         self.choice = self._choose()
         self.batcher = Batcher(
@@ -144,6 +129,7 @@ class ClipLoader:
                 requests = [self.plan.clip(i, epoch=view, view=view) for i in part]
                 ahead.append(self.batcher.submit(requests, replace=False))
                 first += step
+            self.batcher.require_here()
             batch = self.deliver(ahead.popleft().result())
             if len(batch):
                 yield batch
@@ -204,6 +190,7 @@ class ClipLoader:
 
     def settle(self) -> None:
         """Wait for the batches that are being made ahead; none is handed out."""
+        self.batcher.require_here()
         wait([future for _, future in self._ahead])
 
     def close(self) -> None:
@@ -219,6 +206,7 @@ class ClipLoader:
 
     def _next(self) -> ClipBatch:
         """The batch at the current position; keeps `prefetch` more in the making."""
+        self.batcher.require_here()
         place: tuple[int, int] | None = (self._epoch, self._position)
         # What was made ahead for another place, because the caller moved on, is dropped.
         while self._ahead and self._ahead[0][0] != place:
@@ -279,6 +267,33 @@ class ClipLoader:
             f"{names[choice.decoder]} ({choice.reason}), {config.threads} threads, "
             f"cache {config.cache_mib:g} MiB ({'holds all' if self._fits() else 'holds a part'})"
         )
+
+
+def make_plan(
+    index: ShardIndex, config: LoaderConfig, *, rank: int = 0, world_size: int = 1
+) -> ClipPlan:
+    """Plan the clips of a split as a loader does.
+
+    Raises:
+        ValueError: a setting is out of range, or the split has no samples with (or without) a label
+            where both are mixed.
+    """
+    return ClipPlan(
+        index.frames,
+        labels=index.labels,
+        clip_frames=config.frames,
+        stride=config.stride,
+        fps=config.fps,
+        batch_size=config.batch_size,
+        train=config.train,
+        views=config.views,
+        repeats=config.repeats,
+        labelled_share=config.labelled_share,
+        align=_alignment(index, config),
+        seed=config.seed,
+        rank=rank,
+        world_size=world_size,
+    )
 
 
 def _alignment(index: ShardIndex, config: LoaderConfig) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+_EPOCHS = 2**40  # no run gets so far; what does not fit into 64 bits must not reach the plan
+
 
 class Epochs:
     """Base of a loader that yields to the end of an epoch and then stands at the start of the next.
@@ -22,8 +24,15 @@ class Epochs:
         return {"epoch": self._epoch, "position": self._position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to where `state_dict` was called."""
-        self._epoch, self._position = state["epoch"], state["position"]
+        """Go to where `state_dict` was called.
+
+        Raises:
+            ValueError: the state lies outside of every epoch.
+        """
+        epoch, position = state["epoch"], state["position"]
+        if not (0 <= epoch < _EPOCHS and 0 <= position < len(self)):
+            raise ValueError(_outside(epoch, position, len(self)))
+        self._epoch, self._position = epoch, position
 
     def _advance(self) -> None:
         self._position += 1
@@ -59,6 +68,8 @@ def find(state: Mapping[str, int], mine: Mapping[str, int], length: int) -> tupl
             f"loader makes them with {_mixed(mine)}; use the same labelled_share, and a batch_size "
             "of which it is a whole number of clips"
         )
+    if not (0 <= state["epoch"] < _EPOCHS and 0 <= state["position"]):
+        raise ValueError("ClipLoader: " + _outside(state["epoch"], state["position"], length))
     position, rest = divmod(state["position"] * step, mine["step"])
     if rest or position > length:
         raise ValueError(
@@ -67,6 +78,13 @@ def find(state: Mapping[str, int], mine: Mapping[str, int], length: int) -> tupl
             "keep batch_size × world_size"
         )
     return (state["epoch"] + 1, 0) if position == length else (state["epoch"], position)
+
+
+def _outside(epoch: int, position: int, length: int) -> str:
+    return (
+        f"the state is position {position} of epoch {epoch}, and an epoch has positions 0 to "
+        f"{length - 1}; use a state that `state_dict` made"
+    )
 
 
 def _mixed(state: Mapping[str, int]) -> str:
