@@ -8,13 +8,18 @@ killed process leaves is counted, and put right by the next look through the fol
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
+import stat
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from stmeta._errors import DataError
+from stmeta._files import open_regular
 
 _PATIENCE = 10.0  # seconds for the lock of `used`; a stopped process must not stop the others
 _LEFTOVER = 3600.0  # a partial file this old belongs to nobody
@@ -44,8 +49,8 @@ class DiskCache:
             end: after the last byte.
         """
         try:
-            file = os.open(self._path(name), os.O_RDONLY)
-        except OSError:
+            file = open_regular(self._path(name), follow=False)
+        except (OSError, DataError):
             return None
         try:
             if os.fstat(file).st_size != size:
@@ -69,13 +74,18 @@ class DiskCache:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not self._make_room(len(content)):
                 return
-            with open(partial, "wb") as file:
+            # A file of its own, whatever somebody put under that name.
+            with contextlib.suppress(FileNotFoundError):
+                partial.unlink()
+            handle = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+            with open(handle, "wb") as file:
                 file.write(content)
                 file.flush()
                 os.fdatasync(file.fileno())  # else a power cut could leave a name with no content
             os.replace(partial, path)
         except OSError as error:
-            self._stop(error)
+            if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):  # these may pass
+                self._stop(error)
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
 
@@ -119,14 +129,14 @@ class DiskCache:
         found, used, now = [], 0, time.time()
         for path in self.folder.glob("[0-9a-f][0-9a-f]/*"):
             with contextlib.suppress(OSError):  # another process may delete it meanwhile
-                stat = path.stat()
-                used += stat.st_size
-                if path.suffix != ".tmp" or stat.st_mtime < now - _LEFTOVER:
-                    found.append((stat.st_mtime_ns, stat.st_size, path))
+                info = path.lstat()
+                used += info.st_size
+                if path.suffix != ".tmp" or info.st_mtime < now - _LEFTOVER:
+                    found.append((info.st_mtime_ns, info.st_size, path))
         for _, size, path in sorted(found):
             if used <= target:
                 break
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
                 path.unlink()
             used -= size
         return used
@@ -140,12 +150,14 @@ def _locked(path: Path, seconds: float) -> Iterator[int | None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        # A link would be followed to a file that is not ours, a pipe has no place to write to.
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
     except OSError:
         yield None
         return
     try:
-        yield file if _lock(file, seconds) else None
+        fits = stat.S_ISREG(os.fstat(file).st_mode)
+        yield file if fits and _lock(file, seconds) else None
     finally:
         os.close(file)  # and with it the lock
 

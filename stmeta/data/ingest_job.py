@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from av.error import FFmpegError
 
 from stmeta._errors import DataError
 from stmeta.data.encode import CODECS, EncodeOptions
+from stmeta.data.faults import NO_ROOM, StorageError, patiently, raise_if_machines
 from stmeta.data.probe import VideoInfo, probe
 from stmeta.data.sources import Part
 from stmeta.data.transcode import check_decodes, fits, transcode
@@ -22,15 +22,16 @@ from stmeta.data.transcode import check_decodes, fits, transcode
 TOO_SHORT = "too short"
 """How the reason begins where a video is whole, but has fewer frames than wanted."""
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-"""A disk, or a user's part of it, is full."""
-
 
 @contextlib.contextmanager
 def room(out: Path) -> Iterator[None]:
-    """Say what to do where a disk is full."""
+    """Say what to do where a disk is full, or the machine fails in another way."""
     try:
         yield
+    except StorageError as error:
+        raise DataError(
+            f"{error}; the shards in {out} that were finished are whole: go on with --resume"
+        ) from error
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -62,8 +63,13 @@ def encode_part(job: Job) -> Encoded:
 
     Raises:
         DataError: the file is broken or too short; the message is the reason.
-        OSError: there is no room for temporary files, which says nothing about the video.
+        StorageError: the machine fails, also after some tries, which says nothing about the video.
+        OSError: there is no room for temporary files, which says nothing either.
     """
+    return patiently(_encode, job)
+
+
+def _encode(job: Job) -> Encoded:
     part, options = job.part, job.encode
     try:
         info = probe(part.file)
@@ -82,6 +88,7 @@ def encode_part(job: Job) -> Encoded:
         number = getattr(error, "errno", None)
         if number in NO_ROOM:
             raise OSError(number, os.strerror(number), tempfile.gettempdir()) from error
+        raise_if_machines(error, part.file)
         raise DataError(f"{type(error).__name__}: {error}") from error
 
 

@@ -23,6 +23,7 @@ from stmeta.data import limits
 from stmeta.data.decode.evidence import Doubt, Evidence
 from stmeta.data.decode.sequence import Sequence, in_order, read_sequence
 from stmeta.data.decode.yuv import check_matrix
+from stmeta.data.faults import raise_if_machines
 from stmeta.data.video_file import ENCRYPTED, is_encrypted, open_video, video_stream
 from stmeta.data.video_reasons import check_segment, why_not_decoded, why_not_read
 
@@ -101,6 +102,7 @@ def probe(video: Video) -> VideoInfo:
         with open_video(video) as container:
             return _describe(video, container, size)
     except (FFmpegError, OSError, ValueError, EOFError) as error:
+        raise_if_machines(error, video)
         raise DataError(why_not_read(error, video)) from error
 
 

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
 from stmeta._errors import DataError
+from stmeta._files import open_regular
+from stmeta.data.faults import StorageError as StorageError
+from stmeta.data.faults import patiently
 from stmeta.data.times import Times
 
 if TYPE_CHECKING:
@@ -22,13 +25,6 @@ if TYPE_CHECKING:
     Root = Path | RemoteFolder
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
-
-
-class StorageError(DataError):
-    """The place of the shards does not answer, which says nothing about a sample.
-
-    So no other sample takes the place of the one that was asked for: the run stops.
-    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,18 +89,33 @@ class LocalFolder:
 
     def read(self, shard: str, offset: int, size: int, times: Times) -> bytes:
         """See `Folder`."""
-        try:
-            file = os.open(self.path / shard, os.O_RDONLY)
-            try:
-                content = os.pread(file, size, offset)
-            finally:
-                os.close(file)
-        except OSError as error:
-            raise DataError(f"cannot be read: {error.strerror}") from error
-        if len(content) < size:
-            raise DataError("the shard ends inside this sample")
+        content = read_part(self.path / shard, offset, size)
         times.add("bytes", size)
         return content
+
+
+def read_part(path: str | os.PathLike[str], offset: int, size: int) -> bytes:
+    """Read a part of a local shard.
+
+    Raises:
+        DataError: these bytes are not there; the message is the reason alone.
+        StorageError: this machine cannot read at the moment, also after some tries.
+    """
+    try:
+        content = patiently(_pread, path, offset, size)
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}") from error
+    if len(content) < size:
+        raise DataError("the shard ends inside this sample")
+    return content
+
+
+def _pread(path: str | os.PathLike[str], offset: int, size: int) -> bytes:
+    file = open_regular(path)
+    try:
+        return os.pread(file, size, offset)
+    finally:
+        os.close(file)
 
 
 def is_address(root: object) -> bool:

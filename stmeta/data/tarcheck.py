@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from stmeta._errors import DataError
 from stmeta.data.containers import EXTENSIONS
+from stmeta.data.faults import raise_if_machines
 from stmeta.data.tarread import BLOCK
 from stmeta.data.tarsamples import (
     LARGEST_TEXT,
@@ -76,6 +77,7 @@ def check_tar(path: Path, classes: Sequence[str] | None) -> tuple[list[TarSample
     except FileNotFoundError:
         return [], ["the shard is missing"]
     except OSError as error:
+        raise_if_machines(error, path)
         return [], [f"cannot be read: {error.strerror or error}"]
     return found, faults
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stmeta._errors import DataError
+from stmeta.data.faults import StorageError, raise_if_machines
 from stmeta.data.tarsamples import LARGEST_VIDEO, Sample, Video, read_samples, text_of
 
 MOST_LABELS = 2**20  # where there are no names
@@ -82,6 +83,7 @@ def scan_shard(path: Path, classes: Sequence[str] | None) -> list[SampleInfo]:
     try:
         samples, faults, _ = read_samples(path)
     except OSError as error:
+        raise_if_machines(error, path)
         return [bad_sample(path.name, f"the shard cannot be read: {error}")]
     rows = []
     with open(path, "rb") as file:
@@ -134,6 +136,8 @@ def _rows(sample: Sample, fd: int, shard: str, classes: Sequence[str] | None) ->
     for video in videos:
         try:
             rows.append(_describe(sample, video, fd, shard, classes))
+        except StorageError:
+            raise
         except DataError as error:
             rows.append(bad_sample(shard, str(error), key=video.key))
     return rows

@@ -19,6 +19,7 @@ from av.error import FFmpegError
 from stmeta._errors import DataError
 from stmeta.data.decode.sequence import Clock, in_order
 from stmeta.data.encode import CODECS, EncodeOptions, Encoder
+from stmeta.data.faults import raise_if_machines
 from stmeta.data.probe import VideoInfo, probe
 from stmeta.data.video_file import open_video, video_stream
 
@@ -114,6 +115,7 @@ def _timed_frames(
                 count += 1
                 yield time, frame
     except (FFmpegError, OSError, ValueError, EOFError) as error:
+        raise_if_machines(error, video)
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(
             f"decoding stopped after {count} of {info.frames} frames: {reason}"
@@ -157,6 +159,7 @@ def _frames_from(
                     )
                 yield time, frame
     except (FFmpegError, OSError, ValueError, EOFError) as error:
+        raise_if_machines(error, video)
         reason = getattr(error, "strerror", None) or str(error)
         raise DataError(f"decoding from {start_seconds:g} s on stopped: {reason}") from error
 

@@ -20,6 +20,7 @@ from av.video.codeccontext import VideoCodecContext
 
 from stmeta._errors import DataError
 from stmeta.data import limits
+from stmeta.data.faults import raise_if_machines
 from stmeta.data.video_reasons import why_not_decoded
 
 ENCRYPTED = "encrypted: it can only be read with a key, and none is used here"
@@ -113,4 +114,5 @@ def reasons() -> Iterator[None]:
     try:
         yield
     except FFmpegError as error:
+        raise_if_machines(error)
         raise DataError(f"cannot be decoded: {why_not_decoded(error)}") from error

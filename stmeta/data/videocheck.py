@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -13,7 +12,9 @@ from av.error import FFmpegError
 
 from stmeta._errors import DataError
 from stmeta.data.decode.sequence import in_order
+from stmeta.data.faults import StorageError, raise_if_machines
 from stmeta.data.probe import VideoInfo, probe
+from stmeta.data.storage import read_part
 from stmeta.data.tarscan import SampleInfo
 from stmeta.data.video_file import open_video, video_stream
 
@@ -70,11 +71,15 @@ def check_video(job: VideoJob) -> VideoFaults:
         return VideoFaults(faults, max(job.frames, 0))
     try:
         video = _read(job)
+    except StorageError:
+        raise
     except DataError as error:
         return VideoFaults([*faults, ("tar", str(error))], 0)
     info = None
     try:
         info = probe(video)
+    except StorageError:
+        raise
     except DataError as error:
         faults.append(("header", str(error)))
     if info:
@@ -113,6 +118,7 @@ def decode_fault(video: bytes, info: VideoInfo) -> str:
                 zeros = zeros + 1 if _is_zero(frame) else 0
                 count += 1
     except (FFmpegError, OSError, ValueError, EOFError) as error:
+        raise_if_machines(error)
         stopped = getattr(error, "strerror", None) or str(error)
     if hollow:
         count = len(hollow)
@@ -139,17 +145,7 @@ def _watch(packets: Iterable[av.Packet], hollow: list[int]) -> Iterator[av.Packe
 
 
 def _read(job: VideoJob) -> bytes:
-    try:
-        file = os.open(job.path, os.O_RDONLY)
-        try:
-            video = os.pread(file, job.size, job.offset)
-        finally:
-            os.close(file)
-    except OSError as error:
-        raise DataError(f"cannot be read: {error.strerror}") from error
-    if len(video) < job.size:
-        raise DataError("the shard ends inside this sample")
-    return video
+    return read_part(job.path, job.offset, job.size)
 
 
 def _header_faults(job: VideoJob, info: VideoInfo) -> Iterator[str]:

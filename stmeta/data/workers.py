@@ -12,6 +12,8 @@ from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
 
 from stmeta._errors import DataError
+from stmeta.data.faults import StorageError
+from stmeta.data.watch import WATCH
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -27,11 +29,13 @@ def ordered_map(
     again one at a time, and the guilty one gets a DataError.
 
     Args:
-        function: top-level function; may raise DataError, which is yielded, not raised.
+        function: top-level function; may raise DataError, which is yielded, not raised, but for
+            StorageError, which is not about an item.
         items: picklable.
         workers: processes; 1 = here, without a process.
 
     Raises:
+        StorageError: the machine fails.
         RuntimeError: processes cannot start at all.
     """
     if workers <= 1:
@@ -81,7 +85,7 @@ def process_pool(workers: int) -> ProcessPoolExecutor:
         # All start now: where one dies while the pool starts another, the pool waits for that one
         # for ever.
         for started in [pool.submit(_meet) for _ in range(workers)]:
-            started.result()
+            WATCH.add(started.result())
     except BrokenProcessPool as error:
         raise RuntimeError(
             "worker processes cannot start, as they run the main script again; put its work under "
@@ -111,6 +115,8 @@ def _alone(function: Callable[[Any], Any], item: Any) -> Any:
 def _call(function: Callable[[Any], Any], item: Any) -> Any:
     try:
         return function(item)
+    except StorageError:
+        raise  # not about the item
     except DataError as error:
         return error
 
@@ -125,8 +131,9 @@ def _begin(barrier: Any) -> None:
     _follow_parent()
 
 
-def _meet() -> None:
+def _meet() -> int:
     _barrier.wait()
+    return os.getpid()
 
 
 def _follow_parent() -> None:

@@ -1,0 +1,77 @@
+"""Ends processes of ours that somebody stopped (SIGSTOP) and that do not go on.
+
+What waits for a stopped process waits for ever; for one that has ended it does not. Linux tells the
+state of a process in /proc; elsewhere nothing is watched.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+PATIENCE = 30.0
+"""Seconds that a process may be stopped."""
+_LOOKS = 10  # as often it must be seen so: this process may have been stopped as well meanwhile
+
+
+class Watch:
+    """Looks after child processes on a thread of its own, while there are any.
+
+    Attributes:
+        ended: those that were ended, by their ids.
+    """
+
+    def __init__(self) -> None:
+        """Watch nothing yet."""
+        self.ended: set[int] = set()
+        self._seen: dict[int, int] = {}  # process -> looks in a row that found it stopped
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def add(self, *processes: int) -> None:
+        """Watch children of this process until they end."""
+        with self._lock:
+            self.ended -= set(processes)
+            self._seen |= dict.fromkeys(processes, 0)
+            # A thread of the parent is not there after a fork.
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, daemon=True, name="stmeta-watch")
+                self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(PATIENCE / _LOOKS)
+            with self._lock:
+                for process in list(self._seen):
+                    self._look(process)
+                if not self._seen:
+                    self._thread = None
+                    return
+
+    def _look(self, process: int) -> None:
+        state, parent = _state(process)
+        if parent != os.getpid():  # it has ended, and its number may be somebody else's by now
+            del self._seen[process]
+            return
+        self._seen[process] = self._seen[process] + 1 if state == "T" else 0
+        if self._seen[process] >= _LOOKS:
+            self.ended.add(process)
+            del self._seen[process]
+            os.kill(process, signal.SIGKILL)
+
+
+def _state(process: int) -> tuple[str, int]:
+    """State of a process, "T" = stopped, and its parent; ("", 0) where that is not known."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return "", 0
+    state, parent = text.rpartition(")")[2].split()[:2]  # the name in brackets may hold anything
+    return state, int(parent)
+
+
+WATCH = Watch()
+"""The one of this process."""
