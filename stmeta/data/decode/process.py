@@ -22,13 +22,15 @@ import numpy as np
 from stmeta._errors import DataError
 from stmeta.data.decode import pyav, yuv
 from stmeta.data.decode.sample import VideoPlace
-from stmeta.data.storage import StorageError
+from stmeta.data.faults import StorageError, patiently
 from stmeta.data.times import Times
+from stmeta.data.watch import PATIENCE, WATCH
 
 if TYPE_CHECKING:
     from stmeta.data.storage import Root
 
 _START = "import sys; from stmeta.data.decode.worker import main; main(int(sys.argv[1]))"
+_LAST = 10.0  # seconds for a process without work to end
 _BYTES = 4 << 20  # shared with a process at first; 16 frames of 340 x 256
 
 
@@ -70,20 +72,31 @@ class ProcessDecoder:
     ) -> pyav.YuvFrames | pyav.Frames:
         number = self._take(sample % self.count)
         try:
-            worker = self._workers.get(number)
-            if worker is None:
-                worker = self._workers[number] = _Worker(self.root)
             try:
-                return worker.decode(request, times)
-            except (EOFError, BrokenPipeError) as error:
-                status = self._workers.pop(number).close()
-                raise DataError(
-                    f"reading it ended the decoder's process (status {status})"
-                ) from error
+                return self._once(number, request, times)
+            except _Stopped:  # which is not about the sample
+                return self._once(number, request, times)
         finally:
             with self._changed:
                 self._free.add(number)
                 self._changed.notify()
+
+    def _once(
+        self, number: int, request: tuple[Any, ...], times: Times
+    ) -> pyav.YuvFrames | pyav.Frames:
+        worker = self._workers.get(number)
+        if worker is None:
+            worker = self._workers[number] = patiently(_Worker, self.root)
+        try:
+            return worker.decode(request, times)
+        except (EOFError, BrokenPipeError) as error:
+            status = self._workers.pop(number).close()
+            if worker.process in WATCH.ended:
+                raise _Stopped(
+                    f"a decoder's process was stopped for {PATIENCE:g} seconds and has been ended; "
+                    "let the program's processes run, or use processes=0"
+                ) from error
+            raise DataError(f"reading it ended the decoder's process (status {status})") from error
 
     def close(self) -> None:
         """End the processes, once what they do now is done."""
@@ -104,6 +117,10 @@ class ProcessDecoder:
             return number
 
 
+class _Stopped(StorageError):
+    """Somebody stopped the process."""
+
+
 class _Worker:
     def __init__(self, root: Root) -> None:
         # Through the pipe, because everybody can see a command line, and an address may hold a
@@ -114,13 +131,24 @@ class _Worker:
         # The package is found where this process found it, also without an installation.
         home = str(Path(__file__).parents[3])
         path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _START, str(self._memory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path},
-            pass_fds=(self._memory,),
-        )
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _START, str(self._memory)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": path},
+                pass_fds=(self._memory,),
+            )
+        except BaseException:
+            self._shared.close()
+            os.close(self._memory)
+            raise
+        WATCH.add(self._process.pid)
+
+    @property
+    def process(self) -> int:
+        """Its id."""
+        return self._process.pid
 
     def decode(self, request: tuple[Any, ...], times: Times) -> pyav.YuvFrames | pyav.Frames:
         process = self._process
@@ -154,7 +182,11 @@ class _Worker:
             process.stdin.close()
         except BrokenPipeError:  # it has ended already, with a request on its way
             process.stdin = None
-        status = process.wait()
+        try:
+            status = process.wait(_LAST)
+        except subprocess.TimeoutExpired:  # it is stopped, or does not end
+            process.kill()
+            status = process.wait()
         process.stdout.close()
         self._shared.close()
         os.close(self._memory)
