@@ -59,6 +59,11 @@ def _single(sizes: Sizes) -> str:
     return rule if sizes["bf16"] else ""
 
 
+def _some_heads(letter: str) -> Rule:
+    """Of a kernel that looks for the last of the least used rows."""
+    return lambda sizes: "" if sizes[letter] else "it takes at least 1 head, got 0"
+
+
 def _all_different(sizes: Sizes) -> str:
     rule = "its gradient takes ids of which no two in a row are alike, got one twice"
     return rule if sizes.get("twice") else ""
@@ -101,6 +106,8 @@ LIMITS["cuda"]["shifted_patch_embed"] = LIMITS["cuda"]["patch_shift"]
 for _limits in LIMITS.values():
     for _op in ("gather_tokens", "restore_tokens", "patch_shift"):
         _limits[_op] = (*_limits.get(_op, ()), _all_different)
+LIMITS["cuda"]["lrua_step"] += (_some_heads("R"),)
+LIMITS["cuda"]["memory_scan"] += (_some_heads("H"),)
 for _backend in ("cuda", "triton"):
     LIMITS[_backend]["memory_scan"] += (_single,)
 

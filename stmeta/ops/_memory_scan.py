@@ -97,7 +97,8 @@ def _gradients(
     d_memory, d_previous, d_reads, d_h, d_c = d_state
     hidden, heads = d_h.shape[1], d_previous.shape[1]
     of_heads = d_heads.flatten(0, 1)
-    of_key = d_heads.unflatten(2, (heads, d_heads.shape[2] // heads))[..., : d_memory.shape[2]]
+    of_key = d_heads.unflatten(2, (heads, d_heads.shape[2] // max(heads, 1)))
+    of_key = of_key[..., : d_memory.shape[2]]
     return (
         d_gates,
         of_key.contiguous() if ctx.extra[0] else None,

@@ -85,6 +85,8 @@ def location_addressing_ref(
     shifted = sum(moved[1:], moved[0]).clamp_min(0)
     # Divided by the largest first: a sharp power of small weights would vanish.
     tiny = torch.finfo(shifted.dtype).tiny
+    if shifted.shape[-1] == 0:  # no rows, of which none is the largest
+        return shifted
     largest = shifted.detach().amax(-1, keepdim=True).clamp_min(tiny)
     power = (shifted / largest) ** sharpen[:, :, None]
     return power / power.sum(-1, keepdim=True).clamp_min(tiny)

@@ -221,7 +221,8 @@ def memory_step_ref(
     """One step of `memory_scan_ref`: the six tensors of the state."""
     heads, width = previous.shape[1], memory.shape[2]
     h, c = controller_step(gates, recurrent, reads, h, c)
-    parts = rounded_linear(h, interface, bias).unflatten(1, (heads, len(bias) // heads))
+    numbers = (1 if write_key else 2) * width + 2
+    parts = rounded_linear(h, interface, bias).unflatten(1, (heads, numbers))
     k = parts[..., :width] if key is None else parts[..., :width] + key
     a = k if write_key else parts[..., width : 2 * width]
     a = a if add is None else a + add

@@ -81,7 +81,7 @@ def random_masking(
     noise = torch.rand(batch, units[0] * units[1], generator=generator, device=source)
     noise = noise.to(device or noise.device)
     # The small epsilon keeps floor(10 * (1 - 0.9)) at 1: 1 - 0.9 is a little less than 0.1.
-    keep = max(1, int(noise.shape[1] * (1 - ratio) + 1e-6))
+    keep = min(max(1, int(noise.shape[1] * (1 - ratio) + 1e-6)), noise.shape[1])
     name = resolve("random_masking", noise, backend, {"B": batch, "N": tokens})
     if name == "eager":
         return random_masking_ref(noise, keep, units, grid)
