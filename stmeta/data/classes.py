@@ -6,11 +6,14 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from stmeta._errors import DataError
+
+MOST_LABELS = 2**20
+"""More classes are none: a list of their names is made, and a classifier has an output for each."""
 
 
 def read_classes(split_dir: str | os.PathLike[str]) -> list[str] | None:
@@ -37,9 +40,22 @@ def parse_classes(content: bytes, name: str) -> list[str]:
         names = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name}: not JSON: {error}") from error
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{name}: must be a list of names, one per label")
+    if not are_names(names):
+        raise DataError(f"{name}: must be a list of names, one per label, at most {MOST_LABELS}")
     return names
+
+
+def are_names(names: Any) -> bool:
+    """Whether something read from a file is a list of names that can be printed."""
+    if not isinstance(names, list) or len(names) > MOST_LABELS:
+        return False
+    if not all(isinstance(name, str) for name in names):
+        return False
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError:  # half of a character: JSON can write that
+        return False
+    return True
 
 
 def write_classes(folder: str | os.PathLike[str], classes: Sequence[str]) -> None:
@@ -51,7 +67,7 @@ def write_classes(folder: str | os.PathLike[str], classes: Sequence[str]) -> Non
     path = Path(folder) / "classes.json"
     text = json.dumps(list(classes), ensure_ascii=False, indent=1) + "\n"
     if path.exists():
-        if json.loads(path.read_text(encoding="utf-8")) == list(classes):
+        if parse_classes(path.read_bytes(), str(path)) == list(classes):
             return
         raise DataError(
             f"{path}: lists other classes, so labels would change their meaning; "

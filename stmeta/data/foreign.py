@@ -10,11 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stmeta.data.classes import MOST_LABELS, are_names
 from stmeta.data.tarsamples import LARGEST_VIDEO
-from stmeta.data.tarscan import MOST_LABELS
 
 _NAME = re.compile(r"[^/\\\x00-\x1f]+\.tar")
 _BOUNDS = {"frames": (1, 2**24), "width": (1, 2**15), "height": (1, 2**15), "fps": (1e-6, 1e6)}
+_BOUNDS["duration_seconds"] = (0.0, 1e9)
 
 
 def lists_fault(shards: Any, classes: Any) -> str:
@@ -24,30 +25,37 @@ def lists_fault(shards: Any, classes: Any) -> str:
         shards: should be a dict of file name to [bytes, time of change].
         classes: should be a list of names, or None.
     """
-    if classes is not None and (
-        not isinstance(classes, list) or not all(isinstance(name, str) for name in classes)
-    ):
+    if classes is not None and not are_names(classes):
         return "its classes are no names"
     if not isinstance(shards, dict) or not shards:
         return "it lists no shards"
     for name, stamp in shards.items():
-        if not _NAME.fullmatch(name) or ".." in name:
+        if not _NAME.fullmatch(name):
             return f"{name!r} is no file name of a shard"
         if not isinstance(stamp, list) or len(stamp) != 2 or {*map(type, stamp)} != {int}:
+            return f"the size of {name!r} is not given"
+        if not 0 <= stamp[0] < 2**62:
             return f"the size of {name!r} is not given"
     return ""
 
 
-def places_fault(table: pa.Table, shards: Mapping[str, Sequence[int]]) -> str:
-    """What is wrong with where the good samples of an index lie; "" = nothing.
+def table_fault(
+    table: pa.Table, shards: Mapping[str, Sequence[int]], classes: Sequence[str] | None
+) -> str:
+    """What is wrong with the rows of an index; "" = nothing.
 
     Args:
-        table: the index, with columns shard, offset, size and error.
+        table: all columns of `SampleInfo`, or those without the details.
         shards: name to [bytes, ...], checked already.
+        classes: names of the labels; None = there are none.
     """
-    table = _good(table, table.column_names)
     if any(table[name].null_count for name in table.column_names):
         return "values are missing"
+    good = _good(table, table.column_names)
+    return _places_fault(good, shards) or _values_fault(good, classes)
+
+
+def _places_fault(table: pa.Table, shards: Mapping[str, Sequence[int]]) -> str:
     lengths = _sizes_of_shards(table["shard"], shards)
     if lengths is None:
         return "samples lie in files that are not among its shards"
@@ -56,17 +64,30 @@ def places_fault(table: pa.Table, shards: Mapping[str, Sequence[int]]) -> str:
     return "" if inside.all() else f"{(~inside).sum()} samples lie outside of their shards"
 
 
-def values_fault(table: pa.Table, classes: Sequence[str] | None) -> str:
-    """What is wrong with the labels and sizes of the good samples of an index; "" = nothing."""
-    table = _good(table, [*_BOUNDS, "label", "rotation"])
+def _values_fault(table: pa.Table, classes: Sequence[str] | None) -> str:
     most = MOST_LABELS if classes is None else len(classes)
     for name, (low, high) in {**_BOUNDS, "label": (-1, most - 1)}.items():
         values = table[name].to_numpy()
-        if not ((values >= low) & (values <= high)).all():
+        if not ((values >= low) & (values <= high)).all():  # NaN is neither
             return f"{name} must be in [{low}, {high}]"
+    # Every frame takes a byte: no file of 1 kB has a million, for which room would be made.
+    if (table["frames"].to_numpy() > table["size"].to_numpy()).any():
+        return "a video has more frames than bytes"
     if not set(table["rotation"].unique().to_pylist()) <= {0, 90, 180, 270}:
         return "rotation must be 0, 90, 180 or 270"
-    return ""
+    return _keyframes_fault(table) if "keyframes" in table.column_names else ""
+
+
+def _keyframes_fault(table: pa.Table) -> str:
+    places = pc.call_function("list_flatten", [table["keyframes"]])
+    frames = np.repeat(
+        table["frames"].to_numpy(),
+        pc.call_function("list_value_length", [table["keyframes"]]).to_numpy(),
+    )
+    if places.null_count:
+        return "key frames are missing"
+    values = places.to_numpy()
+    return "" if ((values >= 0) & (values < frames)).all() else "key frames lie outside of videos"
 
 
 def _good(table: pa.Table, columns: Sequence[str]) -> pa.Table:

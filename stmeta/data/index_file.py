@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from stmeta._errors import DataError
 from stmeta.data.classes import parse_classes, read_classes
-from stmeta.data.foreign import lists_fault, places_fault, values_fault
+from stmeta.data.foreign import lists_fault, table_fault
 
 if TYPE_CHECKING:
     from stmeta.data.remote import RemoteFolder
@@ -43,6 +43,8 @@ SCHEMA = pa.schema(
         "sha256": pa.string(),
     }
 )
+_ALWAYS_UNPACKED = 2**28  # bytes
+_MOST_UNPACKED = 64  # times the file's bytes; hashes and keys make an index grow four times
 # For checking files and for people; most of an index's memory, and of no use to a loader.
 DETAILS = ("keyframes", "sha256")
 
@@ -53,7 +55,10 @@ def equals(column: pa.ChunkedArray, text: str) -> pa.ChunkedArray:
 
 
 def load(path: Path, *, details: bool) -> tuple[pa.Table | None, dict[str, Any], str]:
-    """The stored table, what its metadata says, and why there is none."""
+    """The stored table, what its metadata says, and why there is none.
+
+    What comes back was checked, except against the shards that are there: any file may lie here.
+    """
     if not path.is_file():
         return None, {}, "there is no index"
     return _parse(path, details)
@@ -64,16 +69,38 @@ def _parse(source: Path | bytes, details: bool) -> tuple[pa.Table | None, dict[s
         return io.BytesIO(source) if isinstance(source, bytes) else source
 
     try:
-        schema = pq.read_schema(file())
-        meta = json.loads((schema.metadata or {})[META])
-        if meta["version"] != VERSION or not schema.equals(SCHEMA):
-            return None, {}, "the index has another format"
-        columns = [name for name in SCHEMA.names if details or name not in DETAILS]
-        table = pq.read_table(file(), columns=columns, pre_buffer=False)
+        with pq.ParquetFile(file(), pre_buffer=False, page_checksum_verification=True) as stored:
+            schema = stored.schema_arrow
+            meta = json.loads((schema.metadata or {})[META])
+            if not isinstance(meta, dict):
+                return None, {}, "the index has another format"
+            if meta["version"] != VERSION or not schema.equals(SCHEMA):
+                return None, {}, "the index has another format"
+            if fault := lists_fault(meta.get("shards"), meta.get("classes")):
+                return None, {}, fault
+            if fault := _size_fault(stored.metadata, source):
+                return None, {}, fault
+            columns = [name for name in SCHEMA.names if details or name not in DETAILS]
+            table = stored.read(columns=columns)
         pa.default_memory_pool().release_unused()  # reading takes twice what is read
+        fault = table_fault(table, meta["shards"], meta["classes"])
+        if fault:
+            return None, {}, f"the index is not of these shards ({fault})"
         return table, meta, ""
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         return None, {}, f"the index cannot be read ({error})"
+
+
+def _size_fault(metadata: pq.FileMetaData, source: Path | bytes) -> str:
+    """What is wrong with how much an index unpacks to."""
+    packed = len(source) if isinstance(source, bytes) else source.stat().st_size
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    unpacked = sum(group.total_byte_size for group in groups)
+    if any(group.num_rows < 0 or group.total_byte_size < 0 for group in groups):
+        return "its sizes are negative"
+    if max(unpacked, 16 * metadata.num_rows) > _ALWAYS_UNPACKED + _MOST_UNPACKED * packed:
+        return f"its {packed} bytes unpack to {unpacked} and {metadata.num_rows} rows"
+    return ""
 
 
 def read_local(
@@ -92,8 +119,6 @@ def read_local(
         return None, f"the index is out of date ({len(changed)} shards changed)"
     if meta["classes"] != read_classes(path.parent):
         return None, "the index is out of date (classes.json changed)"
-    if fault := places_fault(table, shards):
-        return None, f"the index is not of these shards ({fault})"
     return table, ""
 
 
@@ -106,17 +131,12 @@ def read_remote(root: RemoteFolder, *, details: bool) -> tuple[pa.Table, list[st
             "`stmeta index FOLDER` there and put the file beside the shards, or check the address"
         )
     table, meta, fault = _parse(content, details)
-    shards, classes = meta.get("shards"), meta.get("classes")
     above = root.fetch("classes.json", above=True, optional=True)
     names = above or root.fetch("classes.json", optional=True)
-    fault = fault or lists_fault(shards, classes)
-    if table is not None and isinstance(shards, dict) and not fault:
-        named = classes if names is None else parse_classes(names, f"{root}: classes.json")
-        if named != classes:
+    if table is not None and names is not None:
+        if parse_classes(names, f"{root}: classes.json") != meta["classes"]:
             fault = "classes.json has changed since"
-        else:
-            fault = places_fault(table, shards) or values_fault(table, classes)
     if table is None or fault:
         raise DataError(f"{root}: {INDEX_NAME}: {fault}; run `stmeta index` there again")
-    root.shards = shards or {}
-    return table, classes
+    root.shards = meta["shards"]
+    return table, meta["classes"]

@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from stmeta._errors import DataError
+from stmeta.data.classes import MOST_LABELS
 from stmeta.data.faults import StorageError, raise_if_machines
 from stmeta.data.tarsamples import LARGEST_VIDEO, Sample, Video, read_samples, text_of
-
-MOST_LABELS = 2**20  # where there are no names
 
 
 class SampleInfo(NamedTuple):

@@ -12,11 +12,10 @@ from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from stmeta._errors import DataError
 from stmeta.data.classes import read_classes
-from stmeta.data.index import INDEX_NAME
+from stmeta.data.index_file import INDEX_NAME, load
 from stmeta.data.shard_paths import find_shards
 from stmeta.data.tarcheck import check_tar
 from stmeta.data.tarscan import SampleInfo, bad_sample
@@ -264,10 +263,9 @@ class _Index:
             if level == "hash":
                 self.problem = "there is no index to compare hashes with; `stmeta index` makes one"
             return
-        try:
-            self._table = pq.read_table(path, columns=["shard", *_COLUMNS])
-        except (pa.ArrowException, OSError, ValueError) as error:
-            self.problem = f"the index cannot be read ({error}); run `stmeta index`"
+        self._table, _, reason = load(path, details=True)
+        if reason:
+            self.problem = f"{reason}; run `stmeta index`"
 
     def rows(self, shard: str) -> dict[str, SampleInfo] | None:
         """Rows of a shard by key; None = there is no index. Only the columns compared are set."""

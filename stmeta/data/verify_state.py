@@ -87,10 +87,22 @@ class VerifyState:
         try:
             known: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
             shards = known.pop("shards")
-            records = {name: ShardRecord(**record) for name, record in shards.items()}
+            records = {name: _record(**record) for name, record in shards.items()}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             _log.warning("%s cannot be read, so all shards are verified: %s", self.path, error)
             return {}
         return records if known == self.basis else {}
+
+
+def _record(**values: Any) -> ShardRecord:
+    """A record from a file; TypeError = it is none."""
+    record = ShardRecord(**values)
+    numbers = [*record.stamp, record.samples, record.frames]
+    if {*map(type, numbers)} != {int} or len(record.stamp) != 2:
+        raise TypeError("a record has other types")
+    for entry in [*record.bad, *record.remarks]:
+        if len(entry) != 3 or {*map(type, entry)} != {str}:
+            raise TypeError("an entry is not key, level and reason")
+    return record

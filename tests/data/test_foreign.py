@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -85,3 +86,90 @@ def test_a_local_index_of_other_places_is_built_again(split, tmp_path, caplog):
     index = ShardIndex.open(root)
     assert "the index is not of these shards" in caplog.text
     assert [index.row(i).shard for i in range(9)] == [good.row(i).shard for i in range(9)]
+
+
+LOCAL = [
+    ({"label": 2**40}, "label must be in"),
+    ({"label": -2}, "label must be in"),
+    ({"frames": 2**31 - 1}, "frames must be in"),
+    ({"frames": 2**20}, "more frames than bytes"),
+    ({"frames": 0}, "frames must be in"),
+    ({"fps": float("nan")}, "fps must be in"),
+    ({"duration_seconds": float("inf")}, "duration_seconds must be in"),
+    ({"width": 2**20}, "width must be in"),
+    ({"rotation": 45}, "rotation must be 0, 90"),
+    ({"offset": -512}, "lie outside of their shards"),
+    ({"key": None}, "values are missing"),
+    ({"error": None}, "values are missing"),
+    ({"keyframes": [0, 99]}, "key frames lie outside"),
+]
+
+
+@pytest.fixture
+def local(split, tmp_path):
+    root = tmp_path / "train"
+    root.mkdir()
+    (tmp_path / "classes.json").write_text((split.parent / "classes.json").read_text())
+    for path in split.glob("*.tar"):
+        (root / path.name).write_bytes(path.read_bytes())
+    ShardIndex.open(root)
+    return root
+
+
+@pytest.mark.parametrize(("values", "message"), LOCAL)
+def test_a_local_index_is_checked_like_any_other(local, caplog, values, message):
+    """And made again: the shards are here."""
+    good, path = ShardIndex.open(local, details=True), local / "index.parquet"
+    pq.write_table(change(pq.read_table(path), 4, **values), path)
+    caplog.clear()
+    index = ShardIndex.open(local, details=True)
+    assert message in caplog.text
+    assert [index.row(i) for i in range(9)] == [good.row(i) for i in range(9)]
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        b"[]",
+        b"1",
+        b'{"version": 1}',
+        b'{"version": 1, "shards": [], "classes": null}',
+        b'{"version": 1, "shards": {"a.tar": [1e400, 0]}, "classes": null}',
+        b'{"version": 1, "shards": {"a.tar": [%d, 0]}, "classes": null}' % 2**70,
+        b'{"version": 1, "shards": {"a.tar": [9, 0]}, "classes": ["\\ud800"]}',
+        b'{"version": 1, "shards": ' + b"[" * 100_000,
+    ],
+)
+def test_metadata_of_a_local_index_that_is_none(local, caplog, meta):
+    path = local / "index.parquet"
+    pq.write_table(pq.read_table(path).replace_schema_metadata({META: meta}), path)
+    caplog.clear()
+    assert len(ShardIndex.open(local)) == 9 and "indexing" in caplog.text
+
+
+def test_a_flipped_bit_of_an_index_is_found(local):
+    """Pages have checksums, so no label changes without a word."""
+    path = local / "index.parquet"
+    content, good = path.read_bytes(), ShardIndex.open(local, details=True)
+    rows, numbers = [good.row(i) for i in range(9)], random.Random(0)
+    for place in numbers.sample(range(len(content)), 60):
+        changed = bytearray(content)
+        changed[place] ^= 1 << numbers.randrange(8)
+        path.write_bytes(changed)
+        index = ShardIndex.open(local, details=True)
+        assert [index.row(i) for i in range(9)] == rows, f"byte {place}"
+
+
+def test_an_index_that_unpacks_to_too_much(local, caplog, monkeypatch):
+    monkeypatch.setattr("stmeta.data.index_file._ALWAYS_UNPACKED", 2**20)
+    table = pq.read_table(local / "index.parquet")
+    large = pa.array(["k" * 2**20] * len(table)).take(pa.array([0] * 16))
+    bomb = table.take(pa.array([0] * 16)).set_column(0, "key", large)
+    pq.write_table(
+        bomb.replace_schema_metadata(table.schema.metadata),
+        local / "index.parquet",
+        compression="zstd",
+        use_dictionary=False,
+    )
+    caplog.clear()
+    assert len(ShardIndex.open(local)) == 9 and "unpack to" in caplog.text
