@@ -9,7 +9,7 @@ from typing import Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from stmeta.commands._show import print_bad, print_table
+from stmeta.commands._show import plain, print_bad, print_table
 from stmeta.commands._store import StoreOptions
 from stmeta.data.progress import ProgressBar
 
@@ -18,7 +18,8 @@ from stmeta.data.progress import ProgressBar
 class Shard:
     """Turn a folder of videos into a data set of shards.
 
-    Labels come from the folders (VIDEOS/CLASS/*.mp4 or VIDEOS/SPLIT/CLASS/*.mp4) or from CSV files.
+    Labels come from the folders (VIDEOS/CLASS/*.mp4 or VIDEOS/SPLIT/CLASS/*.mp4), from CSV files or
+    from lists of "path label" lines.
     Videos that cannot be read are listed with the reason; the others are kept, and the exit code
     is 1. A run that was stopped goes on with --resume.
     """
@@ -83,6 +84,9 @@ class Shard:
             _print_splits(report.splits, len(report.classes), report.seconds)
             print_bad("were taken in, but", [(x.source, x.reason) for x in report.remarks])
             print_bad("could not be taken in", [(bad.source, bad.reason) for bad in report.bad])
+            if report.others:
+                kinds = [f"{n} {end} ({path})" for end, (n, path) in report.others.items()]
+                print(plain(f"left out, as they are no videos by their name: {', '.join(kinds)}"))
         return 1 if report.bad else 0
 
 

@@ -47,6 +47,8 @@ class IngestReport:
     """What is worth knowing about videos that were taken in."""
     seconds: float
     """Time of this run."""
+    others: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
+    """Files that are left out as they are no videos by their name, by ending: how many, and one."""
 
 
 def ingest(
@@ -166,7 +168,8 @@ def ingest_plan(
             remarks += job.remarks
             splits[split], more = _finish(out / split, workers)
             bad += more
-    return IngestReport(str(out), plan.classes, splits, bad, remarks, time.monotonic() - begin)
+    seconds = time.monotonic() - begin
+    return IngestReport(str(out), plan.classes, splits, bad, remarks, seconds, dict(plan.others))
 
 
 @dataclasses.dataclass

@@ -5,23 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from stmeta._errors import DataError
 from stmeta.data.annotations import Finder, read_rows, split_of
-from stmeta.data.containers import EXTENSIONS
+from stmeta.data.video_files import look_through
 
-_SUFFIXES = frozenset(f".{extension}" for extension in EXTENSIONS)
 _SPLITS = {
-    "train": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "heldout": "heldout",
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "eval", "evaluation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("heldout", "held_out", "held-out"), "heldout"),
 }
 
 
@@ -76,12 +73,15 @@ class Plan(NamedTuple):
     Attributes:
         splits: sources of each split, in the order in which they will lie.
         classes: names, those of train first; the position is the label.
-        bad: annotations without a video.
+        bad: annotations without a video, and videos and folders that are in no split.
+        others: files that are left out as they are no videos by their name: how many of each
+            ending, and one of them.
     """
 
     splits: dict[str, list[Source]]
     classes: list[str]
     bad: list[Bad]
+    others: Mapping[str, tuple[int, str]] = {}
 
 
 def plan_sources(
@@ -97,7 +97,8 @@ def plan_sources(
 
     Args:
         videos: VIDEOS/<class>/..., VIDEOS/<split>/<class>/..., or anything with annotations.
-        annotations: "file.csv" or "SPLIT=file.csv"; empty = labels come from the folders.
+        annotations: "file.csv" or "SPLIT=file.csv", or lists of "path label" lines; empty = labels
+            come from the folders.
         path_column: column with the path, name or stem of a video; None = found by its name.
         label_column: column with the label; None = found by its name.
         val_fraction: part of each class that goes from train to val.
@@ -109,18 +110,17 @@ def plan_sources(
     """
     if not 0 <= val_fraction < 1:
         raise ValueError(f"shard: val_fraction must be at least 0 and below 1, got {val_fraction}")
-    files = find_videos(videos)
-    bad: list[Bad] = []
+    found = look_through(videos)
+    files, bad = found.videos, [Bad("", path, reason) for path, reason in found.unread.items()]
     if annotations:
-        finder, splits = Finder(videos, files), defaultdict(list)
+        finder, splits = Finder(videos, files, found.others), defaultdict(list)
         for entry in annotations:
             split, path = split_of(entry)
             rows = read_rows(path, path_column, label_column)
-            found = _match(rows, finder, split, path.name, bad)
-            splits[split] += found
+            splits[split] += _match(rows, finder, split, path.name, bad)
         _drop_repeated(splits, bad)
     else:
-        splits = _by_folder(files)
+        splits = _by_folder(files, bad)
     if val_fraction:
         if splits.get("val"):
             raise ValueError("shard: val_fraction needs a data set without a val split; it has one")
@@ -130,7 +130,13 @@ def plan_sources(
         name: sorted(sources, key=lambda source: stable_hash(seed, source.path))
         for name, sources in splits.items()
     }
-    return Plan(ordered, _classes(ordered), bad)
+    taken = {source.path for sources in ordered.values() for source in sources}
+    others: dict[str, tuple[int, str]] = {}
+    for path in found.others:
+        if path not in taken:
+            ending = PurePosixPath(path).suffix.lower() or "no ending"
+            others[ending] = (others.get(ending, (0, ""))[0] + 1, path)
+    return Plan(ordered, _classes(ordered), bad, others)
 
 
 def _classes(splits: Mapping[str, Sequence[Source]]) -> list[str]:
@@ -145,37 +151,30 @@ def _classes(splits: Mapping[str, Sequence[Source]]) -> list[str]:
     return sorted(names, key=place)
 
 
-def find_videos(folder: Path) -> list[str]:
-    """Paths of the videos under a folder, relative to it, sorted; hidden ones are left out.
+def _by_folder(files: list[str], bad: list[Bad]) -> dict[str, list[Source]]:
+    """The class is the first folder; the second one, where the first are splits.
 
-    Raises:
-        DataError: there is no such folder, or no video in it.
+    They are where all are called so and have folders in them, or where two are: a class may be
+    called "train", but not beside one called "test". Videos beside the splits are named in `bad`.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder")
-    found = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            (Path(root) / name).relative_to(folder).as_posix()
-            for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in _SUFFIXES
-        ]
-    if not found:
-        raise DataError(f"{folder}: there are no videos ({' '.join(sorted(_SUFFIXES))})")
-    return sorted(found)
-
-
-def _by_folder(files: list[str]) -> dict[str, list[Source]]:
-    """The class is the first folder, unless all first folders are splits: then the second one."""
     parts = [PurePosixPath(path).parts for path in files]
-    split_first = all(len(part) > 2 and part[0].lower() in _SPLITS for part in parts)
+    tops = {part[0] for part in parts if len(part) > 1 and part[0].lower() in _SPLITS}
+    split_first = len({_SPLITS[top.lower()] for top in tops}) > 1 or all(
+        len(part) > 2 and part[0] in tops for part in parts
+    )
     splits: dict[str, list[Source]] = defaultdict(list)
+    beside: Counter[str] = Counter()
     for path, part in zip(files, parts, strict=True):
+        if split_first and (len(part) == 1 or part[0] not in tops):
+            beside[part[0]] += 1
+            continue
         split = _SPLITS[part[0].lower()] if split_first else "train"
         folders = part[1:-1] if split_first else part[:-1]
         label = os.fsencode(folders[0]).decode("utf-8", "replace") if folders else ""
         splits[split].append(Source(path, label))
+    for name, count in beside.items():
+        where = f"beside the splits {', '.join(sorted(tops))} and in none of them"
+        bad.append(Bad("", name, f"{count} video(s) left out, {where}; move them, or use a list"))
     return splits
 
 
