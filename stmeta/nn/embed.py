@@ -31,7 +31,7 @@ class ShiftedPatchEmbed(ShiftedPatchTokenization):
         std: divides the result, one per channel.
 
     Raises:
-        ValueError: sizes are not multiples of the token's.
+        ValueError: sizes are not multiples of the token's; in `forward`, a clip of another size.
     """
 
     def __init__(
@@ -70,9 +70,15 @@ class ShiftedPatchEmbed(ShiftedPatchTokenization):
             mean=mean,
             std=std,
         )
+        self.img_size, self.num_frames = img_size, num_frames
         side = img_size // patch_size
         self.grid_size = (num_frames // tubelet_size, side, side)
         self.num_patches = self.grid_size[0] * side * side
+
+    def check(self, video: Tensor) -> None:
+        """Raise ValueError unless the clip is of the size that the layer was made for."""
+        sizes = {1: self.in_chans, 2: self.num_frames, 3: self.img_size, 4: self.img_size}
+        self._require(video, sizes)
 
 
 class TubeletEmbed(ShiftedPatchEmbed):

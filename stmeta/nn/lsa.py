@@ -46,7 +46,16 @@ class LocalitySelfAttention(nn.Module):
             self.register_buffer("temperature", temperature, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend within each sequence: [B, N, dim] to [B, N, dim]."""
+        """Attend within each sequence: [B, N, dim] to [B, N, dim].
+
+        Raises:
+            ValueError: another shape.
+        """
+        if x.dim() != 3 or x.shape[2] != self.qkv.in_features:
+            raise ValueError(
+                f"LocalitySelfAttention: x must be [B, N, dim] with dim = {self.qkv.in_features}, "
+                f"got {list(x.shape)}; one sequence is x[None]"
+            )
         batch, tokens, _ = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.heads, self.head_dim)
         out = locality_attention(qkv, self.temperature, exclude_self=self.locality)

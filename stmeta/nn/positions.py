@@ -71,6 +71,11 @@ class SeparablePositions(nn.Module):
                     f"{table.shape[0]} for the grid {self.grid}, got {list(tokens.shape)}"
                 )
             return tokens + table
+        if ids_keep.shape != tokens.shape[:2]:
+            raise ValueError(
+                f"SeparablePositions: ids_keep must be [B, K] = {list(tokens.shape[:2])} to match "
+                f"tokens {list(tokens.shape)}, got {list(ids_keep.shape)}"
+            )
         # One lookup in the summed table; its backward adds rows without an [B, N, D] buffer.
         return tokens + F.embedding(ids_keep, table)
 

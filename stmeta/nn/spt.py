@@ -50,7 +50,7 @@ class ShiftedPatchTokenization(nn.Module):
             shift_offsets(shifts, tubelet, patch, temporal) if isinstance(shifts, str) else shifts
         )
         self.shifts = tuple((int(dt), int(dy), int(dx)) for dt, dy, dx in offsets)
-        self.tubelet, self.patch = tubelet, patch
+        self.tubelet, self.patch, self.in_chans = tubelet, patch, in_chans
         self.mean = None if mean is None else tuple(float(m) for m in mean)
         self.std = None if std is None else tuple(float(s) for s in std)
         features = tubelet * patch * patch * len(self.shifts) * in_chans
@@ -71,8 +71,10 @@ class ShiftedPatchTokenization(nn.Module):
             [B, K or N, D] in the autocast dtype, or else the dtype of the weights.
 
         Raises:
-            ValueError: shapes or dtypes do not fit (from `stmeta.ops.shifted_patch_embed`).
+            ValueError: the video has other channels, or shapes or dtypes do not fit (from
+                `stmeta.ops.shifted_patch_embed`).
         """
+        self.check(video)
         norm = self.norm
         return shifted_patch_embed(
             video,
@@ -91,9 +93,29 @@ class ShiftedPatchTokenization(nn.Module):
             dtype=compute_dtype(self.proj.weight),
         )
 
+    def check(self, video: Tensor) -> None:
+        """Raise ValueError unless the video has the layer's axes and channels."""
+        self._require(video, {1: self.in_chans})
+
+    def _require(self, video: Tensor, sizes: dict[int, int]) -> None:
+        """Raise ValueError unless it has 5 axes, and these sizes at these axes."""
+        shape = list(video.shape)
+        if len(shape) == 5 and all(shape[axis] == size for axis, size in sizes.items()):
+            return
+        wanted = ", ".join(str(sizes.get(axis, "BCTHW"[axis])) for axis in range(5))
+        message = f"{type(self).__name__}: video must be [B, C, T, H, W] = [{wanted}], got {shape}"
+        if len(shape) == 4:
+            raise ValueError(f"{message}; one clip is video[None]")
+        moved = {2: "transpose(1, 2)", 4: "movedim(-1, 1)"}
+        for axis, call in moved.items():
+            if len(shape) == 5 and shape[axis] == self.in_chans != shape[1]:
+                raise ValueError(f"{message}; are its channels axis {axis}? use video.{call}")
+        raise ValueError(f"{message}; change the clip, or make the layer for this size")
+
     def extra_repr(self) -> str:
         """Fields that the child modules do not show."""
-        return f"tubelet={self.tubelet}, patch={self.patch}, shifts={self.shifts}"
+        sizes = f"in_chans={self.in_chans}, tubelet={self.tubelet}, patch={self.patch}"
+        return f"{sizes}, shifts={self.shifts}"
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:

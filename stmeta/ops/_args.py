@@ -132,10 +132,10 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
-def visible(integers: Tensor) -> Tensor | None:
+def visible(tensor: Tensor) -> Tensor | None:
     """The tensor, if it has values that can be looked at here and now: not on a GPU."""
     if torch.compiler.is_compiling():
         return None
-    integers = unwrapped(integers)
-    plain = type(integers) is Tensor and integers.device.type == "cpu"
-    return integers if plain and integers.numel() else None
+    tensor = unwrapped(tensor)
+    plain = type(tensor) is Tensor and tensor.device.type == "cpu"
+    return tensor if plain and tensor.numel() else None

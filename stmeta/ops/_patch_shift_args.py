@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from stmeta.ops._args import bounds
+from stmeta.ops._video_traps import check_units, size_hint, swap_hint
 
 Offsets = Sequence[tuple[int, int, int]]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -90,7 +91,7 @@ def check(
     ):
         raise ValueError(
             f"{op}: [T, H, W] must be positive multiples of [{tubelet}, {patch}, {patch}], "
-            f"got {[frames, height, width]}, C = {channels}; crop or resize the clip"
+            f"got {[frames, height, width]}, C = {channels}{size_hint(video, tubelet, patch)}"
         )
     offsets = shift_offsets(shifts, tubelet, patch) if isinstance(shifts, str) else shifts
     if (
@@ -108,11 +109,13 @@ def check(
     for name, numbers in (("mean", mean), ("std", std)):
         if numbers is not None and len(numbers) != channels:
             raise ValueError(
-                f"{op}: {name} must have C = {channels} numbers, got {len(numbers)}; "
-                "is the video [B, C, T, H, W]?"
+                f"{op}: {name} must have C = {channels} numbers, got {len(numbers)} for video "
+                f"{list(video.shape)}{swap_hint(video, len(numbers) == frames)}"
             )
     if std is not None and any(float(s) <= 0 for s in std):
         raise ValueError(f"{op}: std must be positive, got {list(std)}")
+    if mean is not None and std is not None:
+        check_units(op, video, mean, std)
     allowed = (torch.float64,) if video.dtype == torch.float64 else _DTYPES
     if dtype is not None and dtype not in allowed:
         raise ValueError(
@@ -135,10 +138,11 @@ def check_norm(
     for name, tensor in (("norm_weight", weight), ("norm_bias", bias)):
         if tensor is None:
             continue
+        hint = swap_hint(video, tensor.shape == (size * video.shape[2],))
         if tensor.shape != (features,) or not tensor.is_floating_point():
             raise ValueError(
                 f"{op}: {name} must be [F] = [{features}] floating point, "
-                f"got {list(tensor.shape)} {tensor.dtype}; F = t*p*p*S*C"
+                f"got {list(tensor.shape)} {tensor.dtype}; F = t*p*p*S*C{hint}"
             )
         if tensor.device != video.device:
             raise ValueError(

@@ -16,6 +16,7 @@ from stmeta.ops import _patch_shift_args as video_args
 from stmeta.ops._args import check_float, check_ids, check_shapes
 from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._register import register
+from stmeta.ops._video_traps import swap_hint
 from stmeta.ops.patch_shift import patch_shift_ref
 
 __all__ = ["masked_patch_loss", "masked_patch_loss_ref", "patch_targets"]
@@ -102,8 +103,8 @@ def _check(
     if (ids is None) == (mask is None):
         got = "neither" if ids is None else "both"
         raise ValueError(f"{_OP}: exactly one of ids and mask must be given, got {got}")
-    batch, channels, frames, height, width = video.shape
-    count = (frames // tubelet) * (height // patch) * (width // patch)
+    batch, channels, frames = video.shape[:3]
+    count = video_args.token_count(video, tubelet, patch)
     features = tubelet * patch**2 * channels
     rows = count if ids is None else ids.shape[-1]
     letters = "N" if ids is None else "Q"
@@ -111,6 +112,7 @@ def _check(
         raise ValueError(
             f"{_OP}: pred must be [B, {letters}, F] = [{batch}, {rows}, {features}] to match video "
             f"{list(video.shape)} and {'mask' if ids is None else 'ids'}, got {list(pred.shape)}"
+            f"{swap_hint(video, pred.shape[-1:] == (tubelet * patch**2 * frames,))}"
         )
     if norm_pix and features < 2:
         raise ValueError(f"{_OP}: norm_pix needs F of at least 2 for a variance, got {features}")

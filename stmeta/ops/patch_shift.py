@@ -31,6 +31,7 @@ from stmeta.ops._patch_shift_args import (
 )
 from stmeta.ops._register import register
 from stmeta.ops._torch_private import transform
+from stmeta.ops._video_traps import check_axes
 
 __all__ = ["patch_shift", "patch_shift_ref", "shift_offsets"]
 
@@ -81,6 +82,8 @@ def patch_shift(
         BackendUnavailableError: the named backend cannot run here.
     """
     offsets = check(video, tubelet, patch, shifts, mean, std, dtype)
+    if mean is None and norm_weight is None:
+        check_axes("patch_shift", video)
     check_norm(video, tubelet * patch * patch * len(offsets), norm_weight, norm_bias, eps)
     if ids_keep is not None:
         check_ids(video, ids_keep, tubelet, patch)

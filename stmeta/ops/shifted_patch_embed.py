@@ -27,6 +27,7 @@ from stmeta.ops._patch_shift_args import (
     shift_offsets,
 )
 from stmeta.ops._register import register
+from stmeta.ops._video_traps import swap_hint
 from stmeta.ops.patch_shift import patch_shift, patch_shift_ref
 
 __all__ = ["shifted_patch_embed", "shifted_patch_embed_ref"]
@@ -156,10 +157,11 @@ def _check(
     size = tubelet * patch * patch * len(offsets)
     check_norm(video, size, norm_weight, norm_bias, eps, op=_OP)
     features = size * video.shape[1]
+    hint = swap_hint(video, weight.shape[1:] == (size * video.shape[2],))
     if weight.dim() != 2 or weight.shape[1] != features:
         raise ValueError(
             f"{_OP}: weight must be [D, F] = [D, {features}] for video {list(video.shape)}, "
-            f"got {list(weight.shape)}; F = t*p*p*S*C"
+            f"got {list(weight.shape)}; F = t*p*p*S*C{hint}"
         )
     arguments = {"weight": (weight, "D F")}
     if bias is not None:

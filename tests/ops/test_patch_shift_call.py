@@ -88,8 +88,12 @@ def test_kernels_check_ids_themselves(cpu):
 
 
 def test_video_gradient_needs_different_ids(cpu):
+    """Known before the call; the kernel looks as well."""
     video = torch.zeros(2, 3, 4, 8, 8, requires_grad=True)
-    tokens = patch_shift(video, ids_keep=_ids(3, 3), backend="cpu", **GOOD)
+    with pytest.raises(BackendUnavailableError, match="no two in a row are alike, got one twice"):
+        patch_shift(video, ids_keep=_ids(3, 3), backend="cpu", **GOOD)
+    arguments = _arguments(video, _ids(3, 3), torch.float32)
+    tokens, _, _ = overload(OP, "cpu")(*arguments)
     with pytest.raises(RuntimeError, match="no value twice in a row, got 3 twice in row 0"):
         tokens.sum().backward()
 
