@@ -6,16 +6,13 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*)
 
-.PHONY: train test test-older-torch test-gpu bench lint sanitize clean
+.PHONY: train test test-gpu bench lint sanitize clean
 
 train: $(STAMP)  ## the three stages on built-in clips
 	$(BIN)/python -m stmeta.train --fused
 
 test: $(STAMP)  ## the whole test suite
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
-
-test-older-torch: $(STAMP)  ## every source file against the headers of older versions of torch
-	STMETA_OLDER_TORCH=1 $(BIN)/python -m pytest tests/test_older_torch.py -n auto
 
 # Without setting up .venv, which takes a network: with what $(PYTHON) has where there is none.
 test-gpu:  ## what needs a GPU, and its kernels under compute-sanitizer
@@ -34,12 +31,14 @@ sanitize: $(STAMP)  ## the extension's tests under AddressSanitizer and UBSan
 
 # torch goes in first and by its exact pin: a looser request pulls another build of several GB.
 # The project is built without isolation for the same reason: it uses the torch just installed.
-# timm and vit-pytorch, whose models the tests fuse, ask for torchvision, and that for its own torch.
+# timm and vit-pytorch, whose models the tests fuse, ask for torchvision, and that for its own torch:
+# the tests do without it, but `import timm` needs `pip install torchvision` for your build of torch.
 $(STAMP): pyproject.toml setup.py constraints.txt $(SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel pybind11 ninja numpy
 	$(BIN)/pip install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@echo "compiling the extension: some minutes"
+	$(BIN)/pip install -v --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps timm vit-pytorch
 	touch $(STAMP)
 
