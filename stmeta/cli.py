@@ -73,11 +73,13 @@ def _main(args: Sequence[str] | None) -> None:
         print(waiting, file=sys.stderr)
     try:
         code = command.run()
-    except (BackendUnavailableError, DataError, ValueError) as error:
+    except (BackendUnavailableError, DataError, OSError, ValueError) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
         Console(stderr=True, soft_wrap=True).print(
             f"[red]error:[/] {escape(plain(str(error), lines=True))}", highlight=False
         )
-        code = 1 if isinstance(error, DataError) else 2
+        code = 1 if isinstance(error, (DataError, OSError)) else 2
     except KeyboardInterrupt:
         hint = "; go on with --resume" if getattr(command, "resumable", False) else ""
         print(f"stopped{hint}", file=sys.stderr)

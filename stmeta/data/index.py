@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +29,9 @@ from stmeta.data.index_file import (
     read_remote,
 )
 from stmeta.data.storage import StorageConfig, StorageError, folder_of, locate
-from stmeta.data.tarscan import SampleInfo, scan_shard, write_dali_index
+from stmeta.data.tarscan import SampleInfo, bad_sample, scan_shard, write_dali_index
 from stmeta.data.times import Times
+from stmeta.data.workers import ordered_map
 
 if TYPE_CHECKING:
     from stmeta.data.storage import Root
@@ -234,9 +234,11 @@ def _unchanged(
 def _scan_all(paths: list[Path], classes: list[str] | None, workers: int) -> list[list[SampleInfo]]:
     if workers <= 1 or len(paths) <= 1:
         return [scan_shard(path, classes) for path in paths]
-    context = get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(paths)), mp_context=context) as pool:
-        return list(pool.map(scan_shard, paths, [classes] * len(paths)))
+    scan = functools.partial(scan_shard, classes=classes)
+    return [
+        [bad_sample(path.name, str(rows))] if isinstance(rows, DataError) else rows
+        for path, rows in ordered_map(scan, paths, min(workers, len(paths)))
+    ]
 
 
 def _to_table(rows: list[SampleInfo]) -> pa.Table:

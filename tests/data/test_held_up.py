@@ -14,7 +14,6 @@ from stmeta.data import watch
 from stmeta.data.encode import encode_frames
 from stmeta.data.loader import ClipLoader, LoaderConfig
 from stmeta.data.shards import EncodedSample, build_index, write_shards
-from stmeta.data.workers import ordered_map
 
 
 @pytest.fixture(scope="module")
@@ -61,22 +60,6 @@ def test_a_loader_with_a_stopped_process_closes(split, monkeypatch):
     began = time.monotonic()
     loader.close()
     assert time.monotonic() - began < 30
-
-
-def slow(number: int) -> int:
-    time.sleep(0.3)
-    return os.getpid() if number < 0 else number
-
-
-def test_a_worker_that_is_stopped_costs_no_item():
-    found, stopped = [], False
-    for item, result in ordered_map(slow, [-1, *range(3)], 2):
-        if not stopped:
-            os.kill(result, signal.SIGSTOP)
-            stopped = True
-            continue
-        found.append((item, result))
-    assert found == [(i, i) for i in range(3)]
 
 
 def test_only_children_are_ended():

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -57,11 +58,6 @@ def test_processes_inherit_it():
 
 
 def test_benchmarks_wait_asleep():
-    command = ("-m", "pytest", "benchmarks", "--collect-only", "-q", "-s", "-p", "no:cacheprovider")
-    root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
-    count, _ = started(
-        "-c",
-        f"import os, runpy, sys; os.chdir({root!r}); "
-        f"sys.argv = {['pytest', *command[2:]]!r}; runpy.run_module('pytest')",
-    )
-    assert count == 0
+    file = str(Path(__file__).resolve().parents[2] / "benchmarks" / "bench_allocation.py")
+    options = ("--collect-only", "-q", "-s", "-p", "no:cacheprovider")
+    assert started("-m", "pytest", file, *options)[0] == 0
