@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 from rich.console import Console
 from rich.table import Table
 
 from stmeta._terminal import plain as plain
+
+
+def print_json(value: object) -> None:
+    """Print as JSON: letters as they are, but escaped what would move a terminal's cursor."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    if not text.replace("\n", "").isprintable():
+        text = json.dumps(value, indent=1)
+    print(text)
 
 
 def print_bad(heading: str, bad: Iterable[tuple[str, str]]) -> None:

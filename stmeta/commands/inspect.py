@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.filesize import decimal
 from tyro.conf import Positional
 
-from stmeta.commands._show import plain, print_bad, print_table
+from stmeta.commands._show import plain, print_bad, print_json, print_table
 
 if TYPE_CHECKING:
     from stmeta.data.inspect import Picture, Sample, Summary
@@ -51,7 +51,7 @@ class Inspect:
         if self.json:
             ranges = {name: spread._asdict() for name, spread in summary.ranges.items()}
             record = dataclasses.asdict(summary) | {"ranges": ranges}
-            print(json.dumps(record, indent=1, ensure_ascii=False))
+            print_json(record)
         else:
             _print_summary(summary)
         return 1 if summary.bad else 0
@@ -62,7 +62,7 @@ class Inspect:
         sample = find_sample(self.path, key)
         fields = _fields(sample)
         if self.json:
-            print(json.dumps(fields, indent=1, ensure_ascii=False))
+            print_json(fields)
         else:
             print_table(key, "field value", ((k, _short(v)) for k, v in fields.items()))
         if self.save:

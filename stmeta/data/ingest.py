@@ -20,7 +20,7 @@ from typing import Any
 from stmeta._errors import DataError
 from stmeta.data.encode import EncodeOptions
 from stmeta.data.ingest_job import Encoded, Job, encode_part, room
-from stmeta.data.manifest import claim, fingerprint, locked
+from stmeta.data.manifest import claim, fingerprint, journal_record, locked
 from stmeta.data.shards import EncodedSample, KeyMaker, ShardWriter, build_index, write_classes
 from stmeta.data.sources import Bad, Part, Plan, Source, plan_sources
 from stmeta.data.workers import ordered_map
@@ -249,14 +249,15 @@ class _Split:
         shards = done = 0
         bad: list[Bad] = []
         journal = self.folder / JOURNAL
-        lines = journal.read_text().splitlines(keepends=True) if journal.exists() else []
+        lines = (
+            journal.read_text(errors="replace").splitlines(keepends=True)
+            if journal.exists()
+            else []
+        )
         good = []
         for line in lines:
-            if not line.endswith("\n"):
-                break  # the run was stopped while it wrote this line
-            try:
-                record = json.loads(line)
-            except ValueError:
+            record = journal_record(line)
+            if record is None:  # the run was stopped while it wrote this line
                 break
             path = self.folder / f"{record['shards'] - 1:06d}.tar"
             if record["size"] and (not path.exists() or path.stat().st_size != record["size"]):

@@ -21,7 +21,7 @@ from stmeta.data.decode.sequence import Clock, in_order
 from stmeta.data.shards import SampleInfo, ShardIndex
 from stmeta.data.storage import is_address
 from stmeta.data.tarcheck import check_tar
-from stmeta.data.tarsamples import LARGEST_TEXT, Members
+from stmeta.data.tarsamples import LARGEST_TEXT, LARGEST_VIDEO, Members
 from stmeta.data.tarscan import scan_shard
 from stmeta.data.video_file import open_video, video_stream
 
@@ -154,14 +154,13 @@ def find_sample(path: str | os.PathLike[str], key: str) -> Sample:
     members = entry.members if entry else {}
     faults = [*(entry.faults if entry else ()), *([info.error] if info.error else ())]
     video = b""
-    if entry and entry.field:
+    if entry and entry.field and members[entry.field][1] <= LARGEST_VIDEO:
         video = _read(shard, *members[entry.field])
         extension = entry.field.rpartition(".")[2]
         info = info._replace(sha256=hashlib.sha256(video).hexdigest(), extension=extension)
-    known = names is not None and 0 <= info.label < len(names)
     return Sample(
         info=info,
-        class_name=(names or [])[info.label] if known else "",
+        class_name=names[info.label] if names and 0 <= info.label < len(names) else "",
         members=members,
         meta=_meta(shard, members),
         faults=list(dict.fromkeys(faults)),
@@ -254,8 +253,13 @@ def _find(path: Path, key: str) -> tuple[SampleInfo, list[str] | None]:
 
 def _row_of(index: ShardIndex, path: str | os.PathLike[str], key: str) -> SampleInfo:
     keys = index.keys
-    if key in keys:
-        return index.row(keys.index(key))
+    if len(places := [place for place, name in enumerate(keys) if name == key]) > 1:
+        found = ", ".join(index.row(place).shard for place in places[:5])
+        raise DataError(
+            f"{path}: {len(places)} samples have the key {key!r}: name the shard, {found}"
+        )
+    if places:
+        return index.row(places[0])
     for row in index.bad:
         if row.key == key and key:
             return row

@@ -45,9 +45,9 @@ def claim(out: Path, manifest: dict[str, Any], resume: bool) -> None:
             f"{out}: holds a data set or a part of one; go on with --resume, or choose another "
             "folder"
         )
-    before = json.loads(path.read_text())
-    if before.get("options") != manifest["options"]:
-        old, new = before.get("options", {}), manifest["options"]
+    before = _read(path)
+    if before["options"] != manifest["options"]:
+        old, new = before["options"], manifest["options"]
         changed = ", ".join(f"{k}: {old.get(k)} → {new[k]}" for k in new if old.get(k) != new[k])
         raise DataError(f"{out}: cannot go on with other options ({changed})")
     if before != manifest:
@@ -55,6 +55,31 @@ def claim(out: Path, manifest: dict[str, Any], resume: bool) -> None:
             f"{out}: cannot go on, as the videos or their labels changed since it was begun; "
             "choose another folder"
         )
+
+
+def journal_record(line: str) -> dict[str, Any] | None:
+    """What a line of a split's journal says; None = it is not whole, or says something else."""
+    try:
+        record = json.loads(line) if line.endswith("\n") else None
+        numbers = [record[name] for name in ("shards", "size", "next")] if record else [-1]
+        entries = [*record["bad"], *record.get("remarks", [])] if record else []
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    if any(type(number) is not int or number < 0 for number in numbers):
+        return None
+    if not all(isinstance(entry, list) and len(entry) == 3 for entry in entries):
+        return None
+    return record
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is damaged, no JSON: {error}; choose another folder") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("options"), dict):
+        raise DataError(f"{path}: is no manifest of a data set; choose another folder")
+    return manifest
 
 
 @contextlib.contextmanager
