@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable
 from fractions import Fraction
+from typing import NamedTuple
 
 import av
 import numpy as np
-from av.error import InvalidDataError
+from av.error import FFmpegError, InvalidDataError
 
 from .conftest import moving_bars
 
@@ -117,3 +118,61 @@ def plain(video: bytes) -> list[av.VideoFrame]:
 
 def pictures(frames: Iterable[av.VideoFrame]) -> np.ndarray:
     return np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
+
+
+class Truth(NamedTuple):
+    """What FFmpeg shows of a file, one frame after the other.
+
+    Attributes:
+        frames: uint8 [F, H, W, 3], RGB, upright.
+        seconds: float64 [F], after the first one.
+        damaged: what ended the decoding.
+    """
+
+    frames: np.ndarray
+    seconds: np.ndarray
+    damaged: str
+
+
+def truth(video: bytes) -> Truth:
+    """Decode all of a video with nothing of the library."""
+    found: list[np.ndarray] = []
+    pts: list[int | None] = []
+    damaged = ""
+    with av.open(io.BytesIO(video), metadata_errors="replace") as container:
+        stream = container.streams.best("video") or container.streams.video[0]
+        stream.thread_type = "NONE"
+        rate = float(stream.average_rate or stream.guessed_rate or 25)
+        tick, avi = float(stream.time_base or 1), container.format.name == "avi"
+        try:
+            for packet in container.demux(stream):
+                try:
+                    frames = packet.decode()
+                except InvalidDataError:
+                    if found:
+                        raise
+                    continue
+                for frame in frames:
+                    found.append(upright(frame))
+                    pts.append(frame.pts)
+        except FFmpegError as error:
+            damaged = str(error)
+    return Truth(np.stack(found), _seconds(pts, tick, rate, avi), damaged)
+
+
+def upright(frame: av.VideoFrame) -> np.ndarray:
+    """The picture as a viewer sees it, uint8 [H, W, 3]."""
+    turns = -round(frame.rotation / 90) % 4  # clockwise
+    return np.rot90(frame.to_ndarray(format="rgb24"), k=-turns)
+
+
+def _seconds(pts: list[int | None], tick: float, rate: float, avi: bool) -> np.ndarray:
+    """Times as the file has them; where it has none, or they restart, at its usual distance."""
+    steps = np.arange(len(pts)) / rate
+    if any(value is None for value in pts):
+        return steps
+    gaps = np.diff(np.array(pts, np.int64)) * tick
+    if avi and (gaps < 0).any():  # the numbers of packets, not times
+        return steps
+    gaps[gaps < 0] = np.median(gaps[gaps > 0]) if (gaps > 0).any() else 0
+    return np.concatenate([[0.0], np.cumsum(gaps)])
