@@ -15,9 +15,10 @@ from torch import Tensor
 
 from stmeta._errors import BackendUnavailableError
 from stmeta.ops._device import why_not_on_gpu
+from stmeta.ops._flops import tell_counters
 from stmeta.ops._limits import exceeded
 from stmeta.ops._register import INTERPRET, functions, missing, orders, overloads
-from stmeta.ops._torch_private import transform
+from stmeta.ops._torch_private import has_dispatch_modes, transform
 
 BACKENDS = ("eager", "cpu", "triton", "cuda")
 _NAMESPACE = {"cpu": "stmeta", "cuda": "stmeta", "triton": "stmeta_triton"}
@@ -123,9 +124,12 @@ def run(op: str, name: str, *arguments: Any) -> Any:
     """Result of the registered op that backend `name` runs, with a gradient where one is needed."""
     namespace = _NAMESPACE[name]
     function = functions[namespace][op]
-    if function is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return overloads[namespace][op](*arguments)
-    return function.apply(*arguments)
+    if not torch.compiler.is_compiling():
+        if has_dispatch_modes():
+            tell_counters()
+        if function is not None and torch.is_grad_enabled():
+            return function.apply(*arguments)
+    return overloads[namespace][op](*arguments)
 
 
 def registered_ops() -> tuple[str, ...]:

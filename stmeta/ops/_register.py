@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from stmeta._extension import extension, extension_missing
+from stmeta.ops._flops import tell_counters
+from stmeta.ops._torch_private import has_dispatch_modes
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 ORDER = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
@@ -86,6 +88,8 @@ def _function(overload: Any, setup: Callable[..., Any], formula: Callable[..., A
     def backward(ctx: Any, *grads: Any) -> Any:
         if torch.is_grad_enabled():  # for a second derivative, which the formula refuses
             return formula(ctx, *grads)
+        if has_dispatch_modes():  # a counter may look at the backward alone
+            tell_counters()
         # Before autograd is off: where a checkpoint holds them, this computes its part again.
         unpacked = _Unpacked(ctx)
         with torch._C._AutoDispatchBelowAutograd():

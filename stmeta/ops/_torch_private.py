@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch.autograd import forward_ad
+from torch.utils import _python_dispatch
 
 _functorch: Any = torch._C._functorch  # pyright: ignore
 
@@ -48,3 +49,13 @@ def constant_when_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """
     function._dynamo_marked_constant = True  # pyright: ignore
     return function
+
+
+def has_dispatch_modes() -> bool:
+    """Whether a `TorchDispatchMode` is on; 0.05 microseconds."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
+def dispatch_modes() -> list[Any]:
+    """Those that are on, innermost last."""
+    return _python_dispatch._get_current_dispatch_mode_stack()
