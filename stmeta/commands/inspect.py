@@ -88,8 +88,11 @@ def _print_summary(summary: Summary) -> None:
         (name.replace("_", " "), *(f"{v:.4g}" for v in r)) for name, r in summary.ranges.items()
     ]
     print_table("", "of_a_video >min >median >max", rows)
-    if summary.variable_rate or summary.rotated:
-        print(f"{summary.variable_rate} with a varying frame rate, {summary.rotated} turned")
+    if summary.variable_rate or summary.rotated or summary.stretched:
+        print(
+            f"{summary.variable_rate} with a varying frame rate, {summary.rotated} turned or "
+            f"mirrored, {summary.stretched} with pixels that are not square"
+        )
     print_bad(
         "cannot be used", [(f"{row['shard']}: {row['key']}", row["reason"]) for row in summary.bad]
     )
@@ -148,5 +151,6 @@ def _draw(sample: Sample, shown: list[Picture], path: Path) -> None:
     # Names come from files: "$" would start a formula.
     title = plain(f"{info.key}: {label}").replace("$", r"\$")
     turned = f", turned by {info.rotation}°" if info.rotation else ""
+    turned += ", mirrored" if info.mirror else ""
     figure.suptitle(f"{title}, {info.codec} {info.width}×{info.height}{turned}", fontsize=10)
     save_figure(figure, path)

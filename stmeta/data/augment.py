@@ -7,6 +7,7 @@ same steps as a DALI graph.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from stmeta._errors import DataError
 from stmeta.data.decode.yuv import YuvVideo
+from stmeta.data.display import Display
 from stmeta.data.plan import uniform
 
 
@@ -85,6 +87,33 @@ def centre_window(height: int, width: int, *, size: int | None = None) -> Window
         _check_plain(height, width, size)
     side = size or min(height, width)
     return Window((height - side) // 2, (width - side) // 2, side, side, False)
+
+
+def shown_window(
+    draw: Callable[[int, int, int], Window], seed: int, height: int, width: int, display: Display
+) -> Window:
+    """Draw a window as if pixels were square; resizing it then makes them so.
+
+    Args:
+        draw: gives a window from (seed, height, width).
+        seed: for `draw`.
+        height: of the upright frame, in its own pixels.
+        width: likewise.
+        display: gives the shape of these pixels.
+    """
+    if display.aspect == 1:
+        return draw(seed, height, width)
+    tall, wide = (max(1, round(size)) for size in display.square(height, width))
+    top, left, rows, columns, flip = draw(seed, tall, wide)
+    top, rows = _scaled(top, rows, tall, height)
+    left, columns = _scaled(left, columns, wide, width)
+    return Window(top, left, rows, columns, flip)
+
+
+def _scaled(begin: int, size: int, old: int, new: int) -> tuple[int, int]:
+    """A stretch of `old` pixels as one of `new`: its first one and how many."""
+    first = min(new - 1, round(begin * new / old))
+    return first, max(1, min(new, round((begin + size) * new / old)) - first)
 
 
 def crop_resize(video: np.ndarray | YuvVideo, window: Window, out: np.ndarray) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stmeta._errors import DataError
+from stmeta.data.augment import Window, shown_window
 from stmeta.data.decode import dali, pyav
 from stmeta.data.decode.sample import Encoded
 from stmeta.data.engine import Alter, Draw, Item, Requests, Rooms
@@ -52,7 +53,7 @@ class DaliEngine:
     def _prepare(self, request: ClipRequest, indices: np.ndarray) -> Item:
         sample, item = request.sample, Item(request, indices)
         info, gpu = self.reader.row(sample), self.graph.gpu
-        wanted = dali.decodes(info.codec, info.width, info.height, info.rotation, gpu=gpu)
+        wanted = dali.decodes(info.codec, info.width, info.height, info.display, gpu=gpu)
         if not wanted or sample in self.refused:
             return _with_clip(item, self.reader.clip(sample, indices))
         if gpu:
@@ -97,7 +98,7 @@ class DaliEngine:
             with self.times.measure("augment"):
                 clips = [items[place].clip.video for place in places]  # type: ignore[union-attr]
                 windows = [
-                    self.draw(items[place].request.draw, *clip.shape[1:3])
+                    self._window(items[place].request, *clip.shape[1:3])
                     for place, clip in zip(places, clips, strict=True)
                 ]
                 parts.append((places, self.graph.augment(clips, windows)))
@@ -111,6 +112,10 @@ class DaliEngine:
     def close(self) -> None:
         """See `Engine`."""
         self.graph.close()
+
+    def _window(self, request: ClipRequest, height: int, width: int) -> Window:
+        display = self.reader.row(request.sample).display
+        return shown_window(self.draw, request.draw, height, width, display)
 
     def _follow(self, items: Sequence[Item], failed: dict[int, str]) -> None:
         """Hand the frames of leaders, or the reason why there are none, to the others."""
@@ -161,7 +166,7 @@ class DaliEngine:
         files = [_files(items[place])[1] for place in places]
         infos = [self.reader.row(items[place].request.sample) for place in places]
         windows = [
-            self.draw(items[place].request.draw, info.height, info.width)
+            self._window(items[place].request, info.height, info.width)
             for place, info in zip(places, infos, strict=True)
         ]
         try:

@@ -16,8 +16,10 @@ from av.video.frame import PictureType
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from stmeta.data.decode.yuv import is_full_range
+from stmeta.data.display import AS_STORED, Display
 
 _BT601 = 6  # of AVColorSpace: SMPTE 170M, the same numbers
+_AS_BT601 = (2, 5, _BT601)  # what is not marked is taken for it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +98,8 @@ def encode_frames(
     gop: int = 16,
     crf: int | None = None,
     rotation: int = 0,
+    mirror: bool = False,
+    aspect: float = 1.0,
     stride: int = 1,
 ) -> bytes:
     """Encode RGB frames as a video file.
@@ -107,6 +111,8 @@ def encode_frames(
         gop: frames from one key frame to the next.
         crf: quality on the codec's own scale; None = the codec's usual value.
         rotation: clockwise degrees that a viewer shall turn the frames by (MP4 only).
+        mirror: whether a viewer shall then mirror them left to right (MP4 only).
+        aspect: width of a pixel over its height.
         stride: see `EncodeOptions`.
 
     Returns:
@@ -123,7 +129,8 @@ def encode_frames(
             _check_frame(frame, encoder)
             if encoder is None:
                 height, width = frame.shape[:2]
-                encoder = Encoder(file.name, width, height, Fraction(fps), options, rotation)
+                display = Display(rotation, mirror, aspect)
+                encoder = Encoder(file.name, width, height, Fraction(fps), options, display)
             encoder.add(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
         if encoder is None:
             raise ValueError("encode_frames: needs at least one frame, got none")
@@ -141,7 +148,7 @@ class Encoder:
         height: int,
         fps: Fraction,
         options: EncodeOptions,
-        rotation: int,
+        display: Display = AS_STORED,
     ) -> None:
         codec = CODECS[options.codec]
         # bitexact: WebM otherwise gets random ids, and the same frames would give other bytes.
@@ -176,8 +183,10 @@ class Encoder:
         if codec.encoder.startswith("libvpx"):
             # VP8 needs a rate that crf then bounds; VP9 follows crf alone at rate 0.
             context.bit_rate = 4_000_000 if codec.encoder == "libvpx" else 0
-        if rotation:
-            self.stream.set_display_rotation(-rotation)
+        if not display.stored:
+            self.stream.set_display_rotation(-display.rotation, hflip=display.mirror)
+        if display.aspect != 1:
+            context.sample_aspect_ratio = Fraction(display.aspect).limit_denominator(1000)
 
     def add(self, frame: av.VideoFrame) -> None:
         """Scale and encode the next frame."""
@@ -185,13 +194,15 @@ class Encoder:
             self._mark(frame)
         shrinks = frame.width > 2 * self.stream.width
         scaling = Interpolation.AREA if shrinks else Interpolation.BICUBIC
+        if int(frame.colorspace) not in _AS_BT601:
+            # Another matrix is reached through RGB: pictures get a level or two darker otherwise.
+            scaling |= Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
         frame = self.scaler.reformat(
             frame,
             self.stream.width,
             self.stream.height,
             self.pixels,
-            # Without these two flags, another matrix makes every picture a level or two darker.
-            interpolation=scaling | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT,
+            interpolation=scaling,
             dst_colorspace=Colorspace.ITU601,  # what decoders take an unmarked small video for
             dst_color_range=self.levels,
             threads=1,

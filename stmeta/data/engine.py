@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stmeta.data.augment import Window, crop_resize
+from stmeta.data.augment import Window, crop_resize, shown_window
 from stmeta.data.decode.sample import Encoded
 from stmeta.data.plan import ClipRequest
 from stmeta.data.reader import Clip, ClipReader, Missing
@@ -100,12 +100,14 @@ class HostEngine:
     def prepare(self, requests: Requests, indices: np.ndarray, out: Rooms) -> list[Item]:
         """See `Engine`."""
         pts = np.empty(len(indices))
+        display = self.reader.row(requests[0].sample).display
         for part, (video, seconds) in self.reader.yuv_parts(requests[0].sample, indices):
             pts[part] = seconds
+            _, height, width, _ = video.shape
             with self.times.measure("augment"):
                 for request, pixels in zip(requests, out, strict=True):
                     assert pixels is not None
-                    window = self.draw(request.draw, *video.shape[1:3])
+                    window = shown_window(self.draw, request.draw, height, width, display)
                     crop_resize(video, window, pixels[part])
         if self.alter is not None:
             with self.times.measure("augment"):

@@ -11,11 +11,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stmeta.data.classes import MOST_LABELS, are_names
+from stmeta.data.display import WIDEST
 from stmeta.data.tarsamples import LARGEST_VIDEO
 
 _NAME = re.compile(r"[^/\\\x00-\x1f]+\.tar")
-_BOUNDS = {"frames": (1, 2**24), "width": (1, 2**15), "height": (1, 2**15), "fps": (1e-6, 1e6)}
-_BOUNDS["duration_seconds"] = (0.0, 1e9)
+_BOUNDS = {
+    "frames": (1, 2**24),
+    "width": (1, 2**15),
+    "height": (1, 2**15),
+    "fps": (1e-6, 1e6),
+    "duration_seconds": (0.0, 1e9),
+    "aspect": (1 / WIDEST, WIDEST),
+}
 
 
 def lists_fault(shards: Any, classes: Any) -> str:

@@ -41,10 +41,14 @@ SCHEMA = pa.schema(
         "rotation": pa.int16(),
         "error": _NAMES,
         "sha256": pa.string(),
+        "mirror": pa.bool_(),
+        "aspect": pa.float32(),
     }
 )
 _ALWAYS_UNPACKED = 2**28  # bytes
 _MOST_UNPACKED = 64  # times the file's bytes; hashes and keys make an index grow four times
+# What indexes of earlier versions lack.
+_ADDED = {"mirror": False, "aspect": 1.0}
 # For checking files and for people; most of an index's memory, and of no use to a loader.
 DETAILS = ("keyframes", "sha256")
 
@@ -74,14 +78,19 @@ def _parse(source: Path | bytes, details: bool) -> tuple[pa.Table | None, dict[s
             meta = json.loads((schema.metadata or {})[META])
             if not isinstance(meta, dict):
                 return None, {}, "the index has another format"
-            if meta["version"] != VERSION or not schema.equals(SCHEMA):
+            added = [name for name in _ADDED if name not in schema.names]
+            known = pa.schema([field for field in SCHEMA if field.name not in added])
+            if meta["version"] != VERSION or not schema.equals(known):
                 return None, {}, "the index has another format"
             if fault := lists_fault(meta.get("shards"), meta.get("classes")):
                 return None, {}, fault
             if fault := _size_fault(stored.metadata, source):
                 return None, {}, fault
-            columns = [name for name in SCHEMA.names if details or name not in DETAILS]
+            columns = [name for name in known.names if details or name not in DETAILS]
             table = stored.read(columns=columns)
+        for name in added:
+            values = pa.repeat(pa.scalar(_ADDED[name], SCHEMA.field(name).type), table.num_rows)
+            table = table.append_column(SCHEMA.field(name), values)
         pa.default_memory_pool().release_unused()  # reading takes twice what is read
         fault = table_fault(table, meta["shards"], meta["classes"])
         if fault:

@@ -26,8 +26,8 @@ from stmeta.data.tarscan import scan_shard
 from stmeta.data.video_file import open_video, video_stream
 
 _COLUMNS = (
-    *("key", "shard", "size", "label", "codec", "width", "height"),
-    *("fps", "frames", "duration_seconds", "variable_rate", "rotation"),
+    *("key", "shard", "size", "label", "codec", "width", "height", "fps", "frames"),
+    *("duration_seconds", "variable_rate", "rotation", "mirror", "aspect"),
 )
 
 
@@ -63,7 +63,8 @@ class Summary:
     variable_rate: int
     """Samples whose frame rate varies."""
     rotated: int
-    """Samples that a viewer must turn."""
+    """Samples that a viewer must turn or mirror; `stretched`: whose pixels are not square."""
+    stretched: int
     bad: list[dict[str, str]]
     """shard, key and reason of each sample that cannot be used."""
 
@@ -110,10 +111,7 @@ def summarise(path: str | os.PathLike[str]) -> Summary:
         DataError: there are no shards.
     """
     columns, bad, names = _columns(path)
-    shown = [
-        f"{width}×{height}"
-        for width, height in zip(columns["width"], columns["height"], strict=True)
-    ]
+    shown = [f"{w}×{h}" for w, h in zip(columns["width"], columns["height"], strict=True)]
     spread = {
         "frames": columns["frames"],
         "seconds": columns["duration_seconds"],
@@ -132,7 +130,8 @@ def summarise(path: str | os.PathLike[str]) -> Summary:
         sizes=dict(Counter(shown).most_common()),
         ranges={name: _range(values) for name, values in spread.items()} if shown else {},
         variable_rate=sum(columns["variable_rate"]),
-        rotated=sum(angle != 0 for angle in columns["rotation"]),
+        rotated=sum(map(any, zip(columns["rotation"], columns["mirror"], strict=True))),
+        stretched=sum(aspect != 1 for aspect in columns["aspect"]),
         bad=[{"shard": row.shard, "key": row.key, "reason": row.error} for row in bad],
     )
 
@@ -196,7 +195,8 @@ def pictures(sample: Sample, count: int) -> tuple[list[Picture], str]:
                 seconds = float(clock(frame) * clock.time_base)
                 if number in wanted:
                     seconds = seconds if info.variable_rate else number / (info.fps or 25.0)
-                    image = np.rot90(frame.to_ndarray(format="rgb24"), k=-info.rotation // 90)
+                    wide = max(1, round(frame.width * info.aspect))
+                    image = info.display.upright(frame.to_ndarray(format="rgb24", width=wide))
                     found.append(Picture(number, seconds, image))
                 number += 1
     except (FFmpegError, DataError, OSError, ValueError) as error:

@@ -23,6 +23,7 @@ from stmeta.data import limits
 from stmeta.data.decode.evidence import Doubt, Evidence
 from stmeta.data.decode.sequence import Sequence, in_order, read_sequence
 from stmeta.data.decode.yuv import check_matrix
+from stmeta.data.display import Display, display_of
 from stmeta.data.faults import raise_if_machines
 from stmeta.data.video_file import ENCRYPTED, is_encrypted, open_video, video_stream
 from stmeta.data.video_reasons import check_segment, why_not_decoded, why_not_read
@@ -35,7 +36,7 @@ Video: TypeAlias = bytes | str | os.PathLike[str]
 
 
 class VideoInfo(NamedTuple):
-    """Facts about the first video stream of a file.
+    """Facts about the film in a file.
 
     Attributes:
         codec: FFmpeg's name of the format, such as "h264" or "vp9".
@@ -51,6 +52,8 @@ class VideoInfo(NamedTuple):
         container: FFmpeg's short format name, such as "mp4", "matroska" or "avi".
         breaks: how often the file's times go back, or leap where streams are joined; the times of
             frames here and in the loader do not (see `decode.sequence.Clock`).
+        mirror: whether a viewer must mirror each frame left to right, once it is turned.
+        aspect: width of a stored pixel over its height.
     """
 
     codec: str
@@ -64,6 +67,13 @@ class VideoInfo(NamedTuple):
     rotation: int
     container: str
     breaks: int = 0
+    mirror: bool = False
+    aspect: float = 1.0
+
+    @property
+    def display(self) -> Display:
+        """How a viewer shows it."""
+        return Display(self.rotation, self.mirror, self.aspect)
 
     @property
     def remark(self) -> str:
@@ -125,6 +135,7 @@ def _describe(video: Video, container: InputContainer, size: int) -> VideoInfo:
     shown = _packets_shown(evidence) if certain else _frames_shown(video, len(packets))
     first = first or _first_frame(video)
     check_matrix(first)
+    shows = display_of(first, stream.sample_aspect_ratio)
     if codec.width < 1 or codec.height < 1:
         raise DataError(f"the picture size {codec.width}×{codec.height} is not valid")
     tick = float(stream.time_base or 1)
@@ -139,9 +150,11 @@ def _describe(video: Video, container: InputContainer, size: int) -> VideoInfo:
         duration_seconds=seconds,
         variable_rate=variable,
         keyframes=tuple(np.flatnonzero(shown.key).tolist()),
-        rotation=round(-first.rotation / 90) * 90 % 360,
+        rotation=shows.rotation,
         container=name,
         breaks=shown.breaks,
+        mirror=shows.mirror,
+        aspect=shows.aspect,
     )
 
 

@@ -244,6 +244,7 @@ class ClipReader:
             info.rotation,
             float(info.fps),
             info.variable_rate,
+            info.mirror,
         )
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from stmeta._errors import DataError
 from stmeta.data.classes import MOST_LABELS
+from stmeta.data.display import Display
 from stmeta.data.faults import StorageError, raise_if_machines
 from stmeta.data.tarsamples import LARGEST_VIDEO, Sample, Video, read_samples, text_of
 
@@ -45,6 +46,8 @@ class SampleInfo(NamedTuple):
         rotation: clockwise degrees (0, 90, 180, 270) to turn each frame by.
         error: why the sample cannot be used; "" = good.
         sha256: of the video, in hex; "" likewise.
+        mirror: whether to mirror each frame left to right, once it is turned.
+        aspect: width of a stored pixel over its height.
     """
 
     key: str
@@ -64,6 +67,13 @@ class SampleInfo(NamedTuple):
     rotation: int
     error: str
     sha256: str = ""
+    mirror: bool = False
+    aspect: float = 1.0
+
+    @property
+    def display(self) -> Display:
+        """How a viewer shows it."""
+        return Display(self.rotation, self.mirror, self.aspect)
 
 
 def bad_sample(shard: str, error: str, *, key: str = "") -> SampleInfo:
@@ -170,6 +180,8 @@ def _describe(
         variable_rate=info.variable_rate,
         keyframes=info.keyframes,
         rotation=info.rotation,
+        mirror=info.mirror,
+        aspect=info.aspect,
         error="",
         sha256=hashlib.sha256(content).hexdigest(),
     )

@@ -18,6 +18,7 @@ from av.error import FFmpegError
 
 from stmeta._errors import DataError
 from stmeta.data.decode.sequence import Clock, in_order
+from stmeta.data.display import Display
 from stmeta.data.encode import CODECS, EncodeOptions, Encoder
 from stmeta.data.faults import raise_if_machines
 from stmeta.data.probe import VideoInfo, probe
@@ -78,9 +79,9 @@ def transcode(
             chosen = _at_rate(_timed_frames(video, info), rate, keep=_keeps(info, fps))
         for frame in itertools.islice(chosen, frames):
             if encoder is None:
-                size = _target_size(frame, info.rotation, options)
-                encoder = Encoder(file.name, *size, rate, options, 0)
-            encoder.add(_upright(frame, info.rotation))
+                size = _target_size(frame, info.display, options)
+                encoder = Encoder(file.name, *size, rate, options)
+            encoder.add(_upright(frame, info.display))
         if not start_seconds:
             for _ in chosen:  # to the end: whether a file is damaged is known only there
                 pass
@@ -191,12 +192,11 @@ def _at_rate(
             tick += 1
 
 
-def _target_size(frame: av.VideoFrame, rotation: int, options: EncodeOptions) -> tuple[int, int]:
+def _target_size(frame: av.VideoFrame, display: Display, options: EncodeOptions) -> tuple[int, int]:
     """Even width and height of the output, upright and with square pixels."""
-    aspect = getattr(frame, "sample_aspect_ratio", None) or Fraction(1)
-    width, height = float(frame.width * aspect), float(frame.height)
-    if rotation in (90, 270):
-        width, height = height, width
+    turned = display.rotation in (90, 270)
+    rows, columns = (frame.width, frame.height) if turned else (frame.height, frame.width)
+    height, width = display.square(rows, columns)
     short = min(width, height)
     target = min(options.short_side or short, short)
     target = max(target, CODECS[options.codec].smallest)
@@ -204,10 +204,10 @@ def _target_size(frame: av.VideoFrame, rotation: int, options: EncodeOptions) ->
     return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
 
 
-def _upright(frame: av.VideoFrame, rotation: int) -> av.VideoFrame:
-    if rotation == 0:
+def _upright(frame: av.VideoFrame, display: Display) -> av.VideoFrame:
+    if display.stored:
         return frame
-    turned = np.rot90(frame.to_ndarray(format="rgb24"), k=-rotation // 90)  # k counts ccw
+    turned = display.upright(frame.to_ndarray(format="rgb24"))
     picture = np.ascontiguousarray(turned, dtype=np.uint8)
     return av.VideoFrame.from_ndarray(picture, format="rgb24")
 
@@ -222,7 +222,7 @@ def fits(info: VideoInfo, extension: str, options: EncodeOptions) -> bool:
         and info.codec == options.codec
         and extension == codec.extension
         and not info.variable_rate
-        and info.rotation == 0
+        and info.display == Display()
         and codec.smallest <= short <= (options.short_side or short)
         and (options.fps is None or abs(info.fps - options.fps) < 1e-3 * options.fps)
         and bool(max(gaps) <= options.gop)

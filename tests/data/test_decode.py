@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from stmeta._errors import BackendUnavailableError, DataError
 from stmeta.data.augment import Window, centre_window, crop_resize, plain_window, random_window
 from stmeta.data.decode import choose, dali, dali_problem, pyav
+from stmeta.data.display import AS_STORED, Display
 from stmeta.data.encode import encode_frames
 from stmeta.data.probe import probe
 
@@ -132,7 +133,7 @@ def test_rotation(rotation):
     video = encode_frames(moving(), 25, rotation=rotation)
     assert probe(video).rotation == rotation
     packets = pyav.read_packets(video)
-    frames = pyav.decode(video, np.arange(4), packets=packets, rotation=rotation).video
+    frames = pyav.decode(video, np.arange(4), packets=packets, display=Display(rotation)).video
     stored = reference(video)[:4]
     clockwise = {90: stored.transpose(0, 2, 1, 3)[:, :, ::-1], 180: stored[:, ::-1, ::-1]}
     clockwise[270] = clockwise[90][:, ::-1, ::-1]
@@ -195,7 +196,7 @@ def test_videos_from_elsewhere(name):
     video = (EDGE / name).read_bytes()
     info, exact = probe(video), reference(video)[:40]
     indices = np.arange(len(exact))[::2]
-    frames = pyav.decode(video, indices, packets=pyav.read_packets(video), rotation=info.rotation)
+    frames = pyav.decode(video, indices, packets=pyav.read_packets(video), display=info.display)
     upright = np.rot90(exact[indices], k=-info.rotation // 90, axes=(1, 2))
     np.testing.assert_array_equal(frames.video, upright)
 
@@ -274,11 +275,12 @@ def test_dali_on_a_gpu_unless_all_is_cached(monkeypatch):
 
 
 def test_what_dali_decodes():
-    assert dali.decodes("vp9", 64, 64, 0, gpu=False)
-    assert not dali.decodes("h264", 320, 240, 0, gpu=False)
-    assert dali.decodes("h264", 64, 64, 0, gpu=True)
-    assert not dali.decodes("vp9", 64, 64, 0, gpu=True)  # smaller than the hardware takes
-    assert not dali.decodes("vp9", 640, 480, 90, gpu=False)  # it would lie on its side
+    assert dali.decodes("vp9", 64, 64, AS_STORED, gpu=False)
+    assert not dali.decodes("h264", 320, 240, AS_STORED, gpu=False)
+    assert dali.decodes("h264", 64, 64, AS_STORED, gpu=True)
+    assert not dali.decodes("vp9", 64, 64, AS_STORED, gpu=True)  # smaller than the hardware takes
+    assert not dali.decodes("vp9", 640, 480, Display(90), gpu=False)  # it would lie on its side
+    assert not dali.decodes("vp9", 640, 480, Display(mirror=True), gpu=False)
 
 
 def test_black_frames_are_found():

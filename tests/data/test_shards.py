@@ -68,7 +68,8 @@ def test_round_trip(split, videos):
         assert (split / row.shard).read_bytes()[row.offset :][: row.size] == video
         assert row.key == f"clip_{i}_v1" == index.keys[i]
         info = probe(video)
-        assert all(getattr(row, name) == getattr(info, name) for name in info._fields[:-1])
+        shared = set(info._fields) - {"container", "breaks"}  # the index has all others
+        assert all(getattr(row, name) == getattr(info, name) for name in shared)
     with pytest.raises(IndexError):
         index.row(9)
     again = pickle.loads(pickle.dumps(index))

@@ -67,7 +67,7 @@ def damaged(make_video, video, noisy) -> dict[str, tuple[list, str, str]]:
     assert probe(live).frames == 20 and probe(live[: len(live) * 6 // 10]).frames < 20
     broken = bytearray(noisy("h264"))
     start = len(broken) // 2
-    broken[start : start + 60] = np.random.default_rng(1).bytes(60)
+    broken[start : start + 400] = np.random.default_rng(1).bytes(400)
     hollow = noisy("av1")
     hollow = hollow[: len(hollow) // 2].ljust(len(hollow), b"\0")
     return {
@@ -152,7 +152,7 @@ def test_pictures_of_zeros_at_the_end(tmp_path, codec):
     """Luma and chroma 0, as in a buffer that was never filled, are green; black is no damage."""
     for luma, chroma, reason in ((0, 0, "the last 5 of 20 pictures are zeros"), (0, 128, "")):
         path = tmp_path / f"{chroma}.mp4"
-        encoder = Encoder(str(path), 64, 48, Fraction(25), EncodeOptions(codec=codec), 0)
+        encoder = Encoder(str(path), 64, 48, Fraction(25), EncodeOptions(codec=codec))
         for number in range(20):
             frame = av.VideoFrame(64, 48, encoder.pixels)
             for plane, value in zip(frame.planes, (luma, chroma, chroma), strict=True):

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from stmeta.data.augment import Window
+from stmeta.data.display import Display
 
 # What `fn.decoders.video` decodes on a CPU, and on a GPU with the smallest (width, height) that the
 # hardware takes.
@@ -42,9 +43,9 @@ class PipelineError(RuntimeError):
     """DALI could not process a batch; the pipeline will be built anew."""
 
 
-def decodes(codec: str, width: int, height: int, rotation: int, *, gpu: bool) -> bool:
-    """Whether DALI decodes such a video here; it ignores rotation."""
-    if rotation:
+def decodes(codec: str, width: int, height: int, display: Display, *, gpu: bool) -> bool:
+    """Whether DALI decodes such a video here; it neither turns nor mirrors."""
+    if not display.stored:
         return False
     if not gpu:
         return codec in CPU_CODECS

@@ -27,6 +27,8 @@ class PacketList:
     """Frames that the decoder holds back at most, to give them in order."""
     colours: tuple[int, int, int, int]
     """As the container gives them: range, matrix, primaries, transfer; FFmpeg's numbers."""
+    alone: bool
+    """Whether the file has no other video stream."""
     pts: np.ndarray
     """int64 [P], in units of `time_base` seconds."""
     offset: np.ndarray
@@ -47,8 +49,8 @@ class PacketList:
 
     @property
     def plain(self) -> bool:
-        """Whether each packet shows one frame: who counts packets then counts frames."""
-        return len(self.shown) == len(self.pts)
+        """Whether each packet of the file shows one frame: who counts packets counts frames."""
+        return self.alone and len(self.shown) == len(self.pts)
 
     @property
     def nbytes(self) -> int:
@@ -170,6 +172,7 @@ def read_packets(video: bytes) -> PacketList | None:
             float(stream.time_base),
             max(evidence.delay, reorder_depth(pts)),
             (codec.color_range, codec.colorspace, codec.color_primaries, codec.color_trc),
+            len(container.streams.video) == 1,
             pts,
             offset,
             size.astype(np.int32),

@@ -21,6 +21,7 @@ from stmeta.data import limits
 from stmeta.data.decode import yuv
 from stmeta.data.decode.packets import PacketList, WholeFile, read_packets, read_times
 from stmeta.data.decode.sequence import in_order
+from stmeta.data.display import AS_STORED, Display
 from stmeta.data.video_file import bound, open_video, reasons, video_stream
 
 __all__ = [
@@ -68,7 +69,7 @@ def decode(
     *,
     packets: PacketList | WholeFile | None = None,
     first_byte: int = 0,
-    rotation: int = 0,
+    display: Display = AS_STORED,
     fps: float = 25.0,
 ) -> Frames:
     """Decode frames by position.
@@ -79,7 +80,7 @@ def decode(
         packets: what `read_packets` returned; None = read the container from its start, and so
             with a `WholeFile`, which knows the times of frames.
         first_byte: position of `video[0]` in the file.
-        rotation: clockwise degrees to turn each frame by: 0, 90, 180 or 270.
+        display: how to turn and mirror each frame.
         fps: gives the times where `packets` is None.
 
     Raises:
@@ -92,7 +93,8 @@ def decode(
                 out = np.empty((len(indices), frame.height, frame.width, 3), np.uint8)
             yuv.write_rgb(frame, out[place], int(indices[place]))
     assert out is not None
-    return Frames(_upright(out, rotation), _seconds(indices, packets, fps))
+    out = np.ascontiguousarray(display.upright(out))
+    return Frames(out, _seconds(indices, packets, fps))
 
 
 def decode_yuv(
@@ -101,7 +103,7 @@ def decode_yuv(
     *,
     packets: PacketList | WholeFile | None = None,
     first_byte: int = 0,
-    rotation: int = 0,
+    display: Display = AS_STORED,
     fps: float = 25.0,
     accept: Callable[[yuv.Kind], bool] = yuv.agrees,
 ) -> YuvFrames | Frames:
@@ -112,16 +114,16 @@ def decode_yuv(
         indices: all of these frames are held in memory.
         packets: list of packets.
         first_byte: position in the file.
-        rotation: frames to be turned are converted here.
+        display: frames to be turned or mirrored are converted here.
         fps: frames a second.
         accept: says which kinds of frames to leave as they are; others are converted here.
 
     Raises:
         DataError: a frame is missing or damaged; the message is the reason alone.
     """
-    if rotation:
+    if not display.stored:
         return decode(
-            video, indices, packets=packets, first_byte=first_byte, rotation=rotation, fps=fps
+            video, indices, packets=packets, first_byte=first_byte, display=display, fps=fps
         )
     with reasons():
         found = sorted(_wanted(video, indices, packets, first_byte), key=itemgetter(0))
@@ -147,12 +149,6 @@ def raw_frames(
 
 def _seconds(indices: np.ndarray, packets: PacketList | WholeFile | None, fps: float) -> np.ndarray:
     return indices / fps if packets is None else packets.seconds(indices)
-
-
-def _upright(video: np.ndarray, rotation: int) -> np.ndarray:
-    if not rotation:
-        return video
-    return np.ascontiguousarray(np.rot90(video, k=-rotation // 90, axes=(1, 2)))
 
 
 def _wanted(

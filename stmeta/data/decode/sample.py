@@ -10,6 +10,7 @@ import numpy as np
 
 from stmeta._errors import DataError
 from stmeta.data.decode import cut, pyav, yuv
+from stmeta.data.display import Display
 from stmeta.data.stable_cache import StableCache
 from stmeta.data.storage import folder_of
 from stmeta.data.times import Times
@@ -33,6 +34,7 @@ class VideoPlace(NamedTuple):
         rotation: clockwise degrees to turn each frame by.
         fps: gives the times of frames that bear none.
         variable_rate: whether `fps` does not give the times of frames.
+        mirror: whether to mirror each frame left to right, once it is turned.
     """
 
     shard: str
@@ -42,6 +44,7 @@ class VideoPlace(NamedTuple):
     rotation: int
     fps: float
     variable_rate: bool = False
+    mirror: bool = False
 
 
 class Encoded(NamedTuple):
@@ -169,7 +172,8 @@ class SampleDecoder:
         video = self._read(place, begin, end, times)
         with times.measure("decode"):
             packets = packets or self._list(sample, place, video)
-            decode = functools.partial(decode, rotation=place.rotation)
+            display = Display(place.rotation, place.mirror)
+            decode = functools.partial(decode, display=display)
             if not isinstance(packets, pyav.PacketList):
                 return decode(video, indices, packets=packets)
             try:
