@@ -136,7 +136,7 @@ def _frames_from(
             f"the video ends after {info.duration_seconds:.1f} s, before the clip begins "
             f"({start_seconds:g} s)"
         )
-    if info.container not in _SEEKABLE:
+    if info.container not in _SEEKABLE or info.breaks:
         for time, frame in _timed_frames(video, info):
             yield time - Fraction(start_seconds), frame
         return
