@@ -229,7 +229,7 @@ def _backward_fake(grad: Tensor, pred: Tensor, *rest: Any) -> Tensor:
 
 def _autograd(ops: Any) -> tuple[Any, Any]:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.options = inputs[4:7]
+        ctx.options, ctx.norm = inputs[4:7], inputs[7:]
         ctx.save_for_backward(*inputs[:4], *output[1:])
         ctx.mark_non_differentiable(*output[1:])
 

@@ -280,6 +280,7 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
         video, ids_keep, norm_weight, norm_bias, weight, _, _, *numbers = inputs
         _, mean, rstd = output
         ctx.numbers, ctx.dtype = [*numbers[:4], _count(video, numbers[0])], weight.dtype
+        ctx.result = numbers[4:]
         ctx.save_for_backward(video, ids_keep, norm_weight, norm_bias, weight, mean, rstd)
         ctx.mark_non_differentiable(mean, rstd)
 
