@@ -207,9 +207,13 @@ def _target_size(frame: av.VideoFrame, display: Display, options: EncodeOptions)
 def _upright(frame: av.VideoFrame, display: Display) -> av.VideoFrame:
     if display.stored:
         return frame
-    turned = display.upright(frame.to_ndarray(format="rgb24"))
-    picture = np.ascontiguousarray(turned, dtype=np.uint8)
-    return av.VideoFrame.from_ndarray(picture, format="rgb24")
+    # Not through RGB, where a film is one already: each way rounds, and to one side.
+    pixels = "yuv444p" if frame.format.name.startswith("yuv") else "rgb24"
+    picture = frame.to_ndarray(format=pixels, channel_last=True)
+    picture = np.ascontiguousarray(display.upright(picture), dtype=np.uint8)
+    turned = av.VideoFrame.from_ndarray(picture, format=pixels, channel_last=True)
+    turned.colorspace, turned.color_range = frame.colorspace, frame.color_range
+    return turned
 
 
 def fits(info: VideoInfo, extension: str, options: EncodeOptions) -> bool:
