@@ -61,18 +61,19 @@ class Evidence:
         """Whether no packets of such a stream prove anything."""
         return self.codec not in CODECS or self.name not in CONTAINERS
 
-    def add(self, packet: av.Packet, content: bytes) -> None:
-        """Take the next packet, and what is in it."""
+    def add(self, packet: av.Packet, content: bytes) -> Look:
+        """Take the next packet, and what is in it; returns what that tells."""
         look = self._look(content)
         if not self.pts:
             self._first = look._replace(starts=look.starts and packet.is_keyframe)
         self.pts.append(packet.pts)
-        self.key.append(bool(packet.is_keyframe and look.starts))
-        self.shown.append(bool(look.shows) and not packet.is_discard)
+        self.key.append(look.starts and packet.is_keyframe)
+        self.shown.append(look.shows > 0 and not packet.is_discard)
         self.lengths.append(packet.duration or 0)
+        self._kept.append(not look.shows)
         self._waits |= look.waits
         self._odd |= look.odd
-        self._kept.append(not look.shows)
+        return look
 
     def doubt(self) -> Doubt:
         """Why the packets taken so far prove nothing."""
