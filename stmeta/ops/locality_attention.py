@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stmeta.ops._args import check_float
+from stmeta.ops._args import check_dense, check_float
 from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._register import register
 from stmeta.ops._torch_private import transform
@@ -49,6 +49,7 @@ def locality_attention(
         ValueError: shapes, dtypes or devices disagree.
         BackendUnavailableError: the named backend cannot run here.
     """
+    check_dense(_OP, qkv=qkv, temperature=temperature)
     if qkv.dim() != 5 or qkv.shape[2] != 3:
         raise ValueError(f"{_OP}: qkv must be [B, N, 3, H, E], got {list(qkv.shape)}")
     check_float(_OP, "qkv", qkv)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stmeta.ops._args import FLOATS, check_shapes, needs_gradient
+from stmeta.ops._args import FLOATS, check_dense, check_shapes, needs_gradient
 from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._patch_shift_args import (
     Offsets,
@@ -87,6 +87,7 @@ def shifted_patch_embed(
         ValueError: shapes, dtypes or devices disagree, or `ids_keep` is out of range (on the CPU).
         BackendUnavailableError: the named backend cannot run here.
     """
+    check_dense(_OP, weight=weight)
     dtype = dtype or _default_dtype(weight)
     if dtype not in FLOATS:
         raise ValueError(
