@@ -234,6 +234,8 @@ def _same_film(stored: Truth, exact: Truth, step: float) -> list[str]:
         elif errors[near].min() > 12:
             faults.append(f"frame {number} is {errors[near].min():.0f} grey levels off")
     nearest = np.abs(exact.seconds - stored.seconds[:, None]).argmin(1)
+    if small[1].std() < 4:  # one colour: nothing to fit
+        return faults[:5]
     slope, offset = np.polyfit(small[1][nearest].ravel(), small[0].ravel(), 1)
     # A range that is taken for another one makes them 1.16 and -19, or 0.86 and 16.
     if abs(slope - 1) > 0.08 and abs(offset) > 6:
