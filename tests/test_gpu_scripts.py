@@ -7,10 +7,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+import torch
 
-from benchmarks import bench_random_masking, gpu_quick
+from benchmarks import _plot, _problem, bench_random_masking, conftest, gpu_quick
+from stmeta._errors import BackendUnavailableError
 from stmeta._extension import extension
 from stmeta.ops._dispatch import registered_ops
 from tests import gpu_smoke
@@ -92,6 +95,35 @@ def test_quick_times_and_keeps_what_worked(monkeypatch, capsys, tmp_path):
     rows = json.loads(out.read_text())["rows"]
     assert {row["op"] for row in rows} == {"allocation"}
     assert all(row["us"] > 0 for row in rows)
+
+
+def test_benchmarks_record_fused_ops_as_they_record_eager(monkeypatch):
+    """A small op alone would show Python's time, which eager's graph has not."""
+    available = dict.fromkeys(("triton", "cuda"), "")
+    monkeypatch.setattr(_problem, "availability", lambda op: available)
+    problem = _problem.Problem(
+        eager=torch.neg, fused=torch.neg, arguments={"input": torch.zeros(2)}
+    )
+    ways, left_out = problem.ways("any", "cuda")
+    graphs = {name for name in ways if name.endswith(_problem.GRAPH)}
+    assert graphs == {"cuda-graph", "cuda, cuda-graph", "triton, cuda-graph"} and not left_out
+    assert graphs <= set(_plot.COLOURS)
+
+
+def test_benchmarks_leave_out_what_a_backend_does_not_take():
+    """And time the other ways of the case."""
+
+    def refuse():
+        raise BackendUnavailableError("memory_scan: backend 'cuda' cannot run: recurrent is bf16")
+
+    called = []
+    ways = {"cuda": refuse, "eager": lambda: _problem.Call(forward=lambda: called.append(1))}
+    benchmark = Mock(disabled=True)
+    conftest.Compare("memory_scan", benchmark, "cpu", 0.1).ways({"bf16": ways})
+    assert called and benchmark.called
+    kept = [x for x in conftest._left_out if x["case"] == "bf16" and x["backend"] == "cuda"]
+    assert kept[0]["reason"].endswith("recurrent is bf16")
+    conftest._left_out.clear()
 
 
 FAKE_PYTHON = """#!/bin/sh
