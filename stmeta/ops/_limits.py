@@ -106,8 +106,9 @@ LIMITS["cuda"]["shifted_patch_embed"] = LIMITS["cuda"]["patch_shift"]
 for _limits in LIMITS.values():
     for _op in ("gather_tokens", "restore_tokens", "patch_shift"):
         _limits[_op] = (*_limits.get(_op, ()), _all_different)
-LIMITS["cuda"]["lrua_step"] += (_some_heads("R"),)
-LIMITS["cuda"]["memory_scan"] += (_some_heads("H"),)
+for _backend in ("cpu", "cuda"):
+    LIMITS[_backend]["lrua_step"] += (_some_heads("R"),)
+    LIMITS[_backend]["memory_scan"] += (_some_heads("H"),)
 for _backend in ("cuda", "triton"):
     LIMITS[_backend]["memory_scan"] += (_single,)
 

@@ -52,6 +52,11 @@ def _ntm_step(B: int, N: int, M: int, H: int, W: int, S: int) -> Arguments:
     return {**_content(B, N, M, H), **place, "erase": _draw(B, W, M), "add": _draw(B, W, M)}
 
 
+def _lrua_step(B: int, N: int, M: int, R: int) -> Arguments:
+    step = _content(B, N, M, R) | {"usage": _draw(B, N), "previous": _draw(B, R, N)}
+    return step | {"gate": _draw(B, R), "add": _draw(B, R, M)}
+
+
 def _allocation(B: int, N: int) -> Arguments:
     return {"usage": _draw(B, N)}
 
@@ -124,6 +129,7 @@ MAKERS: dict[str, tuple[str, Callable[..., Arguments]]] = {
     "memory_read": ("BNMH", _read),
     "erase_add": ("BNMW", _erase_add),
     "ntm_step": ("BNMHWS", _ntm_step),
+    "lrua_step": ("BNMR", _lrua_step),
     "allocation": ("BN", _allocation),
     "temporal_link": ("BWN", _temporal_link),
     "locality_attention": ("BNHE", _attention),
@@ -133,6 +139,7 @@ MAKERS: dict[str, tuple[str, Callable[..., Arguments]]] = {
     "shifted_patch_embed": ("BCTHWKD", _embed),
     "masked_patch_loss": ("BCTHWQ", _loss),
     "masked_patch_loss-mask": ("BCTHW", _loss_of_a_mask),
+    "memory_scan": ("BTHRNM", _memory_scan),
     "ntm_scan": ("BTHRWNM", _ntm_scan),
 }
 
