@@ -81,10 +81,10 @@ def test_gradient_of_the_temperature(programs):
 def test_more_clips_and_heads_than_fit_one_axis_of_a_grid(programs):
     """65,544 of them; a GPU takes 65,535 blocks along y."""
     case = Case(name="many", make=lambda g: make(g, 5462, 1, 12, 1), fp32=("temperature",))
-    _run(programs["address,undefined"], make_inputs(OP, case), check_only=True)
+    _run(programs["address,undefined"], make_inputs(OP, case), options={"check_only": True})
 
 
-def _run(program, inputs, temperature: bool = False, check_only: bool = False):
+def _run(program, inputs, temperature: bool = False, options: dict | None = None):
     qkv = inputs.arguments["qkv"]
     if qkv.stride(4) != 1:  # as the launcher does
         qkv = qkv.contiguous()
@@ -94,7 +94,7 @@ def _run(program, inputs, temperature: bool = False, check_only: bool = False):
         inputs.arguments["temperature"].contiguous(),
         inputs.grads["out"].contiguous(),
         int(inputs.arguments["exclude_self"]),
-        check_only=check_only,
+        **(options or {}),
     )
     batch, tokens, _, heads, width = qkv.shape
     results = {
