@@ -118,9 +118,14 @@ class ShiftedPatchTokenization(nn.Module):
         return f"{sizes}, shifts={self.shifts}"
 
 
+def autocast_dtype(kind: str) -> torch.dtype | None:
+    """Dtype of autocast on a device type; None where it is off, or where there is none (meta)."""
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return None
+
+
 def compute_dtype(weight: Tensor) -> torch.dtype:
     """Dtype that a Linear with this weight computes in: that of autocast where it is on."""
-    kind = weight.device.type
-    if torch.is_autocast_enabled(kind) and weight.dtype == torch.float32:
-        return torch.get_autocast_dtype(kind)
-    return weight.dtype
+    low = autocast_dtype(weight.device.type)
+    return low if low is not None and weight.dtype == torch.float32 else weight.dtype

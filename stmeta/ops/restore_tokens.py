@@ -93,7 +93,7 @@ def restore_tokens_ref(
 
 _SCHEMA = "(Tensor latent, Tensor mask_token, Tensor? pos, Tensor ids_restore) -> Tensor"
 _BACKWARD_SCHEMA = (
-    "(Tensor grad, Tensor ids_restore, int keep, bool[] needs) "
+    "(Tensor grad, Tensor ids_restore, SymInt keep, bool[] needs) "
     "-> (Tensor grad_latent, Tensor grad_mask, Tensor grad_pos)"
 )
 

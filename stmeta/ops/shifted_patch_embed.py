@@ -226,7 +226,7 @@ _SCHEMA = (
 _BACKWARD_SCHEMA = (
     "(Tensor grad, Tensor video, Tensor? ids_keep, Tensor? norm_weight, Tensor? norm_bias, "
     "Tensor weight, Tensor mean, Tensor rstd, int[] patch, int[] shifts, float[] scale, "
-    "float[] offset, int tokens, bool[] needs) -> (Tensor grad_norm_weight, "
+    "float[] offset, SymInt tokens, bool[] needs) -> (Tensor grad_norm_weight, "
     "Tensor grad_norm_bias, Tensor grad_weight, Tensor grad_bias, Tensor grad_pos)"
 )
 

@@ -3,32 +3,49 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import inspect
 import textwrap
+import types
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.modules import module as torch_module
+
+from stmeta.nn.spt import autocast_dtype
+from stmeta.ops._torch_private import transform
 
 
 class Fused:
     """First base of a fused block; the second base is the class that it stands in for.
 
-    The forward of a fused block takes what the op covers. For any other call (wrong sizes, say) it
-    runs the forward of its second base, which gives that class's own result or error.
+    The forward of a fused block asks `runs_ops` in each call, and then whether the op covers its
+    input. If not (something inside was replaced, a transform, wrong sizes, say) it runs the forward
+    of its second base, which gives that class's own result or error.
+
+    Attributes:
+        ops: what runs in the place of the block.
+        stmeta_backend: passed to the ops; an instance attribute where it is not "auto".
     """
 
-    ops: ClassVar[str]
-    """What runs in the place of the block."""
-    stmeta_backend: str = "auto"
-    """Passed to the ops; an instance attribute where it is not "auto"."""
+    # Without annotations: TorchScript would read them in the place of those of the second base.
+    ops = ""
+    stmeta_backend = "auto"
 
     @classmethod
     def why_not(cls, module: Any) -> str:
-        """Why this instance of the second base must stay as it is; "" if it need not."""
+        """Why this instance of the second base must stay as it is; "" if it need not.
+
+        It reads nothing of a module inside before it knows its type: users replace modules.
+        """
         raise NotImplementedError
+
+    def runs_ops(self, *inputs: Any) -> bool:
+        """Whether ops may run in the place of the block now, if they cover `inputs`."""
+        return in_plain_use(*inputs) and not self.why_not(self)
 
     @classmethod
     def describe(cls, module: Any) -> str:
@@ -60,6 +77,36 @@ def is_own(fused: type) -> bool:
     return first is Fused or (len(others) == 1 and first.__bases__[0].__base__ is Fused)
 
 
+def in_plain_use(*inputs: Any) -> bool:
+    """Whether a block computes with tensors now, and nothing else is done with it.
+
+    `torch.jit.trace` and the exporters to ONNX write down operators of torch alone, a symbolic
+    trace of `torch.fx` knows no sizes, kernels have no rules for transforms, and subclasses that
+    hold other tensors (DTensor, quantised weights) have none for ops.
+    """
+    return not (
+        torch.jit.is_tracing()  # pyright: ignore
+        or (torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export())
+        or any(isinstance(x, fx.Proxy) or hasattr(x, "__tensor_flatten__") for x in inputs)
+        or transform()
+    )
+
+
+def plain_method(function: Callable[..., Any]) -> Any:
+    """A method of a second base, under a name of its own.
+
+    TorchScript compiles it where `torch.jit.is_scripting()`: it knows no `super()`, and names what
+    it compiles by the function, so that two of one name collide.
+    """
+    assert isinstance(function, types.FunctionType)
+    name = f"plain_{function.__name__}"
+    code, defaults = function.__code__, function.__defaults__
+    twin = types.FunctionType(code, function.__globals__, name, defaults, function.__closure__)
+    twin.__annotations__, twin.__kwdefaults__ = function.__annotations__, function.__kwdefaults__
+    return twin
+
+
+@torch.compiler.assume_constant_result
 def known(*functions: Callable[..., Any], digests: tuple[str, ...]) -> bool:
     """Whether functions are, to the letter, ones that we have read.
 
@@ -69,6 +116,7 @@ def known(*functions: Callable[..., Any], digests: tuple[str, ...]) -> bool:
     return all(digest(function) in digests for function in functions)
 
 
+@functools.cache
 def digest(function: Callable[..., Any]) -> str:
     """Short hash of a function's source without decorators, docstring, comments and spaces."""
     try:
@@ -87,6 +135,8 @@ def digest(function: Callable[..., Any]) -> str:
 
 def disturbed(*modules: nn.Module) -> str:
     """Why the forward of modules inside a block must not be skipped; "" if it may be."""
+    if torch_module._has_any_global_hook():
+        return "there are hooks for all modules, which would not be called for those inside"
     for module in modules:
         if (
             module._forward_hooks
@@ -100,10 +150,16 @@ def disturbed(*modules: nn.Module) -> str:
     return ""
 
 
+def held(weight: Tensor) -> str:
+    """Why ops cannot read a weight: it is a subclass that holds other tensors; "" if they can."""
+    if hasattr(weight, "__tensor_flatten__"):
+        return f"its weight is a {type(weight).__name__}, for which ops have no rules"
+    return ""
+
+
 def computes_alike(x: Tensor, weight: Tensor) -> bool:
     """Whether a Linear or convolution of torch takes `x` and `weight` together."""
-    kind = weight.device.type
-    if not torch.is_autocast_enabled(kind):
+    low = autocast_dtype(weight.device.type)
+    if low is None:
         return x.dtype == weight.dtype
-    low = torch.get_autocast_dtype(kind)
     return weight.dtype in (torch.float32, low) and x.dtype in (torch.float32, low)

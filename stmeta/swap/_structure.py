@@ -10,10 +10,11 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import nn
 
 from stmeta.swap import conv
-from stmeta.swap._common import Fused, digest, original
+from stmeta.swap._common import Fused, digest, disturbed, known, original
 
 
 class Structural(Fused):
@@ -36,24 +37,34 @@ class Structural(Fused):
     @classmethod
     def unread(cls, module: nn.Module) -> str:
         """Which method is not as we have read it, as a reason; "" if all are."""
-        for name, known in cls.digests.items():
+        for name in cls.digests:
             if name in module.__dict__:
                 return f"a {name} of its own was put on the instance"
-            if digest(getattr(type(module), name)) not in known:
-                return f"its {name} is defined in another way than those of {cls.project}"
-        return ""
+        name = _unread(type(module), tuple(cls.digests.items()))
+        return f"its {name} is defined in another way than those of {cls.project}" if name else ""
 
     @classmethod
-    def unlike(cls, patches: Any, known: tuple[str, ...]) -> str:
-        """Why a `patch_embed` is not the project's around a Conv3d; "" if it is."""
-        if digest(type(patches).forward) not in known or "forward" in patches.__dict__:
+    def unlike(cls, patches: Any, digests: tuple[str, ...]) -> str:
+        """Why a `patch_embed` is not the project's around a Conv3d of pixels; "" if it is."""
+        if not known(type(patches).forward, digests=digests) or "forward" in patches.__dict__:
             return f"its {type(patches).__name__} is defined in another way than {cls.project}'s"
-        if type(patches.proj) not in (nn.Conv3d, conv.FusedConv3d):
-            return f"patch_embed.proj is a {type(patches.proj).__name__}"
-        return ""
+        return conv.why_not_inside("patch_embed.proj", patches.proj, 3) or disturbed(patches)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         return _blank, (type(self).__bases__[0], original(type(self))), self.__getstate__()
+
+
+@torch.compiler.assume_constant_result
+def _unread(kind: type, digests: tuple[tuple[str, tuple[str, ...]], ...]) -> str:
+    """The first method whose text is not among those that we have read; "" if there is none.
+
+    What `fuse` put in front of a class is passed over.
+    """
+    plain = [vars(c) for c in kind.__mro__ if not issubclass(c, Fused)]
+    for name, texts in digests:
+        if digest(next(methods[name] for methods in plain if name in methods)) not in texts:
+            return name
+    return ""
 
 
 @functools.cache

@@ -6,11 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 from torch.nn import functional
 
 from stmeta.nn.spt import compute_dtype
 from stmeta.ops.restore_tokens import restore_tokens
 from stmeta.swap import conv
+
+_UNEVEN = (
+    "fuse: in one graph, all rows of a mask must hide the same number of tokens and leave two or "
+    "more visible; unfuse the model first, or compile it without fullgraph=True"
+)
 
 
 def invert(order: Tensor) -> Tensor:
@@ -21,6 +27,9 @@ def invert(order: Tensor) -> Tensor:
 
 def visible_first(masked: Any, batch: int, tokens: int) -> tuple[Tensor, int] | None:
     """Order a mask's tokens: visible ones, then masked ones, both ascending.
+
+    In one graph (`fullgraph=True`, export) the numbers are not known while it is made: then it is
+    taken that the rows agree in number, and an assertion in the graph says where they do not.
 
     Args:
         masked: bool [B, N], True = masked.
@@ -33,12 +42,34 @@ def visible_first(masked: Any, batch: int, tokens: int) -> tuple[Tensor, int] | 
     """
     if not isinstance(masked, Tensor) or masked.dtype != torch.bool:
         return None
-    if masked.shape != (batch, tokens):
+    if masked.shape != (batch, tokens) or batch == 0:
         return None
-    counts = masked.sum(dim=1).tolist()
-    if len(set(counts)) != 1 or not 0 < counts[0] < tokens:
+    counts = (~masked).sum(dim=1)
+    fewest, keep = torch.stack(torch.aminmax(counts)).tolist()
+    if guard_or_false(fewest != keep) or guard_or_false(keep < 1) or guard_or_false(keep >= tokens):
         return None
-    return masked.byte().argsort(dim=1, stable=True), tokens - counts[0]
+    if torch.compiler.is_compiling():
+        good = (counts == keep) & (counts > 1) & (counts < tokens)
+        torch._assert_async(good.all(), _UNEVEN)  # pyright: ignore
+        torch._check(keep > 1)  # attention asks for it
+        torch._check(keep < tokens)
+    return masked.byte().argsort(dim=1, stable=True), keep
+
+
+def same_number(latent: Tensor, keep: int) -> None:
+    """Check that an encoder gave as many tokens as the mask leaves visible.
+
+    Raises:
+        ValueError: it gave others.
+        RuntimeError: the same, in one graph, where the numbers are not known before.
+    """
+    found = latent.shape[1]
+    if guard_or_false(found != keep):
+        raise ValueError(
+            f"fuse: the encoder must give a token for each of the {keep} that the mask leaves "
+            f"visible, got {found}; unfuse the model if it is meant"
+        )
+    torch._check(found == keep)
 
 
 def embed_kept(

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from stmeta.nn.spt import compute_dtype
 from stmeta.ops.shifted_patch_embed import shifted_patch_embed
-from stmeta.swap._common import Fused, computes_alike
+from stmeta.swap._common import Fused, computes_alike, disturbed, held, plain_method
 
 # More channels than these are features of a layer, not pixels.
 PIXEL_CHANNELS = 4
@@ -26,6 +27,7 @@ class FusedConv3d(Fused, nn.Conv3d):
     """Cuts a video [B, C, T, H, W] into tubelets and embeds them: [B, D, T / t, H / p, W / p]."""
 
     ops = "shifted_patch_embed"
+    plain_forward = plain_method(nn.Conv3d.forward)
 
     @classmethod
     def why_not(cls, module: nn.Conv3d) -> str:
@@ -34,13 +36,17 @@ class FusedConv3d(Fused, nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Embed patches, as the convolution does."""
-        return _forward(self, input) if covers(self, input) else super().forward(input)
+        if not torch.jit.is_scripting():  # pyright: ignore
+            if self.runs_ops(input) and covers(self, input):  # apart: TorchScript reads all of it
+                return _forward(self, input)
+        return self.plain_forward(input)
 
 
 class FusedConv2d(Fused, nn.Conv2d):
     """Cuts images [B, C, H, W] into patches and embeds them: [B, D, H / p, W / p]."""
 
     ops = "shifted_patch_embed"
+    plain_forward = plain_method(nn.Conv2d.forward)
 
     @classmethod
     def why_not(cls, module: nn.Conv2d) -> str:
@@ -49,7 +55,10 @@ class FusedConv2d(Fused, nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Embed patches, as the convolution does."""
-        return _forward(self, input) if covers(self, input) else super().forward(input)
+        if not torch.jit.is_scripting():  # pyright: ignore
+            if self.runs_ops(input) and covers(self, input):  # apart: TorchScript reads all of it
+                return _forward(self, input)
+        return self.plain_forward(input)
 
 
 def candidate(conv: Conv) -> bool:
@@ -73,7 +82,21 @@ def why_not(conv: Conv) -> str:
         return f"groups = {conv.groups}, dilation = {tuple(conv.dilation)}; both must be 1"
     if conv.padding != "valid" and any(conv.padding):
         return f"padding = {conv.padding}; it must be 0"
-    return ""
+    return held(conv.weight)
+
+
+def why_not_inside(name: str, module: Any, axes: int) -> str:
+    """Why a module inside a block is no convolution that ops stand in for; "" if it is one.
+
+    Args:
+        name: of the module, for the reason.
+        module: whatever is there now.
+        axes: 2 for images, 3 for clips.
+    """
+    kinds = (nn.Conv2d, FusedConv2d) if axes == 2 else (nn.Conv3d, FusedConv3d)
+    if type(module) not in kinds:
+        return f"{name} is a {type(module).__name__}"
+    return why_not(module) or disturbed(module)
 
 
 def covers(conv: Conv, x: Tensor) -> bool:
@@ -87,18 +110,27 @@ def covers(conv: Conv, x: Tensor) -> bool:
     )
 
 
+def count(conv: Conv, x: Tensor) -> int:
+    """How many patches it makes of `x`."""
+    patches = 1  # in a loop: torch.compile reads no generator in math.prod
+    for size, part in zip(x.shape[2:], conv.kernel_size, strict=True):
+        patches *= size // part
+    return patches
+
+
 def embed(conv: Conv, video: Tensor, backend: str, **options: Any) -> Tensor:
     """Embed a video [B, C, T, H, W] with a convolution's weights: tokens [B, N or K, D].
 
     `options` are those of `shifted_patch_embed`: ids_keep and pos.
     """
     weight = conv.weight if conv.weight.dim() == 5 else conv.weight.unsqueeze(2)
+    tubelet, patch, _ = (1, *conv.kernel_size)[-3:]
     return shifted_patch_embed(
         video,
         weight.permute(0, 2, 3, 4, 1).reshape(weight.shape[0], -1),  # features (dt, dy, dx, c)
         conv.bias,
-        tubelet=weight.shape[2],
-        patch=weight.shape[4],
+        tubelet=tubelet,
+        patch=patch,
         shifts="none",
         dtype=compute_dtype(conv.weight),
         backend=backend,

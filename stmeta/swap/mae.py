@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from vit_pytorch import mae as theirs  # pyright: ignore
 
+from stmeta.nn.spt import autocast_dtype
 from stmeta.ops.gather_tokens import gather_tokens
 from stmeta.ops.masked_patch_loss import masked_patch_loss
 from stmeta.swap import patches
-from stmeta.swap._common import Fused, disturbed, known
+from stmeta.swap._common import Fused, disturbed, held, known
 from stmeta.swap._tokens import fill, invert
 
 _VERSION = "this version of vit-pytorch defines it in another way than those we have read"
@@ -36,17 +37,18 @@ class FusedMAE(Fused, theirs.MAE):
         cut = _cut(module)
         if isinstance(cut, str):
             return cut
-        if len(cut.axes) > 1:
-            return f"its encoder's patches have {len(cut.axes)} axes; the class is for one"
+        table = module.decoder_pos_emb
+        if type(table) is not nn.Embedding or table.max_norm is not None or table.sparse:
+            return f"decoder_pos_emb is {table}"
         pool = getattr(module.encoder, "pool", "")  # without it the class cannot run
         if pool == "cls" and module.encoder.pos_embedding.dim() != 3:
             return "its encoder's positions have no batch axis, which the class cannot slice"
-        return disturbed(*_inside(module))
+        return held(table.weight) or disturbed(table)
 
     def forward(self, img: Tensor) -> Tensor:
         """Mask tokens, reconstruct them and compare them with the pixels."""
         cut = _cut(self)
-        if isinstance(cut, str) or not self._covers(cut, img):
+        if isinstance(cut, str) or not self.runs_ops(img) or not self._covers(cut, img):
             return super().forward(img)
         video = img if img.dim() == 5 else img.unsqueeze(2)
         batch, count = len(img), _count(cut, video)
@@ -88,7 +90,7 @@ class FusedMAE(Fused, theirs.MAE):
 
     def _covers(self, cut: patches.Cut, img: Tensor) -> bool:
         dtype = self.decoder_pos_emb.weight.dtype
-        if img.requires_grad or not patches.covers(cut, img) or disturbed(*_inside(self)):
+        if img.requires_grad or not patches.covers(cut, img):
             return False
         count = _count(cut, img if img.dim() == 5 else img.unsqueeze(2))
         table = self._positions(count)
@@ -98,23 +100,17 @@ class FusedMAE(Fused, theirs.MAE):
             and (table is None or len(table) == count)
             # It lays tokens down in a buffer of torch's default dtype.
             and self.mask_token.dtype == dtype == torch.get_default_dtype()
-            and not (dtype == torch.float64 and torch.is_autocast_enabled(img.device.type))
+            and not (dtype == torch.float64 and autocast_dtype(img.device.type))
         )
 
 
 def _cut(module: Any) -> patches.Cut | str:
     """How the pixels are cut and embedded, or why the ops do not cover that."""
-    if type(module.patch_to_emb) not in (nn.Sequential, patches.FusedPatches):
-        return f"patch_to_emb is a {type(module.patch_to_emb).__name__}"
-    return patches.read([module.to_patch, *module.patch_to_emb])
-
-
-def _inside(module: Any) -> list[nn.Module]:
-    """Modules whose forward is not called."""
-    cut = _cut(module)
-    used = 0 if isinstance(cut, str) else cut.rest - 1
-    first = list(module.patch_to_emb)[:used]
-    return [module.to_patch, module.patch_to_emb, *first, module.decoder_pos_emb]
+    parts = patches.modules_of(module.patch_to_emb, "patch_to_emb")
+    cut = parts if isinstance(parts, str) else patches.read([module.to_patch, *parts])
+    if not isinstance(cut, str) and len(cut.axes) > 1:
+        return f"its encoder's patches have {len(cut.axes)} axes; the class is for one"
+    return cut
 
 
 def _count(cut: patches.Cut, video: Tensor) -> int:

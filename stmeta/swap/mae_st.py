@@ -14,13 +14,10 @@ from torch import Tensor, nn
 
 from stmeta.ops.masked_patch_loss import masked_patch_loss
 from stmeta.swap import conv
-from stmeta.swap._common import disturbed
 from stmeta.swap._structure import Structural
 from stmeta.swap._tokens import embed_kept, fill, invert
 
 _PATCH_EMBED = ("5745750d415d568d",)
-# Methods that the loss rests upon: for masks of zeros and ones, and for its definition.
-_OWN = ("forward_encoder", "random_masking", "forward_loss", "patchify")
 
 
 class MaskedAutoencoder(Structural):
@@ -53,10 +50,12 @@ class MaskedAutoencoder(Structural):
             return reason
         if patches.proj.in_channels != 3:
             return f"{patches.proj.in_channels} channels; its loss is for 3"
-        return conv.why_not(patches.proj) or disturbed(patches, patches.proj)
+        return ""
 
     def forward(self, imgs: Tensor, mask_ratio: float = 0.75) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, predictions [B, N, F] and mask [B, N] of a clip [B, 3, T, H, W]."""
+        if not self.runs_ops(imgs):
+            return super().forward(imgs, mask_ratio)  # pyright: ignore
         latent, mask, ids_restore = self.forward_encoder(imgs, mask_ratio)
         pred = self.forward_decoder(latent, ids_restore)
         some_masked = latent.shape[1] < ids_restore.shape[1]
@@ -68,7 +67,7 @@ class MaskedAutoencoder(Structural):
 
     def forward_encoder(self, x: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor, Tensor]:
         """Kept tokens [B, K, D], mask [B, N] (1 = masked) and the way back, int64 [B, N]."""
-        if not self._covers(x):
+        if not self.runs_ops(x) or not self._covers(x):
             return super().forward_encoder(x, mask_ratio)  # pyright: ignore
         batch, count = len(x), self.patch_embed.num_patches
         # The same random numbers as the class that it stands in for.
@@ -88,6 +87,8 @@ class MaskedAutoencoder(Structural):
 
     def forward_decoder(self, x: Tensor, ids_restore: Tensor) -> Tensor:
         """Predictions [B, N, F] from kept tokens [B, K, D]."""
+        if not self.runs_ops(x, ids_restore):
+            return super().forward_decoder(x, ids_restore)  # pyright: ignore
         t, side = self.patch_embed.t_grid_size, self.patch_embed.grid_size
         batch, count = ids_restore.shape
         if count != t * side * side:
@@ -98,7 +99,8 @@ class MaskedAutoencoder(Structural):
             x = torch.cat([self.decoder_cls_token.expand(batch, -1, -1), x], dim=1)
             table = torch.cat([first[0], table])
         x = fill(x, self.mask_token, ids_restore, table, self.stmeta_backend)
-        by_time = getattr(self.decoder_blocks[0].attn, "requires_t_shape", False)
+        attention = getattr(self.decoder_blocks[0], "attn", None)
+        by_time = getattr(attention, "requires_t_shape", False)
         if by_time:
             x = x.view(batch, t, side * side, -1)
         for block in self.decoder_blocks:
@@ -124,17 +126,13 @@ class MaskedAutoencoder(Structural):
     def _covers(self, x: Tensor) -> bool:
         patches = self.patch_embed
         return (
-            "random_masking" not in self.__dict__
-            and x.shape[2:] == (patches.frames, *patches.img_size)
-            and type(patches.proj) in (nn.Conv3d, conv.FusedConv3d)
+            x.shape[2:] == (patches.frames, *patches.img_size)
             and conv.covers(patches.proj, x)
-            and not disturbed(patches, patches.proj)
+            and patches.num_patches == conv.count(patches.proj, x)
         )
 
     def _cuts(self, imgs: Tensor) -> bool:
         """Whether the clip can be cut into the tokens to predict, by its class's own methods."""
-        if any(name in self.__dict__ for name in _OWN):
-            return False
         patch, tubelet = self.patch_embed.patch_size[0], self.t_pred_patch_size
         height, width = imgs.shape[3:]
         frames: int = self.pred_t_dim

@@ -7,7 +7,7 @@ from timm.layers import patch_dropout as theirs  # pyright: ignore
 from torch import Tensor
 
 from stmeta.ops.gather_tokens import gather_tokens
-from stmeta.swap._common import Fused, known
+from stmeta.swap._common import Fused, known, plain_method
 
 VERSION = "this version of timm defines it in another way than those we have read"
 _FORWARD = ("9da0f1a60b443a92", "b60091977e15db71")
@@ -17,6 +17,7 @@ class FusedPatchDropout(Fused, theirs.PatchDropout):
     """Keeps the prefix and a random choice of the other tokens: [B, L, D] to [B, P + K, D]."""
 
     ops = "gather_tokens"
+    plain_forward = plain_method(theirs.PatchDropout.forward)
 
     @classmethod
     def why_not(cls, module: theirs.PatchDropout) -> str:
@@ -25,13 +26,18 @@ class FusedPatchDropout(Fused, theirs.PatchDropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """Drop tokens; draws the same random numbers as the class that it stands in for."""
-        if not self.training or self.prob == 0.0 or x.dim() != 3:
-            return super().forward(x)
-        batch, length, _ = x.shape
-        prefix = self.num_prefix_tokens
-        ids = draw_kept(self, batch, length - prefix, x.device)
-        first = torch.arange(prefix, device=x.device).expand(batch, -1)
-        return gather_tokens(x, torch.cat([first, ids + prefix], 1), backend=self.stmeta_backend)
+        if not torch.jit.is_scripting():  # pyright: ignore
+            if self.training and self.prob > 0 and self.runs_ops(x) and x.dim() == 3:
+                return _drop(self, x)
+        return self.plain_forward(x)
+
+
+def _drop(drop: FusedPatchDropout, x: Tensor) -> Tensor:
+    batch, length, _ = x.shape
+    prefix = drop.num_prefix_tokens
+    ids = draw_kept(drop, batch, length - prefix, x.device)
+    first = torch.arange(prefix, device=x.device).expand(batch, -1)
+    return gather_tokens(x, torch.cat([first, ids + prefix], 1), backend=drop.stmeta_backend)
 
 
 def why_not() -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from stmeta.nn.spt import compute_dtype
 from stmeta.ops.shifted_patch_embed import shifted_patch_embed
-from stmeta.swap._common import Fused, computes_alike, disturbed
+from stmeta.swap._common import Fused, computes_alike, disturbed, held, plain_method
 
 _IMAGE, _CLIP = "b c (h p1) (w p2)", "b c (f pf) (h p1) (w p2)"
 
@@ -44,32 +45,36 @@ class FusedPatches(Fused, nn.Sequential):
     """Cuts images [B, C, H, W] or clips [B, C, T, H, W] into patches and embeds them."""
 
     ops = "shifted_patch_embed"
+    plain_forward = plain_method(nn.Sequential.forward)
 
     @classmethod
     def why_not(cls, module: nn.Sequential) -> str:
         """Why it is not a patch embedding that the op covers."""
         cut = read(module)
-        return cut if isinstance(cut, str) else disturbed(*list(module)[: cut.rest])
+        return cut if isinstance(cut, str) else ""
 
     def forward(self, input: Tensor) -> Tensor:
         """Embed patches, then do what follows."""
-        cut = read(self)
-        if isinstance(cut, str) or not covers(cut, input):
-            return super().forward(input)
-        if disturbed(*list(self)[: cut.rest]):
-            return super().forward(input)
-        video = input if input.dim() == 5 else input.unsqueeze(2)
-        tokens = embed(cut, video, self.stmeta_backend)
-        sizes = {
-            "f": video.shape[2] // cut.tubelet,
-            "h": video.shape[3] // cut.patch,
-            "w": video.shape[4] // cut.patch,
-        }
-        if len(cut.axes) > 1:
-            tokens = tokens.unflatten(1, [_product(axis, sizes) for axis in cut.axes])
-        for module in list(self)[cut.rest :]:
-            tokens = module(tokens)
-        return tokens
+        if not torch.jit.is_scripting():  # pyright: ignore
+            cut = read(self)
+            if not isinstance(cut, str) and self.runs_ops(input) and covers(cut, input):
+                return _forward(self, cut, input)
+        return self.plain_forward(input)
+
+
+def _forward(module: FusedPatches, cut: Cut, x: Tensor) -> Tensor:
+    video = x if x.dim() == 5 else x.unsqueeze(2)
+    tokens = embed(cut, video, module.stmeta_backend)
+    sizes = {
+        "f": video.shape[2] // cut.tubelet,
+        "h": video.shape[3] // cut.patch,
+        "w": video.shape[4] // cut.patch,
+    }
+    if len(cut.axes) > 1:
+        tokens = tokens.unflatten(1, [_product(axis, sizes) for axis in cut.axes])
+    for following in list(module)[cut.rest :]:
+        tokens = following(tokens)
+    return tokens
 
 
 def candidate(module: nn.Sequential) -> bool:
@@ -83,6 +88,13 @@ def candidate(module: nn.Sequential) -> bool:
         and "p1" in pattern
         and any(isinstance(part, nn.Linear) for part in parts[1:3])
     )
+
+
+def modules_of(row: Any, name: str) -> list[nn.Module] | str:
+    """Modules that a Sequential calls one after the other, or why it does something else."""
+    if type(row) not in (nn.Sequential, FusedPatches):
+        return f"{name} is a {type(row).__name__}"
+    return disturbed(row) or list(row)
 
 
 def read(modules: Iterable[nn.Module]) -> Cut | str:
@@ -107,6 +119,9 @@ def read(modules: Iterable[nn.Module]) -> Cut | str:
         return "its LayerNorm has no weight or no bias"
     if norm is not None and tuple(norm.normalized_shape) != (linear.in_features,):
         return f"its LayerNorm is over {tuple(norm.normalized_shape)}, not over a patch"
+    reason = held(linear.weight) or disturbed(*parts[:rest])
+    if reason:
+        return reason
     assert isinstance(p1, int)
     return Cut(tubelet, p1, axes, norm, linear, rest)
 

@@ -22,15 +22,20 @@ from transformers.utils.constants import (  # pyright: ignore
 )
 from transformers.utils.generic import can_return_tuple  # pyright: ignore
 
+from stmeta.nn.spt import autocast_dtype
 from stmeta.ops.masked_patch_loss import masked_patch_loss
 from stmeta.ops.patch_shift import patch_shift
 from stmeta.swap import conv
 from stmeta.swap._common import Fused, disturbed, known
-from stmeta.swap._tokens import assemble, visible_first
+from stmeta.swap._tokens import assemble, same_number, visible_first
 
 _VERSION = "this version of transformers defines it in another way than those we have read"
 _EMBED = ("14a75fcfa41f5fc0", "b2c04f66acc78511")
 _PRETRAIN = ("7c5cd8ad4e0da1fb",)
+_FLOAT32 = {
+    c: float(torch.tensor(c, dtype=torch.float32))
+    for c in (*IMAGENET_DEFAULT_MEAN, *IMAGENET_DEFAULT_STD)
+}
 _CACHED_ROWS = 256  # targets at a time: 1.5 MB of VideoMAE-base, which stay in L2 and L3
 
 
@@ -42,21 +47,19 @@ class FusedVideoMAEEmbeddings(Fused, hf.VideoMAEEmbeddings):
     @classmethod
     def why_not(cls, module: hf.VideoMAEEmbeddings) -> str:
         """Why these embeddings must stay."""
-        patches = module.patch_embeddings
+        patches: Any = module.patch_embeddings
         if type(patches) is not hf.VideoMAEPatchEmbeddings:
             return f"patch_embeddings is a {type(patches).__name__}"
         if not known(
             hf.VideoMAEEmbeddings.forward, hf.VideoMAEPatchEmbeddings.forward, digests=_EMBED
         ):
             return _VERSION
-        projection = patches.projection
-        if type(projection) not in (torch.nn.Conv3d, conv.FusedConv3d):
-            return f"patch_embeddings.projection is a {type(projection).__name__}"
-        return conv.why_not(projection) or disturbed(patches, projection)
+        name = "patch_embeddings.projection"
+        return conv.why_not_inside(name, patches.projection, 3) or disturbed(patches)
 
     def forward(self, pixel_values: Tensor, bool_masked_pos: Tensor | None) -> Tensor:
         """Embed [B, T, C, H, W]; bool_masked_pos [B, N] is True where a token is hidden."""
-        if not self._covers(pixel_values):
+        if not self.runs_ops(pixel_values, bool_masked_pos) or not self._covers(pixel_values):
             return super().forward(pixel_values, bool_masked_pos)
         ids_keep = None
         if bool_masked_pos is not None:
@@ -64,7 +67,7 @@ class FusedVideoMAEEmbeddings(Fused, hf.VideoMAEEmbeddings):
             if split is None:
                 return super().forward(pixel_values, bool_masked_pos)
             order, keep = split
-            ids_keep = order[:, :keep].contiguous()
+            ids_keep = order.narrow(1, 0, keep).contiguous()
         return conv.embed(
             self.patch_embeddings.projection,
             pixel_values.transpose(1, 2),
@@ -77,13 +80,13 @@ class FusedVideoMAEEmbeddings(Fused, hf.VideoMAEEmbeddings):
         patches = self.patch_embeddings
         projection, (height, width) = patches.projection, patches.image_size
         tubelet, patch = projection.kernel_size[:2]
-        frames = self.num_patches // ((height // patch) * (width // patch)) * tubelet
+        times, rest = divmod(self.num_patches, (height // patch) * (width // patch))
         return (
-            pixel_values.shape[1:] == (frames, patches.num_channels, height, width)
-            and not (height % patch or width % patch)
-            and type(projection) in (torch.nn.Conv3d, conv.FusedConv3d)
+            pixel_values.shape[1:] == (times * tubelet, patches.num_channels, height, width)
+            and projection.in_channels == patches.num_channels
+            and self.position_embeddings.shape == (1, self.num_patches, projection.out_channels)
+            and not (height % patch or width % patch or rest)
             and conv.computes_alike(pixel_values, projection.weight)
-            and not disturbed(patches, projection)
         )
 
 
@@ -101,7 +104,7 @@ class VideoMAEForPreTraining(Fused, hf.VideoMAEForPreTraining):
             return _VERSION
         if not isinstance(module.config.patch_size, int):
             return f"patch_size = {module.config.patch_size}; it must be a number"
-        return ""
+        return disturbed()  # the model calls a module for the loss
 
     @classmethod
     def describe(cls, module: hf.VideoMAEForPreTraining) -> str:
@@ -112,7 +115,7 @@ class VideoMAEForPreTraining(Fused, hf.VideoMAEForPreTraining):
     def forward(self, pixel_values: Tensor, bool_masked_pos: Any, **kwargs: Any) -> Any:
         """Reconstruct masked tokens of [B, T, C, H, W]; bool_masked_pos [B, N]: True = masked."""
         split = None
-        if self._covers(pixel_values):
+        if self.runs_ops(pixel_values, bool_masked_pos) and self._covers(pixel_values):
             tokens = self.position_embeddings.shape[1]
             split = visible_first(bool_masked_pos, len(pixel_values), tokens)
         if split is None:
@@ -134,11 +137,14 @@ class VideoMAEForPreTraining(Fused, hf.VideoMAEForPreTraining):
     ) -> Any:
         outputs = self.videomae(pixel_values, bool_masked_pos=bool_masked_pos, **kwargs)
         latent = self.encoder_to_decoder(outputs.last_hidden_state)
+        same_number(latent, keep)
         table = self.position_embeddings[0].detach().to(pixel_values)
         tokens = assemble(latent, self.mask_token, order, table, self.stmeta_backend)
         logits = self.decoder(tokens, order.shape[1] - keep).logits
         return hf.VideoMAEForPreTrainingOutput(
-            loss=self._loss(logits, pixel_values, order[:, keep:].contiguous()),
+            loss=self._loss(
+                logits, pixel_values, order.narrow(1, keep, order.shape[1] - keep).contiguous()
+            ),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -148,7 +154,6 @@ class VideoMAEForPreTraining(Fused, hf.VideoMAEForPreTraining):
         config, kind = self.config, logits.device.type
         video = pixel_values.detach().transpose(1, 2)
         size: dict[str, Any] = {"tubelet": config.tubelet_size, "patch": config.patch_size}
-        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         if config.norm_pix_loss:
             negative = self._negative_targets(video, ids, size).detach()  # no view of no_grad's
             if logits.dtype == torch.float64:
@@ -157,6 +162,7 @@ class VideoMAEForPreTraining(Fused, hf.VideoMAEForPreTraining):
             rows = torch.linalg.vector_norm(negative.add_(logits), dim=-1)
             loss = rows.square().mean() / negative.shape[-1]
         else:  # pixels * std + mean, in the form (pixels - mean') / std'
+            mean, std = _colours()
             loss = masked_patch_loss(
                 logits,
                 video,
@@ -167,7 +173,7 @@ class VideoMAEForPreTraining(Fused, hf.VideoMAEForPreTraining):
                 backend=self.stmeta_backend,
                 **size,
             )
-        if torch.is_autocast_enabled(kind):
+        if autocast_dtype(kind) is not None:
             return loss.float()
         return loss.to(torch.promote_types(logits.dtype, pixel_values.dtype))
 
@@ -184,9 +190,9 @@ class VideoMAEForPreTraining(Fused, hf.VideoMAEForPreTraining):
             video, shifts="none", ids_keep=ids, dtype=exact, backend=self.stmeta_backend, **size
         )
         channels, features = video.shape[1], pixels.shape[2]
-        colours = [IMAGENET_DEFAULT_STD, IMAGENET_DEFAULT_MEAN] if channels == 3 else []
         scale = [
-            torch.tensor(c, dtype=exact, device=video.device).repeat(features // 3) for c in colours
+            torch.tensor(c, dtype=exact, device=video.device).repeat(features // 3)
+            for c in (reversed(_colours()) if channels == 3 else ())
         ]
         rows = pixels.view(-1, features)
         whole = video.is_cuda or torch.compiler.is_compiling()
@@ -197,6 +203,14 @@ class VideoMAEForPreTraining(Fused, hf.VideoMAEForPreTraining):
             pixel.sub_(pixel.mean(dim=1, keepdim=True))
             part.div_(_deviation(part, channels).add_(1e-6).neg_().repeat(1, features // channels))
         return pixels
+
+
+def _colours() -> tuple[list[float], list[float]]:
+    """Mean and deviation of ImageNet's colours, as the model has them: float32 in float64 too."""
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    if torch.get_default_dtype() == torch.float64:
+        return mean, std
+    return [_FLOAT32[c] for c in mean], [_FLOAT32[c] for c in std]
 
 
 def _deviation(x: Tensor, channels: int) -> Tensor:

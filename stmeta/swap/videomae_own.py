@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from stmeta.swap import conv
-from stmeta.swap._common import disturbed
 from stmeta.swap._structure import Structural, parameters_of
-from stmeta.swap._tokens import assemble, embed_kept, visible_first
+from stmeta.swap._tokens import assemble, embed_kept, same_number, visible_first
 
 _PATCH_EMBED = ("d94e41dc7d8abfde",)
 
@@ -37,23 +36,19 @@ class Encoder(Structural):
     @classmethod
     def why_not(cls, module: Any) -> str:
         """Why it must stay."""
-        patches = module.patch_embed
-        reason = cls.unread(module) or cls.unlike(patches, _PATCH_EMBED)
-        if reason:
-            return reason
-        return conv.why_not(patches.proj) or disturbed(patches, patches.proj)
+        return cls.unread(module) or cls.unlike(module.patch_embed, _PATCH_EMBED)
 
     def forward_features(self, x: Tensor, mask: Tensor) -> Tensor:
         """Encode visible tokens: [B, K, D]."""
         split = None
-        if self._covers(x):
+        if self.runs_ops(x, mask) and self._covers(x):
             split = visible_first(mask, len(x), self.pos_embed.shape[1])
         if split is None:
             return super().forward_features(x, mask)  # pyright: ignore
         order, keep = split
         proj = self.patch_embed.proj
         table = self.pos_embed[0].detach().to(x.device, conv.compute_dtype(proj.weight))
-        ids_keep = order[:, :keep].contiguous()
+        ids_keep = order.narrow(1, 0, keep).contiguous()
         kept = embed_kept(proj, x, ids_keep, table, self.stmeta_backend)
         saving = getattr(self, "use_checkpoint", False)  # came later than the class
         for block in self.blocks:
@@ -64,14 +59,8 @@ class Encoder(Structural):
         patches = self.patch_embed
         if not conv.covers(patches.proj, x) or x.shape[3:] != tuple(patches.img_size):
             return False
-        t, p, _ = patches.proj.kernel_size
-        frames, height, width = x.shape[2:]
-        count = frames // t * (height // p) * (width // p)
-        return (
-            self.pos_embed.shape[:2] == (1, count)
-            and not (frames % t or height % p or width % p)
-            and type(patches.proj) in (nn.Conv3d, conv.FusedConv3d)
-            and not disturbed(patches, patches.proj)
+        return self.pos_embed.shape[:2] == (1, conv.count(patches.proj, x)) and not any(
+            size % part for size, part in zip(x.shape[2:], patches.proj.kernel_size, strict=True)
         )
 
 
@@ -98,12 +87,13 @@ class Autoencoder(Structural):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Reconstruct masked tokens: [B, N - K, F]."""
         split = None
-        if x.dim() == 5 and x.is_floating_point():
+        if self.runs_ops(x, mask) and x.dim() == 5 and x.is_floating_point():
             split = visible_first(mask, len(x), self.pos_embed.shape[1])
         if split is None:
             return super().forward(x, mask)  # pyright: ignore
         order, keep = split
         latent = self.encoder_to_decoder(self.encoder(x, mask))
+        same_number(latent, keep)
         table = self.pos_embed[0].detach().to(x.device, x.dtype)
         full = assemble(latent, self.mask_token, order, table, self.stmeta_backend)
         return self.decoder(full, order.shape[1] - keep)

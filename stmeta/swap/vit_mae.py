@@ -33,7 +33,7 @@ class FusedViTMAEEmbeddings(Fused, hf.ViTMAEEmbeddings):
     @classmethod
     def why_not(cls, module: Any) -> str:
         """Why these embeddings must stay."""
-        patches = module.patch_embeddings
+        patches: Any = module.patch_embeddings
         if type(patches) is not hf.ViTMAEPatchEmbeddings:
             return f"patch_embeddings is a {type(patches).__name__}"
         functions = (
@@ -45,10 +45,8 @@ class FusedViTMAEEmbeddings(Fused, hf.ViTMAEEmbeddings):
             return _VERSION
         if "random_masking" in module.__dict__:
             return "a random_masking of its own was put on the instance"
-        projection = patches.projection
-        if type(projection) not in (torch.nn.Conv2d, conv.FusedConv2d):
-            return f"patch_embeddings.projection is a {type(projection).__name__}"
-        return conv.why_not(projection) or disturbed(patches, projection)
+        name = "patch_embeddings.projection"
+        return conv.why_not_inside(name, patches.projection, 2) or disturbed(patches)
 
     def forward(
         self,
@@ -57,14 +55,13 @@ class FusedViTMAEEmbeddings(Fused, hf.ViTMAEEmbeddings):
         interpolate_pos_encoding: bool = False,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens [B, 1 + K, D], mask [B, N] (1 = masked) and the way back, int64 [B, N]."""
-        count = self.patch_embeddings.num_patches
-        batch = len(pixel_values)
         if (
             interpolate_pos_encoding
-            or not self._covers(pixel_values)
-            or (noise is not None and noise.shape != (batch, count))
+            or not self.runs_ops(pixel_values, noise)
+            or not self._covers(pixel_values, noise)
         ):
             return super().forward(pixel_values, noise, interpolate_pos_encoding)  # pyright: ignore
+        batch, count = len(pixel_values), self.patch_embeddings.num_patches
         device = pixel_values.device
         # The same random numbers as the class that it stands in for.
         noise = torch.rand(batch, count, device=device) if noise is None else noise
@@ -82,18 +79,16 @@ class FusedViTMAEEmbeddings(Fused, hf.ViTMAEEmbeddings):
         first = (self.cls_token + pos[:, :1]).expand(batch, -1, -1)
         return torch.cat([first, kept], dim=1), mask, invert(order)
 
-    def _covers(self, pixel_values: Tensor) -> bool:
+    def _covers(self, pixel_values: Tensor, noise: Tensor | None) -> bool:
         patches = self.patch_embeddings
         projection, (height, width) = patches.projection, self.image_size
         patch = projection.kernel_size[0]
         return (
-            "random_masking" not in self.__dict__
-            and pixel_values.shape[1:] == (patches.num_channels, height, width)
+            pixel_values.shape[1:] == (patches.num_channels, height, width)
             and patches.num_patches == (height // patch) * (width // patch)
             and not (height % patch or width % patch)
-            and type(projection) in (torch.nn.Conv2d, conv.FusedConv2d)
+            and (noise is None or noise.shape == (len(pixel_values), patches.num_patches))
             and conv.covers(projection, pixel_values)
-            and not disturbed(patches, projection)
         )
 
 
@@ -112,7 +107,11 @@ class FusedViTMAEDecoder(Fused, hf.ViTMAEDecoder):
     ) -> Any:
         """Predict from [B, 1 + K, D]; ids_restore is int64 [B, N]."""
         table = self.decoder_pos_embed[0]
-        if interpolate_pos_encoding or len(table) != ids_restore.shape[1] + 1:
+        if (
+            interpolate_pos_encoding
+            or not self.runs_ops(hidden_states, ids_restore)
+            or len(table) != ids_restore.shape[1] + 1
+        ):
             return super().forward(hidden_states, ids_restore, interpolate_pos_encoding)
         tokens = self.decoder_embed(hidden_states)
         ids_restore = ids_restore.to(tokens.device)
@@ -151,7 +150,8 @@ class ViTMAEForPreTraining(Fused, hf.ViTMAEForPreTraining):
         **kwargs: Any,
     ) -> Any:
         """Reconstruct masked patches of images [B, C, H, W]."""
-        if interpolate_pos_encoding or not self._covers(pixel_values):
+        fits = self.runs_ops(pixel_values, noise) and self._covers(pixel_values)
+        if interpolate_pos_encoding or not fits:
             return super().forward(
                 pixel_values, noise, interpolate_pos_encoding, attention_mask, **kwargs
             )
@@ -159,14 +159,13 @@ class ViTMAEForPreTraining(Fused, hf.ViTMAEForPreTraining):
 
     def _covers(self, pixel_values: Any) -> bool:
         config: Any = self.config
-        embeddings = self.vit.embeddings
+        embeddings: Any = getattr(self.vit, "embeddings", None)
         if not isinstance(pixel_values, Tensor) or pixel_values.requires_grad:
             return False
         size = pixel_values.shape[-1]
         count = (size // config.patch_size) ** 2
         return (
-            "patchify" not in self.__dict__
-            and pixel_values.is_floating_point()
+            pixel_values.is_floating_point()
             and pixel_values.shape[1:] == (config.num_channels, size, size)
             and size % config.patch_size == 0
             and int(count * (1 - config.mask_ratio)) < count
