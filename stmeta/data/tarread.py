@@ -7,6 +7,7 @@ file first and every step goes forward. What is no header is passed over to the 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import tarfile
@@ -90,9 +91,11 @@ def read_tar(fd: int, size: int) -> Iterator[Member | Gap]:
             at = zeros
             continue
         try:
-            member, end = _member(fd, at, size)
+            walk = _Walk(fd, size, at)
+            member, end = _member(walk)
         except _Damage as damage:
-            end = _next_header(fd, at + BLOCK, size)
+            # Not from the first again: a chain of them would be walked from each of its headers.
+            end = _next_header(fd, max(walk.at, at + BLOCK), size)
             yield Gap(at, end, str(damage))
             hidden = _extends(fd, at)
         else:
@@ -104,18 +107,27 @@ def read_tar(fd: int, size: int) -> Iterator[Member | Gap]:
         at = end
 
 
-def _member(fd: int, at: int, size: int) -> tuple[Member, int]:
+@dataclasses.dataclass
+class _Walk:
+    """How far the headers of an entry were read."""
+
+    fd: int
+    size: int
+    at: int
+
+
+def _member(walk: _Walk) -> tuple[Member, int]:
     """The entry that begins at a byte, with the headers that extend it; and where it ends."""
+    fd, size = walk.fd, walk.size
     name, records, extensions = b"", {}, 0
     while True:
-        header = _header(fd, at)
-        at += BLOCK
+        header = _header(fd, walk.at)
+        walk.at += BLOCK
         if header.type not in _EXTENDING:
             break
-        if not 0 <= header.size <= min(_LARGEST_EXTENSION, size - at):
+        if not 0 <= header.size <= min(_LARGEST_EXTENSION, size - walk.at):
             raise _Damage(f"an extension header claims {header.size} bytes")
-        content = os.pread(fd, header.size, at)
-        at += _padded(header.size)
+        content = os.pread(fd, header.size, walk.at)
         extensions += 1
         if header.type == tarfile.GNUTYPE_LONGNAME:
             name = content.partition(b"\0")[0]
@@ -124,6 +136,8 @@ def _member(fd: int, at: int, size: int) -> tuple[Member, int]:
                 raise _Damage("a global header gives all members one name or size")
         elif header.type != tarfile.GNUTYPE_LONGLINK:
             records |= _pax(content)
+        walk.at += _padded(header.size)
+    at = walk.at
     name = records.get(b"GNU.sparse.name") or records.get(b"path") or name
     sealed = not name
     name = name or header.name.encode("utf-8", "surrogateescape")
@@ -168,12 +182,12 @@ def _extends(fd: int, at: int) -> bool:
 
 
 def _length(header: tarfile.TarInfo, records: dict[bytes, bytes]) -> int:
-    """Bytes of content: the PAX record's where there is one, as the header's field is small."""
+    """Bytes of content: the PAX record's where there is one (-1 = that is no size)."""
     text = records.get(b"size")
     if text is None:
         return header.size
     if not re.fullmatch(rb"-?[0-9]{1,18}", text):
-        raise _Damage("a PAX record gives a size that is no number")
+        return -1
     return int(text)
 
 

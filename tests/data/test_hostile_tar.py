@@ -202,6 +202,15 @@ def test_a_tar_cut_before_the_label(video, tmp_path):
     assert [row.error for row in scan_shard(path, None)] == ["", ""]
 
 
+@pytest.mark.parametrize("kind", [b"L", b"x"])
+def test_a_chain_without_an_end_is_walked_once(tmp_path, kind):
+    content = b"k.mp4\0" if kind == b"L" else b"14 path=k.mp4\n"
+    (tmp_path / "0.tar").write_bytes(entry("n", content, kind) * 5000 + END)
+    begin = time.monotonic()
+    rows = scan_shard(tmp_path / "0.tar", None)
+    assert time.monotonic() - begin < 10 and [row.key for row in rows] == [""]
+
+
 def test_many_short_gaps_take_no_longer_than_their_bytes(tmp_path):
     noise = random.Random(0).randbytes(512)
     (tmp_path / "0.tar").write_bytes((entry("h.mp4", size=-1) + noise) * 4000 + END)
