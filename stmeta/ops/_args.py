@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from stmeta.ops._torch_private import unwrapped
+from stmeta.ops._torch_private import transform, unwrapped
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -144,8 +144,9 @@ def repeats(ids: Tensor, count: int, *, complete: bool = False) -> bool:
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
-    """Whether a gradient of any of them will be asked for."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    """Whether a kernel's gradient of any of them will be asked for: not within a transform."""
+    recorded = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    return recorded and not transform()
 
 
 def visible(tensor: Tensor) -> Tensor | None:
