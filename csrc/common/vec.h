@@ -170,6 +170,7 @@ constexpr float kLog2e = 1.44269504f;
 
 // NaN in `a` stays.
 STMETA_INLINE Vec larger(Vec a, Vec b) { return b > a ? b : a; }
+STMETA_INLINE Vec smaller(Vec a, Vec b) { return b < a ? b : a; }
 
 // The whole part of x, and 2 to the power of it times y. Ends at 2^-126.
 STMETA_INLINE Vec whole(Vec x) {
@@ -188,14 +189,17 @@ STMETA_INLINE Vec scale_by(Vec y, Vec power) {
 #endif
 }
 
-// e^x, to rounding.
+// e^x, to rounding: 0 where it is no normal number, infinite past the largest.
 STMETA_INLINE Vec exp_of(Vec x) {
-  x = larger(x, splat(-87.0f));  // beyond it r would be rounding errors
-  const Vec n = whole(x * splat(kLog2e));
-  const Vec r = (x - n * splat(0.693145752f)) - n * splat(1.42860677e-06f);  // ln 2, in two parts
+  const Vec least = splat(-87.3f), most = splat(88.72283f);  // beyond them r is rounding errors
+  const Vec inside = smaller(larger(x, least), most);
+  const Vec n = whole(inside * splat(kLog2e));
+  const Vec r = (inside - n * splat(0.693145752f)) - n * splat(1.42860677e-06f);  // ln 2, in parts
   Vec y = (splat(0.00138146058f) * r + splat(0.00836871099f)) * r + splat(0.041668389f);
   y = (y * r + splat(0.166665211f)) * r + splat(0.49999994f);
-  return scale_by((y * r) * r + r + splat(1.0f), n);
+  y = scale_by((y * r) * r + r + splat(1.0f), n);
+  y = x < least ? Vec{} : y;
+  return x > most ? splat(__builtin_inff()) : y;
 }
 
 // Makes streamed stores visible before the threads join.

@@ -81,8 +81,10 @@ STMETA_INLINE Double log_of(Double x) {
   return power * 0.6931471805599453 + (y * t * s + 2.0 * s);
 }
 
+// Ends at e^-500 and at e^500, beyond which there is no float.
 STMETA_INLINE Double exp_of(Double x) {
-  x = x < -500.0 ? (x - x) - 500.0 : x;
+  x = x < -500.0 ? Double{} - 500.0 : x;
+  x = x > 500.0 ? Double{} + 500.0 : x;
   const Double shifted = x * 1.4426950408889634 + 6755399441055744.0;  // 1.5 * 2^52
   const Double r = x - (shifted - 6755399441055744.0) * 0.6931471805599453;
   Double e = (r * (1.0 / 40320) + 1.0 / 5040) * r + 1.0 / 720;

@@ -22,10 +22,11 @@ struct Allocation {
 constexpr int kDigits = 4, kValues = 256;
 
 // Unsigned numbers in the order of the usages: -0 is 0, and NaN comes last, as in torch's sort.
+// From the bits: to a float's own comparisons a subnormal number may be 0.
 uint32_t order_of(float usage) {
-  if (usage != usage) return 0xffffffffu;
-  const uint32_t bits = float_to_bits(usage == 0.0f ? 0.0f : usage);
-  return bits >> 31 != 0 ? ~bits : bits | 0x80000000u;
+  const uint32_t bits = float_to_bits(usage), size = bits & 0x7fffffffu;
+  if (size > 0x7f800000u) return 0xffffffffu;
+  return bits >> 31 != 0 && size != 0 ? ~bits : size | 0x80000000u;
 }
 
 int digit_of(uint64_t item, int digit) { return static_cast<int>(item >> (32 + 8 * digit) & 0xff); }

@@ -34,7 +34,7 @@ ContentAddressing make_lookup(Tensor& memory, Tensor& key, Tensor& strength, dou
 }
 
 int64_t scratch_floats(const MemorySizes& s) {
-  return 2 * s.rows * s.wide + s.heads * (4 * s.wide + 4 * s.padded + 48) + 3 * s.padded + 512;
+  return 2 * s.rows * s.wide + s.heads * (5 * s.wide + 4 * s.padded + 48) + 3 * s.padded + 512;
 }
 
 Tensor content_addressing(Tensor memory, Tensor key, Tensor strength, double eps) {

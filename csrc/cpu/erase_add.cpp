@@ -34,7 +34,7 @@ EraseAdd make_write(Tensor& memory, Tensor& weight, Tensor& erase, Tensor& add) 
 }
 
 int64_t scratch_floats(const MemorySizes& s) {
-  return 2 * s.rows * s.wide + s.writes * (4 * s.wide + 2 * s.padded) + 256;
+  return 2 * s.rows * s.wide + s.writes * (6 * s.wide + 2 * s.padded) + 256;
 }
 
 Tensor erase_add(Tensor memory, Tensor weight, Tensor erase, Tensor add) {

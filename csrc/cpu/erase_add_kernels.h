@@ -34,7 +34,8 @@ STMETA_FN void backward(const EraseAdd& p, int64_t begin, int64_t end, float* fl
     float* grad_add = scratch.take(s.writes * s.wide);
     clear(grad_weight, s.writes * s.padded);
     access_backward(s, {nullptr, weight, erase, add, nullptr, true}, memory.data,
-                    {grad.data, grad_memory, nullptr, nullptr, grad_weight, grad_erase, grad_add});
+                    {grad.data, grad_memory, nullptr, nullptr, grad_weight, grad_erase, grad_add},
+                    scratch);
     write_rows<T>(grad_memory, s.rows, s.width, s.wide, p.d_memory, b);
     write_rows<T>(grad_weight, s.writes, s.rows, s.padded, p.d_weight, b);
     write_rows<T>(grad_erase, s.writes, s.width, s.wide, p.d_erase, b);

@@ -49,6 +49,7 @@ Attention make_problem(const Tensor& qkv, const Tensor& temperature, bool exclud
                       temperature.is_contiguous() && temperature.is_cpu() &&
                       temperature.scalar_type() == ScalarType::Float,
                   "locality_attention: temperature must be [H] float32 on the CPU");
+  check_product("locality_attention: qkv", {qkv.size(1), qkv.size(4)});
   Attention a = {};
   a.qkv = qkv.const_data_ptr();
   a.temperature = temperature.const_data_ptr<float>();
@@ -72,7 +73,8 @@ Tensor dense_rows(const Tensor& tensor) {
 void run(const Attention& a, Kernel kernel) {
   const int64_t matrix = a.padded * a.wide;
   const int64_t scratch = 6 * matrix + kRows * (a.padded + 4 * a.wide) + 64;
-  parallel(a.batch * a.heads, a.tokens * a.tokens * a.width, scratch,
+  const int64_t few = std::min<int64_t>(a.tokens, 256);  // more are as many to `parallel`
+  parallel(a.batch * a.heads, few * few * a.width, scratch,
            [&](int64_t begin, int64_t end, float* floats) { kernel(a, begin, end, floats); });
 }
 

@@ -85,6 +85,8 @@ STMETA_FN void find_largest(const Attention& a, const Head<Policy>& h, int64_t i
   }
 }
 
+constexpr int64_t kChain = 64;  // keys that are summed at a time: a long chain loses digits
+
 // sum[r] = weight[r] . rows, for features [e, e + kLanes) and eight rows of weights.
 template <typename Policy>
 STMETA_INLINE void gather_rows(const Attention& a, const typename Policy::Number* weight,
@@ -92,15 +94,19 @@ STMETA_INLINE void gather_rows(const Attention& a, const typename Policy::Number
   constexpr int64_t kPair = Policy::kPair;
   const int64_t padded = a.padded, step = a.wide * kPair;
   const typename Policy::Number* row = rows + e * kPair;
-  Vec total[kRows] = {};  // local: `sum` lies in memory
-  for (int64_t n = 0; n < padded; n += kPair, row += step) {
-    const auto values = Policy::many(row);
+  for (int r = 0; r < kRows; ++r) sum[r] = Vec{};
+  for (int64_t first = 0; first < padded; first += kChain) {
+    const int64_t last = first + kChain < padded ? first + kChain : padded;
+    Vec part[kRows] = {};  // local: `sum` lies in memory
+    for (int64_t n = first; n < last; n += kPair, row += step) {
+      const auto values = Policy::many(row);
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      total[r] = Policy::fma(total[r], values, Policy::one(weight + r * padded + n));
+      for (int r = 0; r < kRows; ++r) {
+        part[r] = Policy::fma(part[r], values, Policy::one(weight + r * padded + n));
+      }
     }
+    for (int r = 0; r < kRows; ++r) sum[r] += part[r];
   }
-  for (int r = 0; r < kRows; ++r) sum[r] = total[r];
 }
 
 template <typename T>
@@ -177,14 +183,15 @@ STMETA_INLINE void spread(const Attention& a, const typename Policy::Number* pai
   for (int c = 0; c < kColumns; ++c) Policy::pairs(x[c], packed[c]);
   float* place = target + n * wide;
   for (int64_t e = 0; e < width; ++e, place += kKeys) {
-    Vec sum[kColumns];
-    for (int c = 0; c < kColumns; ++c) sum[c] = load(place + c * kLanes);
+    Vec sum[kColumns] = {};  // apart: `place` holds a sum of many rows
 #pragma GCC unroll 8
     for (int r = 0; r < kRows / kPair; ++r) {
       const auto row = Policy::one(pairs + (r * wide + e) * kPair);
       for (int c = 0; c < kColumns; ++c) sum[c] = Policy::fma(sum[c], packed[c][r], row);
     }
-    for (int c = 0; c < kColumns; ++c) store(place + c * kLanes, sum[c]);
+    for (int c = 0; c < kColumns; ++c) {
+      store(place + c * kLanes, load(place + c * kLanes) + sum[c]);
+    }
   }
 }
 

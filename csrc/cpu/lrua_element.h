@@ -13,6 +13,7 @@ struct LruaInputs {
 
 // The least used rows, least first, the lower row on a tie.
 STMETA_FN inline void find_least(const float* usage, int64_t rows, int64_t count, int64_t* least) {
+  if (count == 0) return;
   for (int64_t i = 0; i < count; ++i) least[i] = -1;
   for (int64_t n = 0; n < rows; ++n) {
     if (least[count - 1] >= 0 && !(usage[n] < usage[least[count - 1]])) continue;
@@ -101,7 +102,8 @@ STMETA_FN inline void lrua_backward(const MemorySizes& s, const LruaOptions& o, 
   writing.reads = 0;
   if (o.read_first) {
     access_backward(s, access, source,
-                    {g.of_memory, g.memory, g.of_read, g.of_weight, grad_write, nullptr, g.add});
+                    {g.of_memory, g.memory, g.of_read, g.of_weight, grad_write, nullptr, g.add},
+                    scratch);
   } else {
     MemorySizes reading = s;
     reading.writes = 0;
@@ -109,14 +111,15 @@ STMETA_FN inline void lrua_backward(const MemorySizes& s, const LruaOptions& o, 
     write_and_read(writing, access, source, written, nullptr);
     source = written;
     access_backward(reading, {g.weight, nullptr, nullptr, nullptr, nullptr, true}, source,
-                    {g.of_memory, g.memory, g.of_read, g.of_weight, nullptr, nullptr, nullptr});
+                    {g.of_memory, g.memory, g.of_read, g.of_weight, nullptr, nullptr, nullptr},
+                    scratch);
   }
   const Content c = found != nullptr ? *found : compare(s, source, e.key, o.eps, scratch);
   content_backward(s, c, source, e.key, e.strength, g.weight, o.eps, g.of_weight, g.memory, g.key,
                    g.strength, scratch);
   if (!o.read_first) {
     access_backward(writing, access, e.memory,
-                    {g.memory, g.memory, nullptr, nullptr, grad_write, nullptr, g.add});
+                    {g.memory, g.memory, nullptr, nullptr, grad_write, nullptr, g.add}, scratch);
   }
   for (int64_t r = 0; r < s.heads; ++r) {
     float* grads = grad_write + r * padded;

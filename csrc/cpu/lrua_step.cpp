@@ -50,7 +50,7 @@ LruaStep make_step(Tensors& t, bool read_first, bool shared, double eps) {
 }
 
 int64_t scratch_floats(const MemorySizes& s) {
-  return 3 * s.rows * s.wide + s.heads * (8 * s.wide + 8 * s.padded + 96) + 6 * s.padded + 1024;
+  return 3 * s.rows * s.wide + s.heads * (11 * s.wide + 8 * s.padded + 96) + 6 * s.padded + 1024;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> lrua_step(

@@ -24,10 +24,17 @@ STMETA_FN void write_and_read_of(const MemorySizes& s, const Access& a, const fl
   const int64_t reads = kReads < 0 ? s.reads : kReads, writes = kWrites < 0 ? s.writes : kWrites;
   constexpr int kMost = kReads < 0 ? kMaxHeads : kReads + 1;
   const bool erases = a.erase != nullptr, read_first = a.read_first;
+  const bool stores = out != nullptr && (writes > 0 || out != memory);
   for (int64_t m = 0; m < wide; m += kLanes) {
-    Vec seen_by[kMost];
-    for (int64_t r = 0; r < reads; ++r) seen_by[r] = Vec{};
+    Vec seen_by[kMost], total[kMost];
+    for (int64_t r = 0; r < reads; ++r) seen_by[r] = total[r] = Vec{};
     for (int64_t n = 0; n < rows; ++n) {
+      if (n % kChain == 0) {
+        for (int64_t r = 0; r < reads; ++r) {
+          total[r] += seen_by[r];
+          seen_by[r] = Vec{};
+        }
+      }
       const Vec old = load(memory + n * wide + m);
       Vec sum = {}, now = old;
       if (a.keep != nullptr) now *= splat(a.keep[n]);
@@ -41,9 +48,9 @@ STMETA_FN void write_and_read_of(const MemorySizes& s, const Access& a, const fl
       for (int64_t r = 0; r < reads; ++r) {
         seen_by[r] += splat(a.read_weight[r * padded + n]) * seen;
       }
-      if (writes > 0) store(out + n * wide + m, now);
+      if (stores) store(out + n * wide + m, now);
     }
-    for (int64_t r = 0; r < reads; ++r) store(read + r * wide + m, seen_by[r]);
+    for (int64_t r = 0; r < reads; ++r) store(read + r * wide + m, total[r] + seen_by[r]);
   }
 }
 
@@ -63,7 +70,7 @@ struct AccessGrads {
   const float* read;    // [R][wide]
   float* read_weight;   // [R][padded], added to
   float* write_weight;  // [W][padded], added to
-  float *erase, *add;   // [W][wide]; erase may be null
+  float *erase, *add;   // [W][wide]; may be null
 };
 
 // kCount rows, from row n on.
@@ -166,25 +173,31 @@ STMETA_INLINE void access_backward_rows(const MemorySizes& s, const Access& a, c
 
 template <int kReads, int kWrites>
 STMETA_FN void access_backward_of(const MemorySizes& s, const Access& a, const float* memory,
-                                  const AccessGrads& g) {
-  if (a.erase != nullptr) clear(g.erase, s.writes * s.wide);
-  if (g.add != nullptr) clear(g.add, s.writes * s.wide);
+                                  const AccessGrads& g, Scratch scratch) {
+  const int64_t vectors = s.writes * s.wide;
+  AccessGrads part = g;  // of kChain rows
+  part.erase = a.erase != nullptr ? start_sum(vectors, g.erase, scratch) : nullptr;
+  part.add = g.add != nullptr ? start_sum(vectors, g.add, scratch) : nullptr;
   constexpr int kCount = kReads < 0 ? 1 : 2;
-  int64_t n = 0;
-  for (; n + kCount <= s.rows; n += kCount) {
-    access_backward_rows<kReads, kWrites, kCount>(s, a, memory, g, n);
+  for (int64_t n = 0; n < s.rows;) {
+    const int64_t last = n + kChain < s.rows ? n + kChain : s.rows;
+    for (; n + kCount <= last; n += kCount) {
+      access_backward_rows<kReads, kWrites, kCount>(s, a, memory, part, n);
+    }
+    for (; n < last; ++n) access_backward_rows<kReads, kWrites, 1>(s, a, memory, part, n);
+    if (part.erase != nullptr) move_sum(vectors, part.erase, g.erase);
+    if (part.add != nullptr) move_sum(vectors, part.add, g.add);
   }
-  for (; n < s.rows; ++n) access_backward_rows<kReads, kWrites, 1>(s, a, memory, g, n);
 }
 
 STMETA_FN inline void access_backward(const MemorySizes& s, const Access& a, const float* memory,
-                                      const AccessGrads& g) {
+                                      const AccessGrads& g, Scratch scratch) {
   const auto any = &access_backward_of<-1, -1>;
   (s.reads == 4 && s.writes == 4   ? &access_backward_of<4, 4>
    : s.reads == 4 && s.writes == 0 ? &access_backward_of<4, 0>
    : s.reads == 0 && s.writes == 4 ? &access_backward_of<0, 4>
    : s.reads == 1 && s.writes == 1 ? &access_backward_of<1, 1>
-                                   : any)(s, a, memory, g);
+                                   : any)(s, a, memory, g, scratch);
 }
 
 }  // namespace stmeta::STMETA_ISA

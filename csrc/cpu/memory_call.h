@@ -39,6 +39,7 @@ inline MemorySizes memory_sizes(const Tensor& memory, int64_t heads, int64_t rea
   STD_TORCH_CHECK(memory.dim() == 3, "memory must be [B, N, M]");
   STD_TORCH_CHECK(heads <= kMaxHeads, "the CPU kernel takes at most ", kMaxHeads,
                   " heads; use backend='eager'");
+  check_product("memory", {memory.size(1), memory.size(2)});
   MemorySizes s = {
       memory.size(0), memory.size(1), memory.size(2), heads, reads, writes, taps, 0, 0};
   s.padded = round_up(s.rows, 16);

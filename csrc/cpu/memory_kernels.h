@@ -79,6 +79,25 @@ STMETA_FN void write_rows(const float* source, int64_t rows, int64_t width, int6
   }
 }
 
+// Sums over rows go by this many: of a long chain of additions the last ones lose digits.
+constexpr int64_t kChain = 16;
+
+// Clears `total` [count], and gives a part of it from the scratch, cleared.
+STMETA_INLINE float* start_sum(int64_t count, float* total, Scratch& scratch) {
+  float* part = scratch.take(count);
+  clear(total, count);
+  clear(part, count);
+  return part;
+}
+
+// total += part, and part = 0. Both are [count], whole vectors.
+STMETA_FN inline void move_sum(int64_t count, float* part, float* total) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    store(total + i, load(total + i) + load(part + i));
+    store(part + i, Vec{});
+  }
+}
+
 STMETA_INLINE float dot(const float* a, const float* b, int64_t count) {
   Vec sum = {};
   for (int64_t i = 0; i < count; i += kLanes) sum += load(a + i) * load(b + i);
@@ -197,7 +216,7 @@ STMETA_FN inline void content_backward(const MemorySizes& s, const Content& c, c
   const int64_t wide = s.wide, padded = s.padded, heads = s.heads;
   float* own = scratch.take(padded);  // factor of a row itself in its gradient
   clear(own, padded);
-  clear(grad_key, heads * wide);
+  float* key_part = start_sum(heads * wide, grad_key, scratch);
   for (int64_t h = 0; h < heads; ++h) {
     float* g = grad + h * padded;
     const float *w = weight + h * padded, *products = c.dot + h * padded;
@@ -214,9 +233,12 @@ STMETA_FN inline void content_backward(const MemorySizes& s, const Content& c, c
     }
     grad_strength[h] = static_cast<float>(sum_wide(sum));
   }
-  int64_t n = 0;
-  for (; n + 4 <= s.rows; n += 4) share_rows<4>(s, c, memory, own, grad, n, grad_memory, grad_key);
-  for (; n < s.rows; ++n) share_rows<1>(s, c, memory, own, grad, n, grad_memory, grad_key);
+  for (int64_t n = 0; n < s.rows;) {
+    const int64_t last = n + kChain < s.rows ? n + kChain : s.rows;
+    for (; n + 4 <= last; n += 4) share_rows<4>(s, c, memory, own, grad, n, grad_memory, key_part);
+    for (; n < last; ++n) share_rows<1>(s, c, memory, own, grad, n, grad_memory, key_part);
+    move_sum(heads * wide, key_part, grad_key);
+  }
   for (int64_t h = 0; h < heads; ++h) {
     const float size = c.key_size[h], scale = 1.0f / (size + eps);
     float* out = grad_key + h * wide;

@@ -30,7 +30,8 @@ STMETA_FN void backward(const MemoryRead& p, int64_t begin, int64_t end, float* 
     clear(grad_memory, s.rows * s.wide);
     clear(grad_weight, s.reads * s.padded);
     access_backward(s, {weight, nullptr, nullptr, nullptr, nullptr, true}, memory.data,
-                    {grad_memory, grad_memory, grad, grad_weight, nullptr, nullptr, nullptr});
+                    {grad_memory, grad_memory, grad, grad_weight, nullptr, nullptr, nullptr},
+                    scratch);
     write_rows<T>(grad_memory, s.rows, s.width, s.wide, p.d_memory, b);
     write_rows<T>(grad_weight, s.reads, s.rows, s.padded, p.d_weight, b);
   }

@@ -43,7 +43,7 @@ int64_t own_floats(const MemoryScan& p, bool backward) {
   const int64_t size = s.rows * s.wide, looks = s.heads * s.padded, vectors = s.heads * s.wide;
   const int64_t found = looks + vectors + s.padded + 96;  // what `compare` gives
   return segment * (looks + p.hidden + found) + rows * s.padded + 2 * size + 8 * looks +
-         12 * vectors + 8 * s.padded + 4096;
+         15 * vectors + 8 * s.padded + 4096;
 }
 
 using Eleven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor,

@@ -58,7 +58,8 @@ STMETA_FN inline void ntm_backward(const MemorySizes& s, const NtmInputs& e, con
   }
   access_backward(s, access_of(s, e, g.weight), e.memory,
                   {g.of_memory, g.memory, g.of_read, g.of_weight,
-                   g.of_weight + (s.heads - s.writes) * s.padded, g.erase, g.add});
+                   g.of_weight + (s.heads - s.writes) * s.padded, g.erase, g.add},
+                  scratch);
   for (int64_t h = 0; h < s.heads; ++h) {
     Scratch rest = scratch;
     const int64_t at = h * s.padded, taps = h * s.taps;

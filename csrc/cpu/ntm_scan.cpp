@@ -19,6 +19,7 @@ struct Options {
 NtmScan make_scan(ScanInputs& t, const Ints& memory, int64_t read, int64_t steps, bool turned,
                   const Options& o) {
   const int64_t heads = t.previous.size(1), rows = memory[0], width = memory[1];
+  check_product("ntm_scan: memory", {rows, width});
   const int64_t reading = width == 0 ? 0 : read / width, writing = heads - reading;
   STD_TORCH_CHECK(reading >= 1 && writing >= 1 && reading * width == read,
                   "ntm_scan: reads have a wrong shape");
@@ -42,7 +43,7 @@ NtmScan make_scan(ScanInputs& t, const Ints& memory, int64_t read, int64_t steps
 // Floats of a thread's scratch for the memory's own part.
 int64_t own_floats(const MemorySizes& s) {
   const int64_t looks = s.heads * s.padded, vectors = (s.heads + s.writes) * s.wide;
-  return 4 * looks + 8 * vectors + 8 * (s.padded + s.heads * s.taps + s.taps) + 4096;
+  return 4 * looks + 11 * vectors + 8 * (s.padded + s.heads * s.taps + s.taps) + 4096;
 }
 
 using Nine = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;

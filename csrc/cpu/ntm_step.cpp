@@ -59,8 +59,8 @@ NtmStep make_step(Tensors& t, int64_t reads, bool read_first, double eps) {
 }
 
 int64_t scratch_floats(const MemorySizes& s) {
-  const int64_t vectors = s.heads * (5 * s.wide + 8 * s.padded + s.taps + 96);
-  return 2 * s.rows * s.wide + vectors + s.reads * s.wide + 4 * s.writes * s.wide +
+  const int64_t vectors = s.heads * (6 * s.wide + 8 * s.padded + s.taps + 96);
+  return 2 * s.rows * s.wide + vectors + s.reads * s.wide + 6 * s.writes * s.wide +
          6 * (s.padded + s.taps + 64) + 1024;
 }
 

@@ -8,15 +8,22 @@ namespace stmeta::STMETA_ISA {
 
 constexpr int kBlockRows = kLanes == 16 ? 8 : 4;  // with three vectors each: most registers
 constexpr int kSlice = 3 * kLanes;
+constexpr int64_t kSteps = 32;  // products that are summed before the sum is added to the result
 
 template <int kRows>
-STMETA_INLINE void multiply_slice(const float* panel, int64_t inner, const float* x,
-                                  int64_t x_stride, float* out, int64_t out_stride) {
-  Vec sum[kRows][3];
-  for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < 3; ++v) sum[r][v] = load(out + r * out_stride + v * kLanes);
+STMETA_INLINE void add_to_rows(const Vec (&sum)[kRows][3], float* out, int64_t out_stride) {
+  for (int r = 0; r < kRows; ++r, out += out_stride) {
+    for (int v = 0; v < 3; ++v) store(out + v * kLanes, load(out + v * kLanes) + sum[r][v]);
   }
-  for (int64_t k = 0; k < inner; ++k, panel += kPanel) {
+}
+
+// `count` products of each number of out, of at most kSteps: a long chain of additions loses
+// digits.
+template <int kRows>
+STMETA_INLINE void multiply_slice(const float* panel, int64_t count, const float* x,
+                                  int64_t x_stride, float* out, int64_t out_stride) {
+  Vec sum[kRows][3] = {};
+  for (int64_t k = 0; k < count; ++k, panel += kPanel) {
     const Vec a = load(panel), b = load(panel + kLanes), c = load(panel + 2 * kLanes);
     for (int r = 0; r < kRows; ++r) {
       const Vec value = splat(x[r * x_stride + k]);
@@ -25,9 +32,7 @@ STMETA_INLINE void multiply_slice(const float* panel, int64_t inner, const float
       sum[r][2] += value * c;
     }
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < 3; ++v) store(out + r * out_stride + v * kLanes, sum[r][v]);
-  }
+  add_to_rows(sum, out, out_stride);
 }
 
 // ---- products of bf16 numbers, summed in fp32 ----
@@ -54,10 +59,7 @@ STMETA_INLINE Vec add_pairs(Vec sum, PairVec x, PairVec w) {
 template <int kRows>
 STMETA_INLINE void multiply_pairs(const uint32_t* panel, int64_t pairs, const uint32_t* x,
                                   int64_t x_stride, float* out, int64_t out_stride) {
-  Vec sum[kRows][3];
-  for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < 3; ++v) sum[r][v] = load(out + r * out_stride + v * kLanes);
-  }
+  Vec sum[kRows][3] = {};
   for (int64_t k = 0; k < pairs; ++k, panel += kPanel) {
     const PairVec a = load_pairs(panel), b = load_pairs(panel + kLanes);
     const PairVec c = load_pairs(panel + 2 * kLanes);
@@ -68,9 +70,7 @@ STMETA_INLINE void multiply_pairs(const uint32_t* panel, int64_t pairs, const ui
       sum[r][2] = add_pairs(sum[r][2], value, c);
     }
   }
-  for (int r = 0; r < kRows; ++r) {
-    for (int v = 0; v < 3; ++v) store(out + r * out_stride + v * kLanes, sum[r][v]);
-  }
+  add_to_rows(sum, out, out_stride);
 }
 
 // Rows of x in bf16, with a zero behind an odd last one.
@@ -95,25 +95,30 @@ STMETA_FN inline void multiply(const Panels& w, const float* x, int64_t x_stride
   }
   for (int64_t n = 0; n < wide; n += kPanel) {
     for (int slice = 0; slice < kPanel; slice += kSlice) {
-      const int64_t at = n * inner + slice;
       float* to = out + n + slice;
-      int64_t r = 0;
-      if (w.rounded != nullptr) {
-        const uint32_t* panel = reinterpret_cast<const uint32_t*>(w.rounded) + at;
+      for (int64_t k = 0; k < inner; k += kSteps) {
+        const int64_t at = n * inner + k * kPanel + slice;
+        const int64_t count = inner - k < kSteps ? inner - k : kSteps;
+        int64_t r = 0;
+        if (w.rounded != nullptr) {
+          const uint32_t* panel = reinterpret_cast<const uint32_t*>(w.rounded) + at;
+          for (; r + kBlockRows <= rows; r += kBlockRows) {
+            multiply_pairs<kBlockRows>(panel, count, rounded + r * inner + k, inner, to + r * wide,
+                                       wide);
+          }
+          for (; r < rows; ++r) {
+            multiply_pairs<1>(panel, count, rounded + r * inner + k, inner, to + r * wide, wide);
+          }
+          continue;
+        }
+        const float *panel = w.data + at, *from = x + k;
         for (; r + kBlockRows <= rows; r += kBlockRows) {
-          multiply_pairs<kBlockRows>(panel, inner, rounded + r * inner, inner, to + r * wide, wide);
+          multiply_slice<kBlockRows>(panel, count, from + r * x_stride, x_stride, to + r * wide,
+                                     wide);
         }
         for (; r < rows; ++r) {
-          multiply_pairs<1>(panel, inner, rounded + r * inner, inner, to + r * wide, wide);
+          multiply_slice<1>(panel, count, from + r * x_stride, x_stride, to + r * wide, wide);
         }
-        continue;
-      }
-      const float* panel = w.data + at;
-      for (; r + kBlockRows <= rows; r += kBlockRows) {
-        multiply_slice<kBlockRows>(panel, inner, x + r * x_stride, x_stride, to + r * wide, wide);
-      }
-      for (; r < rows; ++r) {
-        multiply_slice<1>(panel, inner, x + r * x_stride, x_stride, to + r * wide, wide);
       }
     }
   }

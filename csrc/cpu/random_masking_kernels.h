@@ -8,11 +8,11 @@ namespace stmeta::STMETA_ISA {
 // Integers in the order of the floats: -0 equals 0, and NaN comes last, as in torch's sort.
 STMETA_FN inline void make_keys(const float* noise, int64_t count, int32_t* __restrict keys) {
   for (int64_t i = 0; i < count; ++i) {
-    const float value = noise[i] + 0.0f;
-    int32_t bits;
-    __builtin_memcpy(&bits, &value, sizeof bits);
-    bits ^= bits >> 31 & INT32_MAX;
-    keys[i] = value != value ? INT32_MAX : bits;
+    int32_t bits;  // not a float's own comparisons: to them a subnormal number may be 0
+    __builtin_memcpy(&bits, noise + i, sizeof bits);
+    const int32_t size = bits & INT32_MAX;
+    const int32_t key = bits < 0 ? -size : bits;
+    keys[i] = size > 0x7f800000 ? INT32_MAX : key;
   }
 }
 

@@ -94,6 +94,8 @@ inline void start_call(Scan& p, ScanInputs& t, int64_t steps, bool turned) {
   p.steps = steps;
   p.hidden = t.c.size(1);
   p.fed = t.recurrent.size(1);
+  check_product("scan: a sequence", {steps, p.hidden});
+  check_product("scan: recurrent", {p.hidden, p.fed});
   p.every = 1;
   while (p.every * p.every < steps) ++p.every;
   p.slots = p.every;
@@ -136,6 +138,7 @@ void over_tiles(const Scan& p, int64_t own_floats, bool backward, const F& f) {
   if (batch == 0 || p.steps == 0) return;
   const int64_t tiles = (batch + rows - 1) / rows;
   torch::stable::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+    const FlushSubnormals flush;
     const Buffer<float> scratch(scan_floats(p, rows, backward) + own_floats);
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t first = tile * rows;

@@ -69,7 +69,8 @@ void for_chunks(const Call& call, const Tensor& video, ScalarType dtype, float* 
                 bool known, const F& f) {
   const PatchShift& p = call.p;
   const int64_t number_bytes = dtype == ScalarType::Float ? 4 : 2;
-  const int64_t wanted = std::max<int64_t>(64, kChunkBytes / (p.features * number_bytes));
+  const int64_t token_bytes = std::max<int64_t>(1, p.features * number_bytes);
+  const int64_t wanted = std::max<int64_t>(64, kChunkBytes / token_bytes);
   const int64_t items = std::max<int64_t>(1, wanted / p.group);
   const int64_t most = std::min(items * p.group, p.batch * p.kept);
   Tensor buffer = new_tensor(video, {most, p.features}, dtype);
@@ -204,9 +205,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> shifted_patch_embed_backward(
   const auto sum = with_float_type(grad.scalar_type(), "shifted_patch_embed: grad",
                                    [](auto t) { return STMETA_BY_ISA(sum_rows<decltype(t)>); });
   constexpr int64_t kColumns = 16;
-  parallel((dim + kColumns - 1) / kColumns, e.count * kColumns, 0,
-           [&](int64_t begin, int64_t end, float*) {
-             sum(e, begin * kColumns, std::min(end * kColumns, dim));
+  parallel((dim + kColumns - 1) / kColumns, e.count * kColumns, dim,
+           [&](int64_t begin, int64_t end, float* scratch) {
+             sum(e, begin * kColumns, std::min(end * kColumns, dim), scratch);
            });
   if (product && e.count > 0) {
     accumulate(*call, video, grad, mean, rstd, grad_weight.mutable_data_ptr<float>());
@@ -225,9 +226,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> shifted_patch_embed_backward(
     const auto finish =
         with_float_type(weight.scalar_type(), "shifted_patch_embed: weight",
                         [](auto t) { return STMETA_BY_ISA(finish_columns<decltype(t)>); });
-    parallel((features + kColumns - 1) / kColumns, dim * kColumns, 0,
-             [&](int64_t begin, int64_t end, float*) {
-               finish(n, begin * kColumns, std::min(end * kColumns, features));
+    parallel((features + kColumns - 1) / kColumns, dim * kColumns, 2 * features,
+             [&](int64_t begin, int64_t end, float* scratch) {
+               finish(n, begin * kColumns, std::min(end * kColumns, features), scratch);
              });
   }
   return {needs[0] ? grad_gamma : make({}, false), needs[1] ? grad_beta : make({}, false),

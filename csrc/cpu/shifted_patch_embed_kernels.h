@@ -22,24 +22,51 @@ STMETA_FN void add_rows(const EmbedRows& e, int64_t begin, int64_t end) {
   }
 }
 
+// Numbers of a column are summed by this many, and the sums after that: of a long chain of
+// additions the last ones lose digits.
+constexpr int64_t kChain = 32;
+
+// Sums of columns in such parts; total and part: [count].
+struct ColumnSums {
+  float *total, *part;
+  int64_t count, pending = 0;
+
+  STMETA_INLINE ColumnSums(float* sums, float* scratch, int64_t columns)
+      : total(sums), part(scratch), count(columns) {
+    for (int64_t i = 0; i < count; ++i) total[i] = part[i] = 0.0f;
+  }
+
+  STMETA_INLINE void flush() {
+    for (int64_t i = 0; i < count; ++i) total[i] += part[i];
+    for (int64_t i = 0; i < count; ++i) part[i] = 0.0f;
+    pending = 0;
+  }
+  STMETA_INLINE void end_row() {
+    if (++pending == kChain) flush();
+  }
+};
+
 // Columns [begin, end) of the sums of grad: over all rows, and per token.
 template <typename T>
-STMETA_FN void sum_rows(const EmbedRows& e, int64_t begin, int64_t end) {
-  const T* rows = static_cast<const T*>(e.rows);
+STMETA_FN void sum_rows(const EmbedRows& e, int64_t begin, int64_t end, float* scratch) {
+  const T* rows = static_cast<const T*>(e.rows) + begin;
+  ColumnSums sums(e.sum + begin, scratch, end - begin);
   for (int64_t row = 0; row < e.count; ++row) {
     const T* grad = rows + row * e.dim;
-    float* pos = e.grad_pos == nullptr ? nullptr : e.grad_pos + e.token(row) * e.dim;
-    int64_t d = begin;
-    for (; d + kLanes <= end; d += kLanes) {
+    float* pos = e.grad_pos == nullptr ? nullptr : e.grad_pos + e.token(row) * e.dim + begin;
+    int64_t d = 0;
+    for (; d + kLanes <= sums.count; d += kLanes) {
       const Vec g = load(grad + d);
-      store(e.sum + d, load(e.sum + d) + g);
+      store(sums.part + d, load(sums.part + d) + g);
       if (pos != nullptr) store(pos + d, load(pos + d) + g);
     }
-    for (; d < end; ++d) {
-      e.sum[d] += to_float(grad[d]);
+    for (; d < sums.count; ++d) {
+      sums.part[d] += to_float(grad[d]);
       if (pos != nullptr) pos[d] += to_float(grad[d]);
     }
+    sums.end_row();
   }
+  sums.flush();
 }
 
 // total += part, numbers [begin, end).
@@ -54,26 +81,33 @@ STMETA_FN void add_part(const void* part, float* total, int64_t begin, int64_t e
 // Columns [begin, end) of the gradients that follow from G = grad^T xhat and s, the sum of grad:
 //   weight = gamma G + s beta^T, in the place of G;  gamma_f = sum_d W G;  beta_f = sum_d W s.
 template <typename T>
-STMETA_FN void finish_columns(const EmbedNorm& e, int64_t begin, int64_t end) {
-  for (int64_t f = begin; f < end; ++f) e.grad_gamma[f] = e.grad_beta[f] = 0.0f;
+STMETA_FN void finish_columns(const EmbedNorm& e, int64_t begin, int64_t end, float* scratch) {
+  const int64_t count = end - begin;
+  const float *gamma = e.gamma + begin, *beta = e.beta + begin;
+  ColumnSums of_gamma(e.grad_gamma + begin, scratch, count);
+  ColumnSums of_beta(e.grad_beta + begin, scratch + count, count);
   for (int64_t d = 0; d < e.dim; ++d) {
-    const T* weight = static_cast<const T*>(e.weight) + d * e.features;
-    float* product = e.product + d * e.features;
+    const T* weight = static_cast<const T*>(e.weight) + d * e.features + begin;
+    float* product = e.product + d * e.features + begin;
     const float sum = e.sum[d];
-    int64_t f = begin;
-    for (; f + kLanes <= end; f += kLanes) {
+    int64_t f = 0;
+    for (; f + kLanes <= count; f += kLanes) {
       const Vec w = load(weight + f), g = load(product + f);
-      store(e.grad_gamma + f, load(e.grad_gamma + f) + w * g);
-      store(e.grad_beta + f, load(e.grad_beta + f) + w * splat(sum));
-      store(product + f, g * load(e.gamma + f) + load(e.beta + f) * splat(sum));
+      store(of_gamma.part + f, load(of_gamma.part + f) + w * g);
+      store(of_beta.part + f, load(of_beta.part + f) + w * splat(sum));
+      store(product + f, g * load(gamma + f) + load(beta + f) * splat(sum));
     }
-    for (; f < end; ++f) {
+    for (; f < count; ++f) {
       const float w = to_float(weight[f]), g = product[f];
-      e.grad_gamma[f] += w * g;
-      e.grad_beta[f] += w * sum;
-      product[f] = g * e.gamma[f] + e.beta[f] * sum;
+      of_gamma.part[f] += w * g;
+      of_beta.part[f] += w * sum;
+      product[f] = g * gamma[f] + beta[f] * sum;
     }
+    of_gamma.end_row();
+    of_beta.end_row();
   }
+  of_gamma.flush();
+  of_beta.flush();
 }
 
 }  // namespace stmeta::STMETA_ISA

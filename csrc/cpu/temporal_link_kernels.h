@@ -103,7 +103,7 @@ STMETA_INLINE void columns_backward(const TemporalLink& p, const LinkGrads& s, c
                                     const T* grad, T* out, int64_t i, int64_t j, int64_t left,
                                     Vec* sum) {
   const Vec weight = load(s.weight + j), precedence = load(s.precedence + j);
-  Vec kept = load(s.kept + j), added = load(s.added + j);
+  Vec kept = {}, added = {};  // apart: what is there is a sum of many rows
   for (int r = 0; r < kCount; ++r) {
     Vec g = load_some<kPart>(grad + r * p.grad.row_stride + j, left);
     g = without(g, i + r - j);
@@ -114,8 +114,8 @@ STMETA_INLINE void columns_backward(const TemporalLink& p, const LinkGrads& s, c
     sum[r] += g * precedence - own;
     store_some<kPart>(out + r * p.rows + j, (splat(1.0f) - after - weight) * g, left);
   }
-  store(s.kept + j, kept);
-  store(s.added + j, added);
+  store(s.kept + j, load(s.kept + j) + kept);
+  store(s.added + j, load(s.added + j) + added);
 }
 
 // Rows [i, i + kCount).

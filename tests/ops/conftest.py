@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stmeta._extension import extension
+from stmeta._extension import extension, extension_missing
 from stmeta.ops import BACKENDS, availability
 from stmeta.ops._register import INTERPRET
 
@@ -44,16 +44,23 @@ def cpu(request: pytest.FixtureRequest) -> Backend:
     return _backend(request.module.OP, "cpu")
 
 
+def use_instruction_set(name: str) -> Iterator[str]:
+    """One of the CPU kernels' for a while, or a skip with the reason: the body of a fixture."""
+    if extension is None:
+        pytest.skip(extension_missing)
+    before = extension.cpu_capability()
+    try:
+        extension.set_cpu_capability(name)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield name
+    extension.set_cpu_capability(before)
+
+
 @pytest.fixture(params=["plain", "avx2", "avx512"])
 def instruction_set(request: pytest.FixtureRequest, cpu: Backend) -> Iterator[str]:
     """Each instruction set of the CPU kernels that this CPU has."""
-    before = extension.cpu_capability()
-    try:
-        extension.set_cpu_capability(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
-    yield request.param
-    extension.set_cpu_capability(before)
+    yield from use_instruction_set(request.param)
 
 
 def _sliced(x: Tensor) -> Tensor:

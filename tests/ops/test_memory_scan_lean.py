@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from stmeta.ops import availability, memory_scan
-from tests.ops.test_memory_scan import SIZES, WEIGHTS, make, run, use_capability
+from tests.ops.conftest import use_instruction_set
+from tests.ops.test_memory_scan import SIZES, WEIGHTS, make, run
 
 pytestmark = pytest.mark.skipif(
     bool(availability("memory_scan")["cpu"]), reason=availability("memory_scan")["cpu"]
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(params=["plain", "avx2", "avx512", "bf16dot"])
 def capability(request: pytest.FixtureRequest) -> Iterator[None]:
     """Each instruction set of the CPU kernels; the last multiplies pairs of bf16 numbers."""
-    yield from use_capability(request.param)
+    yield from use_instruction_set(request.param)
 
 
 @pytest.mark.parametrize("sizes", ["usual", "odd"])
