@@ -73,6 +73,7 @@ void take_video(LossCall& call, const Tensor& video, const Ints& patch, const Do
                   "masked_patch_loss: scale and offset must have C = ", channels, " numbers");
   STD_TORCH_CHECK(patch.size() == 2 && patch[0] > 0 && patch[1] > 0,
                   "masked_patch_loss: patch must be [t, p], both positive");
+  check_product("masked_patch_loss: patch", {patch[0], patch[1], patch[1], video.size(1)});
   PatchLoss& p = call.p;
   p.video = video.const_data_ptr();
   p.channels = video.size(1);
@@ -92,6 +93,7 @@ void take_video(LossCall& call, const Tensor& video, const Ints& patch, const Do
     grid[a] = video.size(2 + a) / steps[a];
     p.last += (steps[a] - 1) * p.stride[2 + a];
   }
+  check_product("masked_patch_loss: video", {grid[0], grid[1], grid[2], 1 << 16});  // a table
   for (int64_t t = 0; t < grid[0]; ++t) {
     for (int64_t y = 0; y < grid[1]; ++y) {
       for (int64_t x = 0; x < grid[2]; ++x) {

@@ -19,6 +19,9 @@ void check(const Tensor& video, const Ints& patch, const Ints& shifts, const Dou
                   "patch_shift: [T, H, W] must be multiples of [t, p, p]");
   STD_TORCH_CHECK(!shifts.empty() && shifts.size() % 3 == 0,
                   "patch_shift: shifts must be S triples (dt, dy, dx)");
+  const int64_t count = static_cast<int64_t>(shifts.size()) / 3;
+  check_product("patch_shift: patch", {patch[0], patch[1], patch[1], video.size(1), count});
+  check_product("patch_shift: a line of the video", {video.size(4), video.size(1), 1 << 14});
 }
 
 // Windows: as many neighbouring tokens as fit, or one where tokens are picked by ids.
@@ -39,6 +42,7 @@ void lay_out(Call& call, bool one_token) {
   }
   p.window[kTime] = p.tubelet + p.reach[kTime] + after[kTime];
   p.window[kHeight] = p.patch + p.reach[kHeight] + after[kHeight];
+  check_product("patch_shift: a window", {p.window[kTime], p.window[kHeight], p.channels, 16});
   const int64_t around = p.reach[kWidth] + after[kWidth];
   const int64_t column = p.window[kTime] * p.window[kHeight] * p.channels * int64_t{sizeof(float)};
   const int64_t fit = (kWindowBytes / std::max<int64_t>(1, column) - around) / p.patch;
@@ -48,6 +52,7 @@ void lay_out(Call& call, bool one_token) {
   p.group = one_token ? 1 : (p.grid[kWidth] + p.groups - 1) / p.groups;
   p.window[kWidth] = p.group * p.patch + around;
   p.pitch = p.window[kWidth] * p.channels;
+  check_product("patch_shift: a window", {p.window[kTime], p.window[kHeight], p.pitch});
   p.window_floats = round_up(p.window[kTime] * p.window[kHeight] * p.pitch + 16, 16);
   STD_TORCH_CHECK(p.window_floats < INT32_MAX, "patch_shift: shifts reach too far for this clip");
   p.plane = round_up(std::max(p.window[kWidth], p.size[kWidth]), 16);
@@ -66,7 +71,7 @@ void lay_out(Call& call, bool one_token) {
 void take_ids(Call& call, const std::optional<Tensor>& ids) {
   PatchShift& p = call.p;
   p.kept = p.tokens;
-  p.items = p.batch * p.grid[kTime] * p.grid[kHeight] * p.groups;
+  p.items = p.tokens == 0 ? 0 : p.batch * p.grid[kTime] * p.grid[kHeight] * p.groups;
   if (!ids.has_value()) return;
   STD_TORCH_CHECK(ids->dim() == 2 && ids->size(0) == p.batch && ids->is_cpu() &&
                       ids->scalar_type() == ScalarType::Long,

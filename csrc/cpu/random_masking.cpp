@@ -27,6 +27,7 @@ using Ints = std::vector<int64_t>;
 void check(const Tensor& noise, int64_t keep, const Ints& units, const Ints& grid) {
   STD_TORCH_CHECK(units.size() == 2 && grid.size() == 2 && grid[0] >= 0 && grid[1] >= 0,
                   "random_masking: units and grid must be [time, space]");
+  check_product("random_masking: grid", {grid[0], grid[1]});
   for (int a = 0; a < 2; ++a) {
     STD_TORCH_CHECK(units[a] == 1 || units[a] == grid[a], "random_masking: units must be 1 or ",
                     grid[a], " on axis ", a, ", as grid is, got ", units[a]);

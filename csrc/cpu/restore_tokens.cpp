@@ -89,8 +89,10 @@ void check_written(const TokenSums& f, int64_t tiles) {
 std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward(Tensor grad, Tensor ids_restore,
                                                            int64_t keep, std::vector<bool> needs) {
   check_rows(grad, ids_restore, "grad");
-  STD_TORCH_CHECK(needs.size() == 3 && keep >= 0 && grad.size(1) == ids_restore.size(1),
+  STD_TORCH_CHECK(needs.size() == 3 && grad.size(1) == ids_restore.size(1),
                   "restore_tokens: grad must be [B, N, D], needs [latent, mask_token, pos]");
+  STD_TORCH_CHECK(keep >= 0 && (keep <= grad.size(1) || grad.size(0) == 0),
+                  "restore_tokens: keep must be in [0, N] = [0, ", grad.size(1), "], got ", keep);
   grad = with_dense_rows(grad);
   ids_restore = torch::stable::contiguous(ids_restore);
   const ScalarType dtype = grad.scalar_type();
