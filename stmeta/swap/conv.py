@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.func import functional_call
 
 from stmeta.nn.spt import compute_dtype
 from stmeta.ops.shifted_patch_embed import shifted_patch_embed
@@ -37,6 +38,8 @@ class FusedConv3d(Fused, nn.Conv3d):
     def forward(self, input: Tensor) -> Tensor:
         """Embed patches, as the convolution does."""
         if not torch.jit.is_scripting():  # pyright: ignore
+            if isinstance(input, fx.Proxy) and not _misfit(self):
+                return patches_of(input, self.weight, self.bias, self.stmeta_backend)
             if self.runs_ops(input) and covers(self, input):  # apart: TorchScript reads all of it
                 return _forward(self, input)
         return self.plain_forward(input)
@@ -56,6 +59,8 @@ class FusedConv2d(Fused, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Embed patches, as the convolution does."""
         if not torch.jit.is_scripting():  # pyright: ignore
+            if isinstance(input, fx.Proxy) and not _misfit(self):
+                return patches_of(input, self.weight, self.bias, self.stmeta_backend)
             if self.runs_ops(input) and covers(self, input):  # apart: TorchScript reads all of it
                 return _forward(self, input)
         return self.plain_forward(input)
@@ -71,6 +76,10 @@ def candidate(conv: Conv) -> bool:
 
 def why_not(conv: Conv) -> str:
     """Why a convolution is not a patch embedding that the op covers; "" if it is one."""
+    return _misfit(conv) or held(conv.weight)
+
+
+def _misfit(conv: Conv) -> str:
     kernel, stride = tuple(conv.kernel_size), tuple(conv.stride)
     if conv.in_channels > PIXEL_CHANNELS:
         return f"{conv.in_channels} input channels are features of a layer, not pixels"
@@ -82,7 +91,7 @@ def why_not(conv: Conv) -> str:
         return f"groups = {conv.groups}, dilation = {tuple(conv.dilation)}; both must be 1"
     if conv.padding != "valid" and any(conv.padding):
         return f"padding = {conv.padding}; it must be 0"
-    return held(conv.weight)
+    return ""
 
 
 def why_not_inside(name: str, module: Any, axes: int) -> str:
@@ -136,6 +145,25 @@ def embed(conv: Conv, video: Tensor, backend: str, **options: Any) -> Tensor:
         backend=backend,
         **options,
     )
+
+
+@fx.wrap
+def patches_of(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+    """The convolution as one step of a symbolic trace, which then gives what the block gives."""
+    if not torch.jit.is_scripting():  # pyright: ignore
+        return _step(x, weight, bias, backend)
+    if weight.dim() == 5:
+        return torch.conv3d(x, weight, bias, weight.shape[2:])
+    return torch.conv2d(x, weight, bias, weight.shape[2:])
+
+
+def _step(x: Tensor, weight: Tensor, bias: Tensor | None, backend: str) -> Tensor:
+    dim, channels, *kernel = weight.shape
+    kind: Any = FusedConv3d if len(kernel) == 3 else FusedConv2d
+    conv = kind(channels, dim, tuple(kernel), tuple(kernel), bias=bias is not None, device="meta")
+    conv.stmeta_backend = backend
+    parameters = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+    return functional_call(conv, parameters, (x,))
 
 
 def _forward(conv: FusedConv2d | FusedConv3d, x: Tensor) -> Tensor:
