@@ -127,8 +127,10 @@ def _describe(video: Video, container: InputContainer, size: int) -> VideoInfo:
     first, packets, evidence = _scan(container, stream)
     if not packets:
         raise DataError("the video stream has no frames")
-    if name == "avi" and len(packets) < 0.95 * stream.frames:
-        raise DataError(f"truncated: the data ends after {len(packets)} of {stream.frames} frames")
+    # AVI counts the frames that a recorder dropped too, and so do its times.
+    reached = max(len(packets), (packets[-1].dts or 0) + 1)
+    if name == "avi" and reached < 0.95 * stream.frames:
+        raise DataError(f"truncated: the data ends after {reached} of {stream.frames} frames")
     if packets[-1].is_corrupt and name not in _STREAMED:
         raise DataError(f"truncated: the data ends inside frame {len(packets)}")
     certain = evidence.doubt() == Doubt()
@@ -229,10 +231,12 @@ def _rate(
     rates = [float(stream.average_rate or mean), mean]
     if frames > 1 and ticks[-1] > 0:
         rates.append((frames - 1) / (float(ticks[-1]) * tick))
+    # Containers with coarse ticks (1 ms in Matroska) round: 33, 33, 34. Where a tick is a frame, as
+    # in AVI, nothing is rounded: what does not fit was dropped.
+    rounding = 0.0 if stream.average_rate and stream.average_rate * tick == 1 else 1.5 * tick
     for rate in rates:
-        # Containers with coarse ticks (1 ms in Matroska) round: 33, 33, 34.
         off = np.abs(ticks * tick - np.arange(frames) / rate).max()
         if abs(rate - mean) < 0.01 * mean or rate == rates[-1]:
-            if off <= max(1.5 * tick, 0.25 / rate):
+            if off <= max(rounding, 0.25 / rate):
                 return rate, False
     return mean, True

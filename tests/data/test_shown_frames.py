@@ -50,6 +50,7 @@ KINDS = {
     "no b-frames in avi": lambda: x264("avi", "bframes=0:keyint=12"),
     # Times.
     "uneven mp4": lambda: encode("libx264", "mp4", times=uneven, bf="2"),
+    "uneven avi": lambda: encode("mjpeg", "avi", times=uneven, pixels="yuvj420p"),
     "uneven ts": lambda: encode("libx264", "mpegts", times=uneven, bf="2"),
     "uneven flv": lambda: encode("flv", "flv", times=uneven),
     "uneven asf": lambda: encode("wmv2", "asf", times=uneven),

@@ -16,6 +16,8 @@ from stmeta.data.loader import ClipLoader, LoaderConfig
 from stmeta.data.shards import EncodedSample, ShardIndex, write_shards
 from stmeta.data.times import Times
 
+from ._streams import pictures, plain, x264
+
 extension = yuv._extension()
 needs_extension = pytest.mark.skipif(extension is None, reason="stmeta._C is missing or older")
 FULL = 2
@@ -137,6 +139,20 @@ def test_kinds_that_take_two_steps(monkeypatch):
     assert yuv.agrees(kind)
     monkeypatch.setattr(yuv, "_extension", lambda: None)
     assert not yuv.agrees(kind)
+
+
+@needs_extension
+def test_fields_have_colours_of_their_own():
+    video = x264("mp4", "tff=1:bframes=2", 12)
+    frames = plain(video)
+    assert all(frame.interlaced_frame for frame in frames)
+    places, window = np.arange(len(frames)), Window(0, 0, 48, 64, False)
+    clip = pyav.decode_yuv(video, places, packets=pyav.read_packets(video)).video
+    out = np.empty((len(frames), 24, 24, 3), np.uint8)
+    crop_resize(clip, window, out)
+    expected = np.empty_like(out)
+    crop_resize(pictures(frames), window, expected)
+    assert np.array_equal(out, expected)
 
 
 @needs_extension

@@ -126,9 +126,16 @@ def agrees(kind: Kind) -> bool:
 def gather(
     frames: Sequence[av.VideoFrame], accept: Callable[[Kind], bool] = agrees
 ) -> YuvVideo | None:
-    """Describe frames by their planes; None = they are of several kinds, or of a refused one."""
+    """Describe frames by their planes; None = they are of several kinds, or of a refused one.
+
+    Each field of an interlaced frame has colours of its own, as FFmpeg knows.
+    """
     kinds = {kind_of(frame) for frame in frames}
-    if len(kinds) != 1 or not accept(kind := kinds.pop()):
+    if (
+        any(frame.interlaced_frame for frame in frames)
+        or len(kinds) != 1
+        or not accept(kind := kinds.pop())
+    ):
         return None
     pictures = np.array([_picture(frame) for frame in frames], np.int64)
     return YuvVideo(kind, pictures, frames)
