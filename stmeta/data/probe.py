@@ -26,7 +26,7 @@ from stmeta.data.decode.yuv import check_matrix
 from stmeta.data.display import Display, display_of
 from stmeta.data.faults import raise_if_machines
 from stmeta.data.video_file import ENCRYPTED, is_encrypted, open_video, video_stream
-from stmeta.data.video_reasons import check_segment, why_not_decoded, why_not_read
+from stmeta.data.video_reasons import check_end, why_not_decoded, why_not_read
 
 # Containers written by a recorder that may end anywhere: a cut last packet is normal there.
 _STREAMED = {"mpegts", "mpeg", "h264", "hevc", "flv"}
@@ -106,7 +106,7 @@ def probe(video: Video) -> VideoInfo:
         size = len(video)
     if size == 0:
         raise DataError("the file is empty (0 bytes)")
-    check_segment(video)
+    check_end(video)
     limits.picture_pixels()  # a setting that is wrong is not the video's fault
     try:
         with open_video(video) as container:
@@ -142,6 +142,8 @@ def _describe(video: Video, container: InputContainer, size: int) -> VideoInfo:
         raise DataError(f"the picture size {codec.width}×{codec.height} is not valid")
     tick = float(stream.time_base or 1)
     seconds = float(shown.ticks[-1] + shown.length) * tick
+    if seconds <= 0:  # one frame, or all at one time, of no length
+        seconds = len(shown.ticks) / float(stream.average_rate or stream.guessed_rate or 25)
     fps, variable = _rate(stream, shown.ticks, tick, seconds)
     return VideoInfo(
         codec=codec.codec.canonical_name,

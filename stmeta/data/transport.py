@@ -230,6 +230,8 @@ class _Request(web.Request):
 
 class _Redirects(web.HTTPRedirectHandler):
     def redirect_request(self, req: Any, *answer: Any) -> web.Request | None:
+        # Or all that the server sends beside the new address would be read, however much it is.
+        answer[0].read = bytes
         new = super().redirect_request(req, *answer)
         if new is None:
             return None

@@ -119,6 +119,7 @@ def headers(**fields: str) -> bytes:
         b"HTTP/1.1 302 Found\r\nLocation: http://[::/\r\n\r\n",
         b"HTTP/1.1 302 Found\r\nLocation: file:///etc/passwd\r\n\r\n",
         b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:99999/\r\n\r\n",
+        b"HTTP/1.1 302 Found\r\nLocation: /set/b\r\nContent-Length: 99999999999\r\n\r\n",
         b"\x00" * 100,
         b"",
     ],

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import wave
 
+import av
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from stmeta.data.encode import CODECS, EncodeOptions, encode_frames
 from stmeta.data.probe import probe
 from stmeta.data.transcode import check_decodes, fits, transcode
 
+from ._streams import encode
 from .conftest import decode, moving_bars, remux
 
 
@@ -232,3 +234,37 @@ def test_fits(make_video):
     assert not fits(info, "mp4", EncodeOptions(short_side=48, fps=25, gop=4))
     assert not fits(info, "mp4", EncodeOptions(short_side=48, fps=12.5, gop=8))
     assert set(CODECS) >= {"h264", "vp9"}
+
+
+def test_one_frame_without_a_length_lasts_as_long_as_others():
+    video = encode("libx264", "flv", 12, times=lambda i: 143 * i)
+    with av.open(io.BytesIO(video)) as container:
+        places = [packet.pos for packet in container.demux(video=0) if packet.size]
+    info = probe(video[: places[1]])
+    assert info.frames == 1 and info.fps > 1
+    assert info.duration_seconds == pytest.approx(1 / info.fps)
+
+
+def test_a_gif_that_is_cut():
+    video = encode("gif", "gif", 12, pixels="rgb8")
+    assert probe(video).frames == 12 and probe(video[:-1]).frames == 12  # its end mark is optional
+    assert probe(video + bytes(50)).frames == 12
+    for end in (len(video) // 3, len(video) // 2, len(video) - 20):
+        with pytest.raises(DataError, match="truncated"):
+            probe(video[:end])
+
+
+def test_a_fragmented_mp4_that_is_cut(tmp_path):
+    path = tmp_path / "a.mp4"
+    with av.open(path, "w", options={"movflags": "frag_keyframe+empty_moov"}) as target:
+        stream = target.add_stream("libx264", rate=25, options={"g": "10"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for picture in moving_bars(0, 50, 48, 64):
+            target.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        target.mux(stream.encode())
+    video = path.read_bytes()
+    last = video.rindex(b"moof") - 4
+    assert probe(video).frames == 50 and probe(video[:last]).frames < 50  # ends with a fragment
+    for end in (last + 40, last + 90):
+        with pytest.raises(DataError, match="truncated"):
+            probe(video[:end])
