@@ -186,6 +186,11 @@ class StageChecks:
         if split not in self._opened:
             root = self.data / split
             if not root.is_dir():
+                if any(self.data.glob("*.tar")):
+                    raise DataError(
+                        f"data: --data must be the folder that holds the splits, and {self.data} "
+                        f"holds shards itself; did you mean --data {self.data.absolute().parent}?"
+                    )
                 raise DataError(
                     f"data: {stage} needs the split {split!r}, and {self.data} has none; make it "
                     "with `stmeta shard` (see --val-fraction), or leave the stage out with --stage"

@@ -41,6 +41,8 @@ def look_through(folder: Path) -> Files:
     Raises:
         DataError: there is no such folder, or no video in it.
     """
+    if folder.is_file():
+        raise DataError(f"{folder}: this is a file; give the folder that holds the videos")
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder")
     found, places = Files([], [], {}), {_identity(folder): "the folder itself"}

@@ -190,6 +190,9 @@ def test_two_runs_keep_apart(mixed_folder, tmp_path):
 def test_wrong_use(tmp_path, capsys):
     assert run("shard", tmp_path / "nothing", "--out", tmp_path / "out") == 1
     assert "there is no such folder" in capsys.readouterr().err
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    assert run("shard", tmp_path / "a.mp4", "--out", tmp_path / "out") == 1
+    assert "this is a file; give the folder" in capsys.readouterr().err
     assert run("shard", tmp_path, "--out", tmp_path / "out", "--gop", 0) == 2
     assert "gop must be above 0" in capsys.readouterr().err
     assert run("shard", tmp_path, "--codec", "divx", "--out", tmp_path) == 2

@@ -84,6 +84,12 @@ def test_data_that_do_not_do_for_a_stage(make, tmp_path, capsys, splits, argumen
     assert message in refused(capsys, tmp_path / "run", "--data", root, *arguments)
 
 
+def test_a_split_given_as_the_data_set(make, tmp_path, capsys):
+    root = make(train=GOOD, val=GOOD)
+    said = refused(capsys, tmp_path / "run", "--data", root / "train")
+    assert "holds shards itself; did you mean --data" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
