@@ -120,7 +120,7 @@ def repeats(ids: Tensor, count: int, *, complete: bool = False) -> bool:
     seen = visible(ids)
     if seen is None:
         return False
-    found = torch.zeros(seen.shape[0], count + 1, dtype=torch.bool)
+    found = torch.zeros(seen.shape[0], count + 1, dtype=torch.bool, device=seen.device)
     found.scatter_(1, seen.clamp(max=count), True)
     different = int(found[:, :count].sum())
     wanted = seen.shape[0] * count

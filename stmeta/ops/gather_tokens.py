@@ -65,7 +65,7 @@ def gather_tokens(
     needed = needs_gradient(x, pos)
     if needed and visible(ids_keep) is not None:
         places = invert_ids(ids_keep, sizes["N"])
-        order = torch.arange(sizes["K"]).expand_as(ids_keep)
+        order = torch.arange(sizes["K"], device=places.device).expand_as(ids_keep)
         sizes["twice"] = not torch.equal(places.gather(1, ids_keep), order)
         if ids_restore is not None:
             _check_places(ids_restore, places, sizes["K"])

@@ -35,6 +35,13 @@ class Fused:
     ops = ""
     stmeta_backend = "auto"
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Show the signature of the forward that it stands in for: transformers and others ask."""
+        super().__init_subclass__(**options)
+        if cls.__bases__[0] is Fused and "forward" in vars(cls):
+            forward: Any = cls.forward  # pyright: ignore
+            forward.__signature__ = inspect.signature(cls.__bases__[1].forward)  # pyright: ignore
+
     @classmethod
     def why_not(cls, module: Any) -> str:
         """Why this instance of the second base must stay as it is; "" if it need not.

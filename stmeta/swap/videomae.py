@@ -32,8 +32,8 @@ from stmeta.swap._tokens import assemble, same_number, visible_first
 _VERSION = "this version of transformers defines it in another way than those we have read"
 _EMBED = ("14a75fcfa41f5fc0", "b2c04f66acc78511")
 _PRETRAIN = ("7c5cd8ad4e0da1fb",)
-_FLOAT32 = {
-    c: float(torch.tensor(c, dtype=torch.float32))
+_FLOAT32 = {  # on the CPU, whatever the default device where this is imported: it may be "meta"
+    c: float(torch.tensor(c, dtype=torch.float32, device="cpu"))
     for c in (*IMAGENET_DEFAULT_MEAN, *IMAGENET_DEFAULT_STD)
 }
 _CACHED_ROWS = 256  # targets at a time: 1.5 MB of VideoMAE-base, which stay in L2 and L3

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import importlib.util
+import inspect
 import io
+import pkgutil
 import re
 
 import pytest
@@ -12,8 +15,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from stmeta import fuse, unfuse
-from tests.swap._cases import KEYS, assert_close, error, run
+from stmeta import fuse, swap, unfuse
+from stmeta.swap._common import Fused
+from tests.swap._cases import KEYS, assert_close, error, load, run
 from tests.swap._families import FAMILIES, Case, numbers
 from tests.swap._models import Steps, teach
 
@@ -41,6 +45,40 @@ def test_numbers(case):
     assert_close(run(case.twin, case.call), run(case.model, case.call))
     assert unfuse(case.twin) == len(case.report.replaced)
     assert [type(m) for m in case.twin.modules()] == [type(m) for m in case.model.modules()]
+
+
+def test_signatures(case):
+    """transformers' Trainer and others choose the arguments of a model by them."""
+    for ours, theirs in zip(case.twin.modules(), case.model.modules(), strict=True):
+        found, wanted = inspect.signature(ours.forward), inspect.signature(theirs.forward)
+        if type(ours).__bases__[0] is Fused:
+            assert found == wanted, type(theirs)
+        assert list(found.parameters) == list(wanted.parameters), type(theirs)
+
+
+@pytest.mark.parametrize("name", [m.name for m in pkgutil.iter_modules(swap.__path__)])
+def test_first_use_within_another_device(name):
+    """Modules of a family are read when `fuse` meets it: also while "meta" is the default."""
+    load("transformers" if name in ("videomae", "vit_mae") else "torch")
+    found = importlib.util.find_spec(f"stmeta.swap.{name}")
+    try:
+        with torch.device("meta"):
+            found.loader.exec_module(importlib.util.module_from_spec(found))
+    except ModuleNotFoundError as missing:
+        pytest.skip(f"{missing.name} is not installed")
+
+
+def test_another_default_device(case):
+    def call(model):
+        with torch.device("meta"):
+            return case.call(model)
+
+    expected = run(case.model, case.call)
+    try:
+        assert_close(run(case.model, call), expected)
+    except (AssertionError, NotImplementedError, RuntimeError):
+        pytest.skip("the model itself depends on the default device")
+    assert_close(run(case.twin, call), expected)
 
 
 def test_autocast(case):
