@@ -150,9 +150,18 @@ template <typename F>
 void parallel(int64_t count, int64_t work, int64_t scratch_floats, const F& f) {
   const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, work));
   torch::stable::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
-    const FlushSubnormals flush;
     const Buffer<float> scratch(scratch_floats);
     f(begin, end, scratch.get());
+  });
+}
+
+// The same for kernels that multiply what a softmax, a power or a chain of products left. Those
+// that only move or scale what they are given keep each number.
+template <typename F>
+void parallel_flushing(int64_t count, int64_t work, int64_t scratch_floats, const F& f) {
+  parallel(count, work, scratch_floats, [&](int64_t begin, int64_t end, float* scratch) {
+    const FlushSubnormals flush;
+    f(begin, end, scratch);
   });
 }
 

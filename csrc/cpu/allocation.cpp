@@ -124,8 +124,9 @@ std::tuple<Tensor, Tensor> allocation(Tensor usage) {
   p.order_out = order.mutable_data_ptr<int32_t>();
   const auto kernel = with_float_type(usage.scalar_type(), "allocation: usage",
                                       [](auto number) { return &forward<decltype(number)>; });
-  parallel(p.batch, 16 * p.rows, round_line(p.rows) + 4 * p.rows,
-           [&](int64_t begin, int64_t end, float* scratch) { kernel(p, begin, end, scratch); });
+  parallel_flushing(
+      p.batch, 16 * p.rows, round_line(p.rows) + 4 * p.rows,
+      [&](int64_t begin, int64_t end, float* scratch) { kernel(p, begin, end, scratch); });
   return {out, order};
 }
 
@@ -146,8 +147,9 @@ Tensor allocation_backward(Tensor grad, Tensor usage, Tensor order) {
   p.out = out.mutable_data_ptr();
   const auto kernel = with_float_type(usage.scalar_type(), "allocation: usage",
                                       [](auto number) { return &backward<decltype(number)>; });
-  parallel(p.batch, 8 * p.rows, 4 * round_line(p.rows),
-           [&](int64_t begin, int64_t end, float* scratch) { kernel(p, begin, end, scratch); });
+  parallel_flushing(
+      p.batch, 8 * p.rows, 4 * round_line(p.rows),
+      [&](int64_t begin, int64_t end, float* scratch) { kernel(p, begin, end, scratch); });
   return out;
 }
 

@@ -108,7 +108,7 @@ std::tuple<Tensor, Tensor> gather_tokens_backward(Tensor grad, Tensor ids_keep, 
     f.dim = dim;
     place_all_rows(f, "gather_tokens", batch, dtype, std::nullopt);
   }
-  if (needs[1]) {
+  if (needs[1] && dim > 0) {
     TokenSums f = {};
     f.grad = grad.const_data_ptr();
     f.grad_stride[0] = grad.stride(0);

@@ -74,8 +74,9 @@ void run(const Attention& a, Kernel kernel) {
   const int64_t matrix = a.padded * a.wide;
   const int64_t scratch = 6 * matrix + kRows * (a.padded + 4 * a.wide) + 64;
   const int64_t few = std::min<int64_t>(a.tokens, 256);  // more are as many to `parallel`
-  parallel(a.batch * a.heads, few * few * a.width, scratch,
-           [&](int64_t begin, int64_t end, float* floats) { kernel(a, begin, end, floats); });
+  parallel_flushing(
+      a.batch * a.heads, few * few * a.width, scratch,
+      [&](int64_t begin, int64_t end, float* floats) { kernel(a, begin, end, floats); });
 }
 
 std::tuple<Tensor, Tensor> locality_attention(Tensor qkv, Tensor temperature, bool exclude_self) {
@@ -84,6 +85,7 @@ std::tuple<Tensor, Tensor> locality_attention(Tensor qkv, Tensor temperature, bo
   Attention a = make_problem(qkv, temperature, exclude_self);
   Tensor out = new_tensor(qkv, {a.batch, a.tokens, a.heads, a.width}, qkv.scalar_type());
   Tensor stats = new_tensor(qkv, {a.batch, a.heads, a.tokens, 2}, ScalarType::Float);
+  if (out.numel() == 0) return {out, stats};
   a.out = out.mutable_data_ptr();
   a.stats = stats.mutable_data_ptr<float>();
   run(a, with_float_type(qkv.scalar_type(), "locality_attention: qkv",
@@ -106,6 +108,9 @@ std::tuple<Tensor, Tensor> locality_attention_backward(Tensor grad, Tensor qkv, 
                   "locality_attention: grad and out must be [B, N, H, E], stats [B, H, N, 2]");
   Tensor grad_qkv = new_tensor(qkv, {a.batch, a.tokens, 3, a.heads, a.width}, qkv.scalar_type());
   Tensor grad_temperature = new_tensor(qkv, {a.heads}, ScalarType::Float);
+  float* sum = grad_temperature.mutable_data_ptr<float>();
+  std::fill_n(sum, a.heads, 0.0f);
+  if (grad_qkv.numel() == 0) return {grad_qkv, grad_temperature};
   const Buffer<float> partial(a.batch * a.heads);
   a.out = out.mutable_data_ptr();
   a.stats = stats.mutable_data_ptr<float>();
@@ -114,9 +119,7 @@ std::tuple<Tensor, Tensor> locality_attention_backward(Tensor grad, Tensor qkv, 
   a.grad_temperature = partial.get();
   run(a, with_float_type(qkv.scalar_type(), "locality_attention: qkv",
                          [](auto t) { return backward_kernel(t); }));
-  float* sum = grad_temperature.mutable_data_ptr<float>();
   for (int64_t h = 0; h < a.heads; ++h) {
-    sum[h] = 0.0f;
     for (int64_t b = 0; b < a.batch; ++b) sum[h] += partial[b * a.heads + h];
   }
   return {grad_qkv, grad_temperature};

@@ -10,7 +10,7 @@ STMETA_INLINE Vec tanh_of(Vec x) {
 STMETA_INLINE float sigmoid_number(float x) { return 1.0f / (1.0f + __builtin_expf(-x)); }
 
 STMETA_INLINE void copy(const float* from, int64_t count, float* to) {
-  __builtin_memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
+  if (count > 0) __builtin_memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
 }
 
 // The point-wise part of an LSTM step, of one vector: gates become what they let through; h and c.

@@ -54,7 +54,7 @@ inline Tensor like(const Tensor& memory, const Ints& size) {
 // f(begin, end, scratch) over batch elements.
 template <typename F>
 void over_batch(const MemorySizes& s, int64_t scratch_floats, const F& f) {
-  parallel(s.batch, s.rows * s.width * (s.heads + s.reads + s.writes), scratch_floats, f);
+  parallel_flushing(s.batch, s.rows * s.width * (s.heads + s.reads + s.writes), scratch_floats, f);
 }
 
 }  // namespace stmeta

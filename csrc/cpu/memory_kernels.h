@@ -98,6 +98,18 @@ STMETA_FN inline void move_sum(int64_t count, float* part, float* total) {
   }
 }
 
+// Of whole vectors.
+STMETA_FN inline float sum_of(const float* x, int64_t count) {
+  Vec sum = {};
+  for (int64_t first = 0; first < count; first += kChain * kLanes) {
+    const int64_t last = first + kChain * kLanes < count ? first + kChain * kLanes : count;
+    Vec part = {};
+    for (int64_t i = first; i < last; i += kLanes) part += load(x + i);
+    sum += part;
+  }
+  return sum_tree(sum);
+}
+
 STMETA_INLINE float dot(const float* a, const float* b, int64_t count) {
   Vec sum = {};
   for (int64_t i = 0; i < count; i += kLanes) sum += load(a + i) * load(b + i);
@@ -169,13 +181,11 @@ STMETA_FN inline void soften(const MemorySizes& s, const Content& c, const float
     for (int64_t n = kLanes; n < s.padded; n += kLanes) most = larger(most, load(weight + n));
     float top = most[0];
     for (int i = 1; i < kLanes; ++i) top = most[i] > top ? most[i] : top;
-    Vec sum = {};
     for (int64_t n = 0; n < s.padded; n += kLanes) {
       store(weight + n, exp_of(load(weight + n) - splat(top)));
     }
     clear(weight + s.rows, s.padded - s.rows);
-    for (int64_t n = 0; n < s.padded; n += kLanes) sum += load(weight + n);
-    const Vec scale = splat(1.0f / sum_tree(sum));
+    const Vec scale = splat(1.0f / sum_of(weight, s.padded));
     for (int64_t n = 0; n < s.padded; n += kLanes) store(weight + n, load(weight + n) * scale);
   }
 }
@@ -303,15 +313,12 @@ STMETA_FN inline void sharpen_weights(const MemorySizes& s, const Location& l, f
     clear(weight, s.padded);
     return;
   }
-  Vec sum = {};
   for (int64_t n = 0; n < s.padded; n += kLanes) {
     const Vec v = load(l.moved + n);
     const Vec power = pow_of(larger(v, splat(1e-37f)), l.largest, sharpen);
-    const Vec w = v > splat(0.0f) ? power : larger(v, Vec{});  // NaN stays
-    sum += w;
-    store(weight + n, w);
+    store(weight + n, v > splat(0.0f) ? power : larger(v, Vec{}));  // NaN stays
   }
-  const Vec inverse = splat(1.0f / sum_tree(sum));
+  const Vec inverse = splat(1.0f / sum_of(weight, s.padded));
   for (int64_t n = 0; n < s.padded; n += kLanes) store(weight + n, load(weight + n) * inverse);
 }
 

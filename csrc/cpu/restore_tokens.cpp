@@ -121,9 +121,10 @@ std::tuple<Tensor, Tensor, Tensor> restore_tokens_backward(Tensor grad, Tensor i
   f.pos = needs[2] ? pos.mutable_data_ptr<float>() : nullptr;
   const auto kernel = with_float_type(dtype, "restore_tokens: grad",
                                       [](auto t) { return STMETA_BY_ISA(sum_tiles<decltype(t)>); });
+  if (f.dim == 0) return {latent, mask, pos};
   parallel(tiles, f.batch * f.tile * f.dim, (1 + f.tile) * f.dim,
            [&](int64_t begin, int64_t end, float* scratch) { kernel(f, begin, end, scratch); });
-  if (needs[0] && f.dim > 0) check_written(f, tiles);
+  if (needs[0]) check_written(f, tiles);
   if (needs[1]) sum_partials(f.mask, tiles, f.dim, mask.mutable_data_ptr<float>());
   return {latent, mask, pos};
 }

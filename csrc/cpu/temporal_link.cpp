@@ -65,8 +65,9 @@ std::tuple<Tensor, Tensor> temporal_link(Tensor link, Tensor precedence, Tensor 
   const auto kernel = with_float_type(link.scalar_type(), "temporal_link: link", [](auto number) {
     return STMETA_BY_ISA(forward<decltype(number)>);
   });
-  parallel(p.batch * p.heads * p.blocks, 2 * kBlock * p.rows, 3 * p.padded,
-           [&](int64_t begin, int64_t end, float* scratch) { kernel(p, begin, end, scratch); });
+  parallel_flushing(
+      p.batch * p.heads * p.blocks, 2 * kBlock * p.rows, 3 * p.padded,
+      [&](int64_t begin, int64_t end, float* scratch) { kernel(p, begin, end, scratch); });
   return {link_out, precedence_out};
 }
 
@@ -89,8 +90,9 @@ std::tuple<Tensor, Tensor, Tensor> temporal_link_backward(Tensor grad_link, Tens
   const auto kernel = with_float_type(link.scalar_type(), "temporal_link: link", [](auto number) {
     return STMETA_BY_ISA(backward<decltype(number)>);
   });
-  parallel(p.batch * p.heads, 3 * p.rows * p.rows, 6 * p.padded,
-           [&](int64_t begin, int64_t end, float* scratch) { kernel(p, begin, end, scratch); });
+  parallel_flushing(
+      p.batch * p.heads, 3 * p.rows * p.rows, 6 * p.padded,
+      [&](int64_t begin, int64_t end, float* scratch) { kernel(p, begin, end, scratch); });
   return {d_link, d_precedence, d_weight};
 }
 

@@ -11,12 +11,6 @@ STMETA_INLINE const T* head_of(const Links& links, const TemporalLink& p, int64_
   return static_cast<const T*>(links.data) + b * links.batch_stride + h * links.head_stride;
 }
 
-STMETA_INLINE float sum_of(const float* x, int64_t padded) {
-  Vec sum = {};
-  for (int64_t n = 0; n < padded; n += kLanes) sum += load(x + n);
-  return sum_tree(sum);
-}
-
 // A vector; with kPart the `count` numbers that are left at the end of a row, and zeros.
 template <bool kPart, typename T>
 STMETA_INLINE Vec load_some(const T* source, int64_t count) {

@@ -23,6 +23,8 @@ def check_tensors(
         ValueError: a tensor does not fit.
     """
     present = {name: (x, letters) for name, (x, letters) in tensors.items() if x is not None}
+    for name in tensors.keys() - present.keys() - {"key", "add"}:  # what may be missing
+        raise ValueError(f"{op}: {name} must be a tensor, got None")
     check_shapes(op, **present)
     in_bf16 = {name for name in rounded if present[name][0].dtype == torch.bfloat16}
     if in_bf16 and len(in_bf16) < len(rounded):

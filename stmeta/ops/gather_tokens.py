@@ -62,6 +62,10 @@ def gather_tokens(
     sizes = check_shapes("gather_tokens", **arguments)
     check_float("gather_tokens", "x", x)
     check_ids("gather_tokens", "ids_keep", ids_keep, x.shape[1])
+    if ids_restore is not None and ids_restore.dtype != torch.int64:
+        raise ValueError(
+            f"gather_tokens: ids_restore must be int64, got {ids_restore.dtype}; use .long()"
+        )
     needed = needs_gradient(x, pos)
     if needed and visible(ids_keep) is not None:
         places = invert_ids(ids_keep, sizes["N"])
@@ -79,10 +83,6 @@ def gather_tokens(
 
 
 def _check_places(ids_restore: Tensor, places: Tensor, keep: int) -> None:
-    if ids_restore.dtype != torch.int64:
-        raise ValueError(
-            f"gather_tokens: ids_restore must be int64, got {ids_restore.dtype}; use .long()"
-        )
     if not torch.equal(ids_restore.clamp(max=keep), places):
         raise ValueError(
             "gather_tokens: ids_restore must say where each token lies in ids_keep, and K or more "

@@ -41,10 +41,10 @@ def resize(x: Tensor, axis: int, size: int) -> Tensor:
         shape = [size if i == axis else n for i, n in enumerate(x.shape)]
         fits = math.prod(shape) < 2**62
         return x.narrow(axis, 0, 1).expand(shape) if fits else x
-    shape = [size if i == axis else n for i, n in enumerate(x.shape)]
-    out = x.new_zeros(shape)
-    out.narrow(axis, 0, x.shape[axis]).copy_(x)
-    return out
+    if x.numel() * size > 10**6:  # it was made huge on another axis
+        return x
+    again = torch.arange(size).clamp(max=x.shape[axis] - 1)  # the last one, again
+    return x.index_select(axis, again)
 
 
 def bad_sizes() -> Iterator[tuple[str, str, tuple]]:
@@ -96,7 +96,8 @@ class Bad:
         key = self.draw.choice(sorted(self.arguments))
         x = self.arguments[key]
         if not isinstance(x, Tensor):
-            self.arguments[key] = self.draw.choice(OPTIONS)
+            of_kind = (True, False) if isinstance(x, bool) else OPTIONS  # eager takes all as a bool
+            self.arguments[key] = self.draw.choice(of_kind)
             self.changes.append(f"{key} = {self.arguments[key]!r}")
             self.tame = False
             return
@@ -132,11 +133,11 @@ class Bad:
     def fill(self, key: str, x: Tensor) -> None:
         value = self.draw.choice(VALUES)
         if x.is_floating_point() and x.numel():
-            x = x.clone()
+            x = x.clone(memory_format=torch.contiguous_format)
             whole = self.draw.random() < 0.3
             x.view(-1)[slice(None) if whole else self.draw.randrange(x.numel())] = value
         elif x.numel() and x.dtype != torch.bool:
-            x = x.clone()
+            x = x.clone(memory_format=torch.contiguous_format)
             x.view(-1)[self.draw.randrange(x.numel())] = self.draw.choice((0, 1, 127))
         self.arguments[key] = x
         self.changes.append(f"{key} with {value}")

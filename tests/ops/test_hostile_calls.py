@@ -17,6 +17,7 @@ from stmeta.ops import availability
 from stmeta.ops.erase_add import erase_add_ref
 from stmeta.ops.lrua_step import lrua_step_ref
 from stmeta.ops.memory_read import memory_read_ref
+from tests.ops._calls import valid_calls
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 500  # calls of a process
@@ -75,6 +76,15 @@ def test_auto_does_what_eager_does(first, count):
     assert len(went) == count
     assert [f"{call} -> {how}" for call, how in went if how.startswith("differs")] == []
     assert any(how == "ok" for _, how in went)
+
+
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+@pytest.mark.parametrize("name", ["memory_scan", "ntm_scan"])
+def test_a_scan_names_the_tensor_that_is_missing(name, backend):
+    """Eager would add no bias where a kernel cannot."""
+    call = valid_calls()[name]
+    with pytest.raises(ValueError, match=f"{name}: bias must be a tensor, got None"):
+        call.function(**call.arguments | {"bias": None}, backend=backend)
 
 
 @needs_kernels

@@ -77,6 +77,7 @@ ERRORS = [
     ("gather_tokens", {"ids_keep": 7 * _ones(2, 3).long()}, "[0, 7), got values from 7 to 7"),
     ("gather_tokens", {"ids_keep": -_ones(2, 3).long()}, "[0, 7), got values from -1 to -1"),
     ("gather_tokens", {"ids_keep": META.long()}, "must be on x's device cpu, got meta"),
+    ("gather_tokens", {"ids_restore": _ones(2, 7)}, "ids_restore must be int64, got torch.float32"),
     ("gather_tokens", {"ids_restore": _ones(2, 6).long()}, "ids_restore must be [B, N] = [2, 7]"),
     ("restore_tokens", {"mask_token": _ones(6)}, "mask_token must have D = 7 numbers to match"),
     ("restore_tokens", {"ids_restore": _ones(3, 7).long()}, "must be [B, N] = [2, N]"),
