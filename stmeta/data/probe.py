@@ -31,6 +31,7 @@ from stmeta.data.video_reasons import check_end, why_not_decoded, why_not_read
 # Containers written by a recorder that may end anywhere: a cut last packet is normal there.
 _STREAMED = {"mpegts", "mpeg", "h264", "hevc", "flv"}
 
+_SLOWEST, _FASTEST = 1e-3, 1e6  # frames a second; a time-lapse film of 16 minutes a frame is none
 
 Video: TypeAlias = bytes | str | os.PathLike[str]
 
@@ -145,6 +146,11 @@ def _describe(video: Video, container: InputContainer, size: int) -> VideoInfo:
     if seconds <= 0:  # one frame, or all at one time, of no length
         seconds = len(shown.ticks) / float(stream.average_rate or stream.guessed_rate or 25)
     fps, variable = _rate(stream, shown.ticks, tick, seconds)
+    if not _SLOWEST <= fps <= _FASTEST:
+        raise DataError(
+            f"its times cannot be right: {len(shown.ticks)} frames in {seconds:g} s; rates from "
+            f"{_SLOWEST:g} to {_FASTEST:g} frames a second are read"
+        )
     return VideoInfo(
         codec=codec.codec.canonical_name,
         width=codec.width,

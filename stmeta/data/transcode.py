@@ -26,6 +26,7 @@ from stmeta.data.video_file import open_video, video_stream
 
 # Their index has the times of showing; in others a key frame may be found, or missed, by any time.
 _SEEKABLE = ("mp4", "matroska")
+_MOST_REPEATED = 200  # frames made of each; a wrong time stamp would fill the disk with one picture
 
 
 def transcode(
@@ -71,6 +72,11 @@ def transcode(
     )
     info = info or probe(video)
     rate = Fraction(fps or info.fps).limit_denominator(1001)
+    if frames is None and info.duration_seconds * rate > _MOST_REPEATED * (info.frames + 1000):
+        raise DataError(
+            f"{info.frames} frames in {info.duration_seconds:g} s would be repeated to fill "
+            f"{float(rate):g} a second: its times are wrong, or it needs a lower `fps`"
+        )
     with tempfile.NamedTemporaryFile(prefix="stmeta-") as file:
         encoder: Encoder | None = None
         if start_seconds:

@@ -268,3 +268,16 @@ def test_a_fragmented_mp4_that_is_cut(tmp_path):
     for end in (last + 40, last + 90):
         with pytest.raises(DataError, match="truncated"):
             probe(video[:end])
+
+
+def test_times_that_cannot_be_right():
+    """A wrong time stamp neither stops the others nor fills the disk with one picture."""
+    video = encode("libvpx", "matroska", 5, times=lambda i: 40 * i if i < 4 else 2**41)
+    with pytest.raises(DataError, match="times cannot be right"):
+        probe(video)
+    video = encode("libvpx", "matroska", 5, times=lambda i: 40 * i if i < 4 else 2**21)
+    assert probe(video).duration_seconds == pytest.approx(2097, abs=1)
+    with pytest.raises(DataError, match="would be repeated"):
+        transcode(video, fps=120.0)
+    slow = transcode(video, fps=0.1, short_side=None)
+    assert 205 <= probe(slow).frames <= 420
