@@ -98,8 +98,8 @@ def _malformed(state: Any) -> str:
         "optimizer": lambda v: isinstance(v, dict) and isinstance(v.get("state"), dict),
         "data": lambda v: isinstance(v, dict) and all(type(n) is int for n in v.values()),
         "step": lambda v: type(v) is int and v >= 0,
-        "history": _is_table,
-        "evals": _is_table,
+        "history": lambda v: _is_table(v, {"step", "loss", "lr"}),
+        "evals": lambda v: _is_table(v, {"step"}),
         **{name: lambda v, kind=kind: _is_number(v, kind) for name, kind in FIGURES.items()},
     }
     for name, holds in rules.items():
@@ -117,9 +117,11 @@ def _is_number(value: Any, kind: type) -> bool:
     return whole or (kind is float and type(value) is float and not math.isnan(value))
 
 
-def _is_table(value: Any) -> bool:
+def _is_table(value: Any, needed: set[str]) -> bool:
     return isinstance(value, list) and all(
-        isinstance(row, dict) and all(type(n) in (int, float) for n in row.values())
+        isinstance(row, dict)
+        and needed <= set(row)
+        and all(type(n) in (int, float) for n in row.values())
         for row in value
     )
 
@@ -132,8 +134,8 @@ def restore(
     Raises:
         DataError: the state is of another model.
     """
-    mine = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    theirs = {name: tuple(t.shape) for name, t in state["model"].items()}
+    mine = {name: _form(tensor) for name, tensor in model.state_dict().items()}
+    theirs = {name: _form(tensor) for name, tensor in state["model"].items()}
     if differences := _differences(theirs, mine):
         raise DataError(
             f"--resume: {path} is of another model than the one that --model, --fewshot or the "
@@ -156,21 +158,27 @@ def restore(
 def _fits(moment: Any, parameter: Tensor) -> bool:
     if not isinstance(moment, dict) or set(moment) != {"step", "exp_avg", "exp_avg_sq"}:
         return False
-    tensors = (moment["exp_avg"], moment["exp_avg_sq"])
+    tensors, step = (moment["exp_avg"], moment["exp_avg_sq"]), moment["step"]
     return (
-        all(isinstance(t, Tensor) and t.shape == parameter.shape for t in tensors)
-        and isinstance(moment["step"], Tensor)
-        and moment["step"].numel() == 1
+        all(isinstance(t, Tensor) and _form(t) == _form(parameter) for t in tensors)
+        and isinstance(step, Tensor)
+        and _form(step) == "float32 []"
+        and bool(step >= 0)
     )
 
 
-def _differences(theirs: Mapping[str, tuple], mine: Mapping[str, tuple]) -> str:
+def _form(tensor: Tensor) -> str:
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return f"{kind} {list(tensor.shape)}" + ("" if tensor.layout == torch.strided else ", sparse")
+
+
+def _differences(theirs: Mapping[str, str], mine: Mapping[str, str]) -> str:
     found = [f"{name} is not there" for name in mine if name not in theirs]
     found += [f"{name} is there alone" for name in theirs if name not in mine]
     found += [
-        f"{name} is {list(theirs[name])} there and {list(shape)} now"
-        for name, shape in mine.items()
-        if name in theirs and theirs[name] != shape
+        f"{name} is {theirs[name]} there and {form} now"
+        for name, form in mine.items()
+        if name in theirs and theirs[name] != form
     ]
     more = f"; {len(found) - 3} more" if len(found) > 3 else ""
     return "; ".join(found[:3]) + more

@@ -27,12 +27,11 @@ from stmeta.models.mann import FewShotMANN
 from stmeta.models.video_mae import VideoMAE
 from stmeta.run_checks import StageChecks, check_settings, check_state, load_encoder
 from stmeta.runs import claimed, device_of, write_config, write_metrics
+from stmeta.stage_loaders import clip_loader, loader_config
 from stmeta.stages import (
     ClassifyStage,
     FewShotStage,
     PretrainStage,
-    clip_loader,
-    loader_config,
     to_model,
 )
 from stmeta.trainer import Trainer

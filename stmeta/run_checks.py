@@ -16,7 +16,7 @@ import numpy as np
 
 from stmeta import checkpoint
 from stmeta._errors import DataError
-from stmeta.config import ClassifyConfig, RunConfig, TrainConfig
+from stmeta.config import ClassifyConfig, MemoryConfig, RunConfig, TrainConfig
 from stmeta.data.batcher import require_rate, skips
 from stmeta.data.classes import trained_classes
 from stmeta.data.episodes import EpisodePlan
@@ -90,18 +90,29 @@ def check_state(config: RunConfig, stages: tuple[str, ...]) -> None:
         DataError: one is damaged, or the run was of another model.
     """
     before = read_config(config.folder)
+    if type(before) is not type(config):
+        raise DataError(
+            f"--resume: the run in {config.folder} is of recipe {before.recipe!r}, which trains "
+            f"something else than {config.recipe!r}; go on with --resume {config.folder} alone, "
+            "or train into another --out"
+        )
+    same: dict[str, tuple[Any, Any]] = {}
+    if isinstance(before, MemoryConfig) and isinstance(config, MemoryConfig):
+        names = ("task", "memory", "ways", "instances", "bits", "image_size", "mann", "ntm", "dnc")
+        names += ("lstm_hidden", "filters", "encoder")
+        same = {f"--{n.replace('_', '-')}": (getattr(before, n), getattr(config, n)) for n in names}
     if isinstance(before, TrainConfig) and isinstance(config, TrainConfig):
-        same: dict[str, tuple[Any, Any]] = {
+        same = {
             "--model": (before.model, config.model),
             "--fewshot.head": (before.fewshot.head, config.fewshot.head),
             "--fewshot.ways": (before.fewshot.ways, config.fewshot.ways),
         }
-        for flag, (was, now) in same.items():
-            if was != now:
-                raise DataError(
-                    f"--resume: the run in {config.folder} was begun with another {flag} "
-                    f"({_changes(was, now)}); leave it as it was, or train into another --out"
-                )
+    for flag, (was, now) in same.items():
+        if was != now:
+            raise DataError(
+                f"--resume: the run in {config.folder} was begun with another {flag} "
+                f"({_changes(was, now)}); leave it as it was, or train into another --out"
+            )
     for name in stages:
         path = config.folder / name / "last.pt"
         if path.exists():

@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,86 +17,15 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_f1_score
 
 from stmeta import distributed
-from stmeta.config import ClassifyConfig, ClipConfig, FewShotConfig, PretrainConfig
+from stmeta.config import ClassifyConfig, FewShotConfig, PretrainConfig
 from stmeta.data.batch import ClipBatch, EpisodeBatch, require_finite
 from stmeta.data.classes import trained_classes
 from stmeta.data.episodes import EpisodeLoader
-from stmeta.data.loader import ClipLoader, LoaderConfig
+from stmeta.data.loader import ClipLoader
 from stmeta.models.classifier import VideoClassifier
 from stmeta.models.mann import FewShotMANN
-from stmeta.models.small_vit import SmallViTConfig
 from stmeta.models.video_mae import VideoMAE
-
-
-def loader_config(
-    clip: ClipConfig,
-    model: SmallViTConfig,
-    *,
-    batch_size: int,
-    train: bool,
-    views: int,
-    seed: int,
-    device: torch.device,
-) -> LoaderConfig:
-    """How a stage reads a split; `train` switches shuffling and augmentation on."""
-    return LoaderConfig(
-        batch_size=batch_size,
-        frames=model.frames,
-        stride=clip.stride,
-        fps=clip.fps,
-        size=model.image_size,
-        train=train,
-        views=views,
-        repeats=clip.repeats,
-        labelled_share=clip.labelled_share,
-        crop_scale=clip.crop_scale,
-        crop_ratio=clip.crop_ratio,
-        hflip=clip.hflip,
-        brightness=clip.brightness,
-        contrast=clip.contrast,
-        saturation=clip.saturation,
-        rand_augment=clip.rand_augment,
-        erase_chance=clip.erase_chance,
-        erase_area=clip.erase_area,
-        erase_ratio=clip.erase_ratio,
-        erase_fill=clip.erase_fill,
-        decoder=clip.decoder,
-        device=device.type,
-        threads=clip.threads,
-        prefetch=clip.prefetch,
-        cache_mib=clip.cache_mib,
-        max_error_rate=clip.max_error_rate,
-        seed=seed,
-    )
-
-
-def clip_loader(
-    root: Path,
-    clip: ClipConfig,
-    model: SmallViTConfig,
-    *,
-    batch_size: int,
-    train: bool,
-    views: int,
-    seed: int,
-    device: torch.device,
-) -> ClipLoader:
-    """Make the loader of one split; see `loader_config`."""
-    config = loader_config(
-        clip,
-        model,
-        batch_size=batch_size,
-        train=train,
-        views=views,
-        seed=seed,
-        device=device,
-    )
-    return ClipLoader(
-        root,
-        config,
-        rank=distributed.rank() if train else 0,
-        world_size=distributed.world_size() if train else 1,
-    )
+from stmeta.stage_loaders import clip_loader as clip_loader
 
 
 def to_model(batch: ClipBatch, device: torch.device) -> Tensor:
@@ -190,9 +119,21 @@ class ClassifyStage(_ClipStage):
         self.name, self.model, self.config, self.optim = name, model, config, config.optim
         self.device = next(model.parameters()).device
         self.classes = model.num_classes
-        labels = trained_classes(train.index.labels, train.index.classes).labels
+        labels, names = trained_classes(train.index.labels, train.index.classes)
         self._labels = torch.tensor(labels, device=self.device)
+        self._names = zlib.crc32("\0".join(names).encode("utf-8", "surrogateescape"))
         self.weight = self._class_weight() if config.balanced else None
+
+    def data_state(self) -> dict[str, int]:
+        return super().data_state() | {"classes": self._names}
+
+    def load_data_state(self, state: dict[str, int]) -> None:
+        if state.get("classes", self._names) != self._names:
+            raise ValueError(
+                f"{self.name}: the classes have other names than when the run was begun; use the "
+                "same data"
+            )
+        super().load_data_state(state)
 
     def _class_weight(self) -> Tensor:
         labels = self.train_loader.index.labels

@@ -142,8 +142,8 @@ class Trainer:
             raise NonFiniteLossError(
                 f"{self.stage.name}: the loss is {value} at step {self.step}; {self.stage.unit}: "
                 f"{', '.join(self.stage.keys(batch))}. The state before this step is in "
-                f"{self._last}; lower {self.stage.name}.optim.lr or use "
-                "--precision fp32"
+                f"{self._last}; lower the learning rate"
+                + (" or use --precision fp32" if self.config.precision != "fp32" else "")
             )
         loss.backward()
         distributed.average_gradients(self.stage.model.parameters())

@@ -32,14 +32,15 @@ ALLOWED = {
     "report": set(),
     "recipes": {"config", "memory", "models"},
     "trainer": {"_errors", "checkpoint", "config", "distributed"},
-    "stages": {"_errors", "config", "data", "distributed", "models", "nn"},
+    "stage_loaders": {"config", "data", "distributed", "models"},
+    "stages": {"_errors", "config", "data", "distributed", "models", "nn", "stage_loaders"},
     "memory_stages": {"_errors", "config", "data", "models"},
     "memory_report": {"memory", "memory_stages", "report"},
     "runs": {"_errors", "_files", "config"},
     "run_checks": {"_errors", "checkpoint", "config", "data", "models", "runs"},
     "pipeline": {
         *("_errors", "config", "data", "distributed", "models", "ops"),
-        *("report", "run_checks", "runs", "stages", "trainer"),
+        *("report", "run_checks", "runs", "stage_loaders", "stages", "trainer"),
     },
     "memory_pipeline": {
         *("_errors", "config", "data", "distributed", "memory", "memory_report", "memory_stages"),

@@ -47,7 +47,8 @@ __device__ inline void lane_sums(const Shape& s, float (&dot)[K]) {
   }
 }
 
-// dots[n, h] (+)= row n . vector h, and squares[n] = |row n|^2 unless it is null.
+// dots[n, h] (+)= row n . vector h, and squares[n] = |row n|^2 unless it is null, without heads
+// too.
 template <typename Source>
 __device__ inline void row_dots(const Shape& s, int rows, const Source& source,
                                 const float* vectors, int heads, bool add, float* dots,
@@ -55,7 +56,7 @@ __device__ inline void row_dots(const Shape& s, int rows, const Source& source,
   const Lanes by(s.lanes);
   for (int base = 0; base < s.pitch; base += by.count * kQuad) {
     const int column = base + by.own * kQuad;
-    for (int first = 0; first < heads; first += kHeads) {
+    for (int first = 0; first == 0 || first < heads; first += kHeads) {
       float v[kHeads][kQuad];
       take(s, vectors, first, heads, column, v);
       for (int start = 0; start < rows; start += by.step) {  // the same for all lanes of a warp

@@ -207,13 +207,16 @@ def _shard_stamps(root: Path) -> dict[str, list[int]]:
         raise DataError(f"{root}: there is no such folder; `stmeta shard` makes one from videos")
     stamps = {}
     for path in sorted(root.glob("*.tar")):
-        stat = path.stat()
         if not path.name.isprintable():  # an index could not name it, nor a terminal show it
             raise DataError(
                 f"{root}: the name of the shard {path.name!r} has characters that cannot be "
                 "printed; rename it"
             )
-        stamps[path.name] = [stat.st_size, stat.st_mtime_ns]
+        try:
+            stat = path.stat()
+            stamps[path.name] = [stat.st_size, stat.st_mtime_ns]
+        except FileNotFoundError:  # a link that leads nowhere: one bad row
+            stamps[path.name] = [0, 0]
     if not stamps:
         splits = sorted({path.parent.name for path in root.glob("*/*.tar")})
         hint = f"; did you mean one of its splits: {', '.join(splits)}?" if splits else ""

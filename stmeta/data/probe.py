@@ -25,7 +25,7 @@ from stmeta.data.decode.sequence import Sequence, in_order, read_sequence
 from stmeta.data.decode.yuv import check_matrix
 from stmeta.data.display import Display, display_of
 from stmeta.data.faults import raise_if_machines
-from stmeta.data.video_file import ENCRYPTED, is_encrypted, open_video, video_stream
+from stmeta.data.video_file import ENCRYPTED, films_of, is_encrypted, open_video, video_stream
 from stmeta.data.video_reasons import check_end, why_not_decoded, why_not_read
 
 # Containers written by a recorder that may end anywhere: a cut last packet is normal there.
@@ -55,6 +55,7 @@ class VideoInfo(NamedTuple):
             frames here and in the loader do not (see `decode.sequence.Clock`).
         mirror: whether a viewer must mirror each frame left to right, once it is turned.
         aspect: width of a stored pixel over its height.
+        films: video streams of the file, covers left out; one of them is read.
     """
 
     codec: str
@@ -70,6 +71,7 @@ class VideoInfo(NamedTuple):
     breaks: int = 0
     mirror: bool = False
     aspect: float = 1.0
+    films: int = 1
 
     @property
     def display(self) -> Display:
@@ -79,12 +81,15 @@ class VideoInfo(NamedTuple):
     @property
     def remark(self) -> str:
         """What is worth knowing about a video that is good all the same; "" = nothing."""
-        if not self.breaks:
-            return ""
-        return (
-            f"its times go back or leap {self.breaks} times; frames there follow each other at the "
-            "usual distance"
-        )
+        found = []
+        if self.breaks:
+            found.append(
+                f"its times go back or leap {self.breaks} times; frames there follow each other at "
+                "the usual distance"
+            )
+        if self.films > 1:
+            found.append(f"it has {self.films} video streams; the one that FFmpeg prefers is read")
+        return "; ".join(found)
 
 
 def probe(video: Video) -> VideoInfo:
@@ -165,6 +170,7 @@ def _describe(video: Video, container: InputContainer, size: int) -> VideoInfo:
         breaks=shown.breaks,
         mirror=shows.mirror,
         aspect=shows.aspect,
+        films=len(films_of(container)),
     )
 
 

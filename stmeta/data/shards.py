@@ -60,7 +60,7 @@ class EncodedSample:
     video: bytes
     """The file's content, as an encoder wrote it."""
     extension: str
-    """Container, without a dot: mp4, webm, avi, mkv or mov."""
+    """Ending of its name, without a dot; see `stmeta.data.containers.EXTENSIONS`."""
     label: int = -1
     """Position in classes.json; -1 = unlabelled."""
     label_text: str = ""

@@ -7,8 +7,10 @@ it: `ev.left.mp4` is the field `left.mp4` of the sample `ev`.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import re
+import stat
 import tarfile
 from pathlib import Path
 from typing import NamedTuple
@@ -137,6 +139,8 @@ def read_samples(path: Path) -> tuple[list[Sample], list[str], list[str]]:
     Raises:
         OSError: it cannot be read.
     """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+        raise OSError(errno.EINVAL, "it is a folder, a pipe or a device, not a file")
     shard = _Shard()
     with open(path, "rb") as file:
         if file.read(2) == b"\x1f\x8b":

@@ -111,9 +111,9 @@ def write_dali_index(path: Path) -> None:
     Where the folder cannot be written to, nothing happens: only DALI's own reader needs the file.
     """
     index = path.with_suffix(".idx")
-    if index.exists() and index.stat().st_mtime_ns >= path.stat().st_mtime_ns:
-        return
     try:
+        if index.exists() and index.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+            return
         samples = [s for s in read_samples(path)[0] if s.members and not (s.faults or s.repeated)]
     except OSError:
         return

@@ -142,7 +142,7 @@ def _frames_from(
             f"the video ends after {info.duration_seconds:.1f} s, before the clip begins "
             f"({start_seconds:g} s)"
         )
-    if info.container not in _SEEKABLE:
+    if info.container not in _SEEKABLE or info.breaks:
         for time, frame in _timed_frames(video, info):
             yield time - Fraction(start_seconds), frame
         return
@@ -213,9 +213,13 @@ def _target_size(frame: av.VideoFrame, display: Display, options: EncodeOptions)
 def _upright(frame: av.VideoFrame, display: Display) -> av.VideoFrame:
     if display.stored:
         return frame
-    turned = display.upright(frame.to_ndarray(format="rgb24"))
-    picture = np.ascontiguousarray(turned, dtype=np.uint8)
-    return av.VideoFrame.from_ndarray(picture, format="rgb24")
+    # Not through RGB, where a film is one already: each way rounds, and to one side.
+    pixels = "yuv444p" if frame.format.name.startswith("yuv") else "rgb24"
+    picture = frame.to_ndarray(format=pixels, channel_last=True)
+    picture = np.ascontiguousarray(display.upright(picture), dtype=np.uint8)
+    turned = av.VideoFrame.from_ndarray(picture, format=pixels, channel_last=True)
+    turned.colorspace, turned.color_range = frame.colorspace, frame.color_range
+    return turned
 
 
 def fits(info: VideoInfo, extension: str, options: EncodeOptions) -> bool:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from stmeta.ops import _again as _again
 from stmeta.ops._dispatch import BACKENDS, availability, backend, explain, resolve
 from stmeta.ops.allocation import allocation, allocation_ref
 from stmeta.ops.content_addressing import content_addressing, content_addressing_ref

@@ -26,6 +26,9 @@ def check_shapes(op: str, **arguments: tuple[Tensor, str]) -> dict[str, int]:
     """
     sizes: dict[str, int] = {}
     first = next(iter(arguments))
+    for name, (tensor, _) in arguments.items():
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+            raise ValueError(_not_dense(op, name, tensor))
     device = arguments[first][0].device
     for name, (tensor, axes) in arguments.items():
         letters = axes.split()
@@ -41,6 +44,19 @@ def check_shapes(op: str, **arguments: tuple[Tensor, str]) -> dict[str, int]:
                 f"use .to({first}.device)"
             )
     return sizes
+
+
+def check_dense(op: str, **tensors: Tensor | None) -> None:
+    """Raise ValueError unless each is a dense tensor, neither sparse nor nested, or None."""
+    for name, x in tensors.items():
+        if x is not None and (not isinstance(x, Tensor) or x.layout != torch.strided):
+            raise ValueError(_not_dense(op, name, x))
+
+
+def _not_dense(op: str, name: str, x: object) -> str:
+    if not isinstance(x, Tensor):
+        return f"{op}: {name} must be a tensor, got {type(x).__name__}"
+    return f"{op}: {name} must be dense, got {x.layout}; use {name}.to_dense()"
 
 
 def _misfit(op: str, subject: str, arguments: dict[str, tuple[Tensor, str]]) -> str:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.library import Library
 
-from stmeta.ops._register import functions, register
+from stmeta.ops._register import NO_RULE, functions, register
 from stmeta.ops._scan import marks
+from stmeta.ops._torch_private import is_batched, transform
 
 _STATE = (
     "Tensor memory, Tensor usage, Tensor previous, Tensor reads, Tensor h, Tensor c, "
@@ -173,6 +174,8 @@ class _Scan(_General):
     def backward(ctx: Any, *grads: Any) -> Any:
         if not ctx.saved_tensors[3].is_cpu:
             return _General.backward(ctx, *grads)
+        if transform() or any(map(is_batched, grads)):
+            raise NotImplementedError(NO_RULE.format(op="memory_scan"))
         if torch.is_grad_enabled():  # for a second derivative
             return _Once.apply(ctx, *grads, *ctx.saved_tensors)
         return _lean_backward(ctx, *grads)
@@ -187,9 +190,7 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise NotImplementedError(
-            "stmeta: fused ops have no second derivative; use backend='eager' for it"
-        )
+        raise NotImplementedError(NO_RULE.format(op="memory_scan"))
 
 
 def _lean_backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

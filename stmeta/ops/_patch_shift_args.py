@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stmeta.ops._args import bounds
+from stmeta.ops._args import bounds, check_dense
 from stmeta.ops._video_traps import check_units, size_hint, swap_hint
 
 Offsets = Sequence[tuple[int, int, int]]
@@ -71,6 +71,7 @@ def check(
     dtype: torch.dtype | None,
     op: str = "patch_shift",
 ) -> Offsets:
+    check_dense(op, video=video)
     if video.dim() != 5:
         raise ValueError(
             f"{op}: video must be [B, C, T, H, W], got {list(video.shape)}; one clip is video[None]"
@@ -132,6 +133,7 @@ def check_norm(
     eps: float,
     op: str = "patch_shift",
 ) -> None:
+    check_dense(op, norm_weight=weight, norm_bias=bias)
     if (weight is None) != (bias is None):
         raise ValueError(f"{op}: norm_weight and norm_bias go together, got one of them; pass both")
     features = size * video.shape[1]
@@ -170,6 +172,7 @@ def kernel_sizes(
 def check_ids(
     video: Tensor, ids_keep: Tensor, tubelet: int, patch: int, op: str = "patch_shift"
 ) -> None:
+    check_dense(op, ids_keep=ids_keep)
     batch, count = video.shape[0], token_count(video, tubelet, patch)
     rule = f"{op}: ids_keep must be [B, K] = [{batch}, K] int64 with values below N = {count}"
     if ids_keep.dim() != 2 or ids_keep.shape[0] != batch or ids_keep.dtype != torch.int64:

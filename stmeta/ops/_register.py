@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from stmeta._extension import extension, extension_missing
 from stmeta.ops._flops import tell_counters
-from stmeta.ops._torch_private import has_dispatch_modes
+from stmeta.ops._torch_private import has_dispatch_modes, is_batched, transform
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 ORDER = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
@@ -27,6 +27,8 @@ orders: dict[str, dict[str, tuple[str, ...]]] = {}  # op -> device type -> backe
 missing: dict[str, dict[str, str]] = {}  # op -> backend -> why it cannot run, "" where it can
 overloads: dict[str, dict[str, Any]] = {"stmeta": {}, "stmeta_triton": {}}
 functions: dict[str, dict[str, Any]] = {name: {} for name in overloads}  # the same, with autograd
+# op -> (ctx, grads) -> what it computes in eager, and the arguments for it (`_again.py`)
+again: dict[str, Callable[..., tuple[Callable[..., Any], Sequence[Any]]]] = {}
 _libraries = {name: torch.library.Library(name, "FRAGMENT") for name in overloads}
 
 
@@ -59,11 +61,11 @@ def register(
         name = f"{namespace}::{op}"
         library.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(name, fake, lib=library)
-        setup, backward = (autograd or _no_second_derivative)(getattr(torch.ops, namespace))
+        setup, backward = (autograd or _no_derivative(op))(getattr(torch.ops, namespace))
         torch.library.register_autograd(name, backward, setup_context=setup, lib=library)
         overload = getattr(getattr(torch.ops, namespace), op).default
         overloads[namespace][op] = overload
-        functions[namespace][op] = _function(overload, setup, backward) if autograd else None
+        functions[namespace][op] = _function(op, overload, setup, backward) if autograd else None
     for device in ("CUDA", "CPU") if INTERPRET else ("CUDA",):
         _libraries["stmeta_triton"].impl(op, launch, device)
     if not op.endswith("_backward"):  # those that users call
@@ -72,7 +74,9 @@ def register(
         missing[op] |= {"triton": _why_no_triton(module), "cuda": _why_no_kernel(op, "cuda")}
 
 
-def _function(overload: Any, setup: Callable[..., Any], formula: Callable[..., Any]) -> Any:
+def _function(
+    op: str, overload: Any, setup: Callable[..., Any], formula: Callable[..., Any]
+) -> Any:
     """The op and its derivative as an autograd Function.
 
     Torch's own path from `register_autograd` takes 60 microseconds more, forward and backward,
@@ -86,6 +90,11 @@ def _function(overload: Any, setup: Callable[..., Any], formula: Callable[..., A
         return output
 
     def backward(ctx: Any, *grads: Any) -> Any:
+        within = transform() or any(map(is_batched, grads))
+        if (within or torch.is_grad_enabled()) and op in again:
+            return _by_eager(op, ctx, grads)
+        if within:
+            raise NotImplementedError(NO_RULE.format(op=op))
         if torch.is_grad_enabled():  # for a second derivative, which the formula refuses
             return formula(ctx, *grads)
         if has_dispatch_modes():  # a counter may look at the backward alone
@@ -99,6 +108,38 @@ def _function(overload: Any, setup: Callable[..., Any], formula: Callable[..., A
     return type(overload.name().replace("::", "_"), (torch.autograd.Function,), members)
 
 
+def _by_eager(op: str, ctx: Any, grads: Sequence[Any]) -> tuple[Any, ...]:
+    """Gradients of all arguments, which have derivatives themselves."""
+    function, inputs = again[op](ctx, grads)
+    recorded = torch.is_grad_enabled()
+    needs = ctx.needs_input_grad
+    with torch.enable_grad():
+        # Aliases, as one argument may come from another: each gets what is its own.
+        leaves = [
+            (x.view_as(x) if recorded and x.requires_grad else x.detach().requires_grad_())
+            if need
+            else x
+            for x, need in zip(inputs, needs, strict=False)
+        ]
+        outputs = function(*leaves)
+        outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+        pairs = [
+            (x, grad)
+            for x, grad in zip(outputs, grads, strict=False)
+            if x.requires_grad and grad is not None
+        ]
+        wanted = [x for x, need in zip(leaves, needs, strict=False) if need]
+        found = torch.autograd.grad(
+            [x for x, _ in pairs],
+            wanted,
+            [grad for _, grad in pairs],
+            create_graph=recorded,
+            allow_unused=True,
+        )
+    gradients = iter(found)
+    return tuple(next(gradients) if need else None for need in needs)
+
+
 class _Unpacked:
     """The context of a backward with its saved tensors at hand."""
 
@@ -109,13 +150,16 @@ class _Unpacked:
         return getattr(self._ctx, name)
 
 
-def _no_second_derivative(_: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    def backward(ctx: Any, *grads: Any) -> None:
-        raise NotImplementedError(
-            "stmeta: fused ops have no second derivative; use backend='eager' for it"
-        )
+NO_RULE = "{op}: the fused op has no second derivative; use backend='eager' for it"
 
-    return lambda ctx, inputs, output: None, backward
+
+def _no_derivative(op: str) -> Formula:
+    """Of a backward, or of an op whose results are integers."""
+
+    def backward(ctx: Any, *grads: Any) -> None:
+        raise NotImplementedError(NO_RULE.format(op=op.removesuffix("_backward")))
+
+    return lambda _: (lambda ctx, inputs, output: None, backward)
 
 
 def _why_no_kernel(op: str, backend: str) -> str:

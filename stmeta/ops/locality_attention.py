@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stmeta.ops._args import check_float
+from stmeta.ops._args import check_dense, check_float
 from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._register import register
 from stmeta.ops._torch_private import transform
@@ -49,6 +49,7 @@ def locality_attention(
         ValueError: shapes, dtypes or devices disagree.
         BackendUnavailableError: the named backend cannot run here.
     """
+    check_dense(_OP, qkv=qkv, temperature=temperature)
     if qkv.dim() != 5 or qkv.shape[2] != 3:
         raise ValueError(f"{_OP}: qkv must be [B, N, 3, H, E], got {list(qkv.shape)}")
     check_float(_OP, "qkv", qkv)
@@ -68,12 +69,20 @@ def locality_attention_ref(
     qkv: Tensor, temperature: Tensor, *, exclude_self: bool = True
 ) -> Tensor:
     """`locality_attention` in plain PyTorch, the fastest that we found."""
+    return attend(qkv, temperature, exclude_self)
+
+
+def attend(
+    qkv: Tensor, temperature: Tensor, exclude_self: bool, *, products: bool = False
+) -> Tensor:
+    """The reference; with `products` as two of them, which have derivatives of every order."""
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # [B, H, N, E] each, views
     # The temperature goes into q, N x E numbers, instead of the logits, N x N.
     q = q * temperature.to(q.dtype)[:, None, None]
     tokens = q.shape[2]
     mask = diagonal_mask(tokens, q.dtype, q.device) if exclude_self else None
-    if (q.device.type == "cpu" and tokens <= SHORT) or transform():  # SDPA knows no tangents
+    # SDPA knows neither tangents nor second derivatives.
+    if products or transform() or (q.device.type == "cpu" and tokens <= SHORT):
         logits = q @ k.transpose(-1, -2)
         out = (logits if mask is None else logits + mask).softmax(-1) @ v
     else:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stmeta.ops import _patch_shift_args as video_args
-from stmeta.ops._args import check_float, check_ids, check_shapes
+from stmeta.ops._args import check_dense, check_float, check_ids, check_shapes
 from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._register import register
 from stmeta.ops._video_traps import swap_hint
@@ -99,6 +99,7 @@ def _check(
     norm_pix: bool,
 ) -> None:
     video_args.check(video, tubelet, patch, "none", mean, std, None, op=_OP)
+    check_dense(_OP, pred=pred, ids=ids, mask=mask)
     check_float(_OP, "pred", pred)
     if (ids is None) == (mask is None):
         got = "neither" if ids is None else "both"
@@ -229,7 +230,7 @@ def _backward_fake(grad: Tensor, pred: Tensor, *rest: Any) -> Tensor:
 
 def _autograd(ops: Any) -> tuple[Any, Any]:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.options = inputs[4:7]
+        ctx.options, ctx.norm = inputs[4:7], inputs[7:]
         ctx.save_for_backward(*inputs[:4], *output[1:])
         ctx.mark_non_differentiable(*output[1:])
 

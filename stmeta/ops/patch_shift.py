@@ -231,6 +231,7 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         video, ids_keep, weight, _, *ctx.numbers = inputs[:8]
+        ctx.result = inputs[8:]
         _, mean, rstd = output
         ctx.save_for_backward(video, ids_keep, weight, mean, rstd)
         ctx.mark_non_differentiable(mean, rstd)

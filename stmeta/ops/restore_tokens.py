@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stmeta.ops._args import (
+    check_dense,
     check_float,
     check_ids,
     check_shapes,
@@ -52,6 +53,7 @@ def restore_tokens(
         ValueError: shapes, dtypes or devices disagree, or an id is out of range (on the CPU).
         BackendUnavailableError: the named backend cannot run here.
     """
+    check_dense("restore_tokens", latent=latent, mask_token=mask_token)
     if mask_token.numel() != latent.shape[-1]:
         raise ValueError(
             f"restore_tokens: mask_token must have D = {latent.shape[-1]} numbers to match latent "

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stmeta.ops._args import FLOATS, check_shapes, needs_gradient
+from stmeta.ops._args import FLOATS, check_dense, check_shapes, needs_gradient
 from stmeta.ops._dispatch import resolve, run
 from stmeta.ops._patch_shift_args import (
     Offsets,
@@ -87,6 +87,7 @@ def shifted_patch_embed(
         ValueError: shapes, dtypes or devices disagree, or `ids_keep` is out of range (on the CPU).
         BackendUnavailableError: the named backend cannot run here.
     """
+    check_dense(_OP, weight=weight)
     dtype = dtype or _default_dtype(weight)
     if dtype not in FLOATS:
         raise ValueError(
@@ -280,6 +281,7 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
         video, ids_keep, norm_weight, norm_bias, weight, _, _, *numbers = inputs
         _, mean, rstd = output
         ctx.numbers, ctx.dtype = [*numbers[:4], _count(video, numbers[0])], weight.dtype
+        ctx.result = numbers[4:]
         ctx.save_for_backward(video, ids_keep, norm_weight, norm_bias, weight, mean, rstd)
         ctx.mark_non_differentiable(mean, rstd)
 

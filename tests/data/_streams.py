@@ -161,9 +161,16 @@ def truth(video: bytes) -> Truth:
 
 
 def upright(frame: av.VideoFrame) -> np.ndarray:
-    """The picture as a viewer sees it, uint8 [H, W, 3]."""
-    turns = -round(frame.rotation / 90) % 4  # clockwise
-    return np.rot90(frame.to_ndarray(format="rgb24"), k=-turns)
+    """The picture as a viewer sees it, uint8 [H, W, 3]: its display matrix applied."""
+    picture = frame.to_ndarray(format="rgb24")
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return picture
+    # A column and a row of the picture become matrix[0, 0] x + matrix[1, 0] y, and likewise.
+    (a, b, _), (c, d, _), _ = np.frombuffer(bytes(matrix), "<i4").reshape(3, 3).tolist()
+    if not a and not d:
+        picture, a, d = picture.swapaxes(0, 1), c, b
+    return picture[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def _seconds(pts: list[int | None], tick: float, rate: float, avi: bool) -> np.ndarray:

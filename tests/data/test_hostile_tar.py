@@ -9,7 +9,6 @@ import struct
 import tarfile
 import time
 import tracemalloc
-from pathlib import Path
 
 import pytest
 
@@ -17,25 +16,12 @@ from stmeta.data.shards import ShardIndex, build_index
 from stmeta.data.tarscan import SampleInfo, scan_shard
 from stmeta.data.verify import verify
 
-from ._shards import found, sample
+from ._shards import END, entry, found, sample
 
 
 @pytest.fixture(scope="module")
 def video(make_video) -> bytes:
     return make_video(0, frames=8)
-
-
-def entry(name: str | bytes, content: bytes = b"", kind: bytes = b"0", size: int | None = None):
-    """Bytes of one entry, whatever its header is to claim; the checksum is right."""
-    size = len(content) if size is None else size
-    header = bytearray(tarfile.TarInfo("x").tobuf(tarfile.GNU_FORMAT))
-    raw = name if isinstance(name, bytes) else name.encode()
-    header[:100] = raw[:100].ljust(100, b"\0")
-    header[124:136] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)
-    header[156:157] = kind
-    header[148:156] = b" " * 8
-    header[148:156] = b"%06o\0 " % sum(header)
-    return bytes(header) + content + bytes(-len(content) % 512)
 
 
 def whole(key: str, video: bytes) -> bytes:
@@ -53,7 +39,6 @@ def pax(*records: bytes) -> bytes:
     return entry("p", content, b"x")
 
 
-END = bytes(1024)
 HOSTILE = {
     "negative size": lambda v: entry("h.mp4", v, size=-512),
     "very negative size": lambda v: entry("h.mp4", size=-(2**60)),
@@ -246,53 +231,3 @@ def test_shared_hostile_shards(shared_data, tmp_path):
         index = build_index(split)
         assert len(index) and index.bad and len(index.classes) < 2**20, shard.name
         assert verify([split], workers=1).bad and time.monotonic() - begin < 30
-
-
-def foreign(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(b"".join(entry(*member) for member in members) + END)
-    return path
-
-
-def test_foreign_shards_are_judged_by_their_videos(video, tmp_path):
-    """No frame count, label or plain key is asked of them; a damaged video is still found."""
-    path = foreign(
-        tmp_path / "s" / "0.tar",
-        [
-            *(("v x!/a b.mp4", video), ("v x!/a b.txt", b"a caption"), ("README", b"?")),
-            *(("b.mp4", video[: len(video) // 2]), ("b.txt", b"cut")),
-            *(("c.mp4", video), ("d.mp4", video), ("c.wav", b"apart from its video")),
-            ("e.mp4", b"no video" * 99),
-        ],
-    )
-    bad = found(verify([path], level="decode", workers=1))
-    assert bad.keys() == {"b", "e"}
-    index = build_index(path.parent)
-    assert index.keys == ["v x!/a b", "c", "d"] and {row.key for row in index.bad} == {"b", "e"}
-
-
-@pytest.mark.parametrize("suffix", ["ts", "m4v", "3gp", "flv", "mpg", "ogv", "m2ts", "264", "3g2"])
-def test_foreign_shards_may_hold_what_shard_takes(video, tmp_path, suffix):
-    path = foreign(tmp_path / "s" / "0.tar", [(f"a.{suffix.upper()}", video), ("a.cls", b"1")])
-    index = build_index(path.parent)
-    assert index.keys == ["a"] and index.row(0).extension == suffix and index.labels.tolist() == [1]
-
-
-def test_several_videos_of_one_sample(video, make_video, tmp_path):
-    """Fields as webdataset has them: all that follows the first dot."""
-    other = make_video(1, frames=10)
-    path = foreign(
-        tmp_path / "s" / "0.tar",
-        [
-            *(("ev.left.mp4", video), ("ev.right.mp4", other), ("ev.cls", b"1")),
-            *(("fv.left.mp4", video), ("fv.left.cls", b"2"), ("fv.right.mp4", other)),
-            *(("gv.mp4", video), ("gv.gif", b"a preview"), ("gv.cls", b"0")),
-            *(("hv.mp4", video), ("hv.webm", video), ("hv.cls", b"0")),
-        ],
-    )
-    index = build_index(path.parent)
-    assert index.keys == ["ev.left", "ev.right", "fv.left", "fv.right", "gv"]
-    assert index.labels.tolist() == [1, 1, 2, -1, 0] and index.frames.tolist() == [8, 10, 8, 10, 8]
-    assert [index.read(i) for i in range(2)] == [video, other]
-    assert [row.key for row in index.bad] == ["hv"] and "mp4, webm" in index.bad[0].error
-    assert found(verify([path], level="decode", workers=1)).keys() == {"hv"}

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import io
+
+import av
 import numpy as np
 import pytest
+import torch
 
 from stmeta.data.decode import pyav
 from stmeta.data.decode.evidence import reorder_depth
 from stmeta.data.decode.look import look_into
 from stmeta.data.decode.sample import SampleDecoder, VideoPlace
+from stmeta.data.decode.sps import frames_only
+from stmeta.data.loader import ClipLoader, LoaderConfig
 from stmeta.data.probe import VideoInfo, probe
 from stmeta.data.times import Times
-from stmeta.data.transcode import check_decodes
+from stmeta.data.transcode import check_decodes, transcode
 from stmeta.data.videocheck import decode_fault
 
+from ._loading import needs_dali
+from ._shards import pack
 from ._streams import copy, encode, pictures, plain, without_reorder_depth, x264, x265
 
 
@@ -194,3 +202,58 @@ def test_h264_packets_tell_where_decoding_can_start():
     assert look(message + b"\x01\x01\x34\x06\x01\xc4\x80" + intra).starts  # the second message
     assert look(b).waits and not look(idr).waits
     assert look(message + b"\x05\x01\x00\x80").odd  # no picture
+
+
+@pytest.mark.parametrize("profile", ["baseline", "high", "high444"])
+def test_headers_of_h264_tell_whether_pictures_may_be_fields(profile):
+    pixels = {"high444": "yuv444p"}.get(profile, "yuv420p")
+    for params in ("", "interlaced=1:") if profile != "baseline" else ("",):
+        for container in ("mp4", "h264"):
+            options = {"x264-params": f"{params}cqm=jvt" if "444" not in profile else params}
+            if profile == "baseline":
+                options = {"profile": "baseline"}
+            video = encode("libx264", container, 2, pixels=pixels, **options)
+            with av.open(io.BytesIO(video)) as file:
+                extradata = file.streams.video[0].codec_context.extradata
+            assert frames_only(extradata) == (not params)
+    assert extradata is not None
+    assert frames_only(None) is None and frames_only(extradata[:9]) is None
+
+
+def test_whole_frames_of_interlaced_video_are_decoded_from_the_key_frame_before():
+    packets = pyav.read_packets(KINDS["interlaced"]())
+    assert packets is not None and packets.frames == 30
+
+
+@pytest.mark.parametrize("name", ["two ts", "raw h264", "uneven ts", "ts without its key frame"])
+def test_a_part_begins_at_its_time(made, name):
+    """Of files that cannot be entered at a time, or bear no right ones."""
+    video = made.get(name) or KINDS[name]()
+    frames = plain(video)
+    exact, seconds = pictures(frames).astype(float), seconds_of(name, frames)
+    info = probe(video)
+    part = transcode(
+        video, short_side=None, fps=info.fps, crf=3, start_seconds=float(seconds[-6]), frames=3
+    )
+    for number, picture in enumerate(pictures(plain(part))):
+        moment = seconds[-6] + number / info.fps
+        shown = int(np.abs(exact - picture).mean((1, 2, 3)).argmin())
+        assert abs(seconds[shown] - moment) <= np.abs(seconds - moment).min() + 0.01
+
+
+@needs_dali
+def test_dali_gets_no_file_whose_packets_are_not_its_frames(made, tmp_path):
+    """It counts packets, so that frames behind a hidden one would be others."""
+    hidden, whole = KINDS["vp8 hidden"](), encode("libvpx", "webm")
+    members = [(f"{key}.webm", video) for key, video in (("hidden", hidden), ("whole", whole))]
+    pack(tmp_path / "train" / "000000.tar", [*members, ("hidden.cls", b"0"), ("whole.cls", b"0")])
+    config = {"batch_size": 2, "frames": 12, "size": 48, "train": False, "device": "cpu"}
+    with ClipLoader(tmp_path / "train", LoaderConfig(decoder="dali", **config)) as loader:
+        (batch,) = loader
+        assert {loader.index.row(i).key for i in loader.batcher._engine.refused} == {"hidden"}
+    with ClipLoader(tmp_path / "train", LoaderConfig(decoder="pyav", **config)) as loader:
+        (plainly,) = loader
+    assert batch.key == plainly.key and torch.equal(batch.frame_index, plainly.frame_index)
+    # The colours of DALI are other ones, so that the same bits are PyAV's.
+    assert [torch.equal(batch.video[i], plainly.video[i]) for i in range(2)] == [True, False]
+    torch.testing.assert_close(batch.pts_seconds, plainly.pts_seconds)

@@ -78,12 +78,13 @@ def levels_of(video: bytes, tmp_path) -> set[int]:
 def test_a_cover_is_not_the_film(tmp_path):
     video = film([("mjpeg", COVER, 200), ("libx264", FILM, 100)])
     info = probe(video)
-    assert (info.codec, info.frames, info.width) == ("h264", 10, 64)
+    assert (info.codec, info.frames, info.width) == ("h264", 10, 64) and not info.remark
     assert levels_of(video, tmp_path) == {100}
 
 
 def test_the_stream_that_is_marked_as_the_default_one(tmp_path):
     video = film([("libx264", Disposition(0), 50), ("libx264", FILM, 150)])
+    assert "it has 2 video streams" in probe(video).remark
     assert levels_of(video, tmp_path) == {150}
 
 

@@ -11,7 +11,7 @@ of the inputs, and one rounding. Integer results are equal.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -100,6 +100,23 @@ class Inputs:
 def load(name: str) -> Op:
     """The op that tests/ops/cases/<name>.py declares."""
     return importlib.import_module(f"tests.ops.cases.{name}").OP
+
+
+def sizes_of_zero(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Ops of a memory, and which of their sizes can be 0."""
+    sizes = ("batch", "rows", "width", "heads")
+    refused = {("lrua_step", "rows"), ("location_addressing", "rows")}  # of heads, of taps
+    refused |= {("ntm_step", "rows"), ("ntm_step", "heads")}
+    pairs = [(name, size) for name in names for size in sizes if size in load(name).sizes]
+    return [pair for pair in pairs if pair not in refused]
+
+
+def case_of_zero(op: Op, size: str) -> Case:
+    """A call whose other sizes are the usual ones of a search."""
+    sizes = {key: high for key, (_, high) in op.sizes.items()} | {size: 0}
+    if size == "heads":
+        sizes |= {key: 0 for key in ("reads", "writes") if key in sizes}
+    return op.sized(**sizes)
 
 
 def choose(op: Op, name: str) -> Backend:

@@ -11,7 +11,15 @@ import pytest
 import torch
 from stmeta.kernels.triton._memory import TILES
 
-from tests.ops._harness import MEMORY_OPS, check, load, make_inputs, run_backend
+from tests.ops._harness import (
+    MEMORY_OPS,
+    case_of_zero,
+    check,
+    load,
+    make_inputs,
+    run_backend,
+    sizes_of_zero,
+)
 from tests.ops._interpreter import prepared_once
 
 __all__ = ["prepared_once"]  # a fixture of all tests here
@@ -50,6 +58,13 @@ def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 def test_matches_reference(op, case, dtype, tiles):
     inputs = make_inputs(op, case, dtype)
     check(inputs, run_backend(inputs, "triton"), case.factor)
+
+
+@pytest.mark.parametrize("tiles", ["whole", "tiled"])
+@pytest.mark.parametrize(("name", "size"), sizes_of_zero(MEMORY_OPS))
+def test_sizes_of_zero(name, size, tiles):
+    inputs = make_inputs(OPS[name], case_of_zero(OPS[name], size))
+    check(inputs, run_backend(inputs, "triton"), factor=4.0)
 
 
 @pytest.mark.parametrize("tiles", ["whole", "tiled"])

@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from tests.ops._cuda_host import HostProgram, HostProgramError, as_tensor, storage
-from tests.ops._harness import MEMORY_OPS, Inputs, Results, check, load, make_inputs
+from tests.ops._harness import (
+    MEMORY_OPS,
+    Inputs,
+    Results,
+    case_of_zero,
+    check,
+    load,
+    make_inputs,
+    sizes_of_zero,
+)
 from tests.ops._nvcc import check_kernels, compile_kernels, compile_launcher
 
 ADDRESS, THREAD = "address", "thread"
@@ -161,6 +170,15 @@ def test_layouts(program, name, layout):
     grad_layout = "sum" if layout == "expanded" else layout
     inputs = make_inputs(op, case, layout=layout, grad_layout=grad_layout)
     check(inputs, _run(program(name, ADDRESS), inputs, 3))
+
+
+@pytest.mark.parametrize(("name", "size"), sizes_of_zero(MEMORY_OPS))
+def test_sizes_of_zero(program, name, size):
+    """Nothing is read or written that is not there, and no launch has an empty grid."""
+    op = load(name)
+    inputs = make_inputs(op, case_of_zero(op, size))
+    for tile in TILES:
+        check(inputs, _run(program(name, ADDRESS), inputs, tile), factor=4.0)
 
 
 def test_too_many_heads(program):

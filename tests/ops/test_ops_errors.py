@@ -114,6 +114,21 @@ ERRORS = [
     ),
 ]
 
+SPARSE = _ones(2, 3, 7).to_sparse()
+ERRORS += [
+    ("erase_add", {"add": SPARSE}, "add must be dense, got torch.sparse_coo; use add.to_dense()"),
+    ("erase_add", {"add": 1.5}, "add must be a tensor, got float"),
+    ("erase_add", {"memory": None}, "memory must be a tensor, got NoneType"),
+    ("gather_tokens", {"pos": SPARSE[0]}, "pos must be dense"),
+    ("restore_tokens", {"mask_token": SPARSE[0, 0]}, "mask_token must be dense"),
+    ("shifted_patch_embed", {"weight": _ones(48, 1920).to_sparse()}, "weight must be dense"),
+    ("shifted_patch_embed", {"ids_keep": _ones(2, 5).to_sparse()}, "ids_keep must be dense"),
+    ("masked_patch_loss", {"pred": _ones(3, 29, 384).to_sparse()}, "pred must be dense"),
+    ("masked_patch_loss", {"video": SPARSE}, "video must be dense"),
+    ("locality_attention", {"temperature": SPARSE[0, 0]}, "temperature must be dense"),
+    ("locality_attention", {"qkv": 7}, "qkv must be a tensor, got int"),
+]
+
 
 @pytest.mark.parametrize("backend_name", ["eager", "auto"])
 @pytest.mark.parametrize(("name", "changes", "message"), ERRORS)

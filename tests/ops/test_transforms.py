@@ -20,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 SMALL = {name: call for name, call in CALLS.items() if name != "locality_attention-170"}
 every_small_call = pytest.mark.parametrize("call", SMALL.values(), ids=SMALL)
+STEPS = {name: call for name, call in CALLS.items() if "scan" not in name}
 truths: dict[str, Tensor] = {}
 
 
@@ -193,3 +194,66 @@ def test_transforms_within_compile():
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager")(start)
     for ours, exact in zip(compiled, both(start.double()), strict=True):
         near(ours, exact)
+
+
+def product_with_hessian(call: Call, x: Tensor, **options: str) -> tuple[Tensor, Tensor]:
+    """Gradient of the loss, and its derivative along some direction: two backwards."""
+    x = x.requires_grad_()
+    out = call.at(x, **options)
+    value = (out.sin() * some(len(out)).to(out.dtype)).sum()
+    (grad,) = torch.autograd.grad(value, x, create_graph=True)
+    (second,) = torch.autograd.grad(grad @ some(len(x)).to(x.dtype), x)
+    return grad.detach(), second
+
+
+every_step = pytest.mark.parametrize("call", STEPS.values(), ids=STEPS)
+
+
+@every_step
+def test_second_derivative(call):
+    """`create_graph=True`: from the kernel's forward on, all is eager's."""
+    with sdpa_kernel(SDPBackend.MATH):
+        exact = product_with_hessian(call, call.start(torch.float64), backend="eager")
+    for ours, truth in zip(
+        product_with_hessian(call, call.start(torch.float32)), exact, strict=True
+    ):
+        near(ours, truth)
+
+
+@pytest.mark.parametrize("name", ["memory_scan", "memory_scan-lengths", "ntm_scan"])
+def test_scans_have_no_second_derivative(name):
+    """They keep too little for it, and say so."""
+    call = CALLS[name]
+    message = f"{call.op.__name__}: the fused op has no second derivative; use backend='eager'"
+    with pytest.raises(NotImplementedError, match=message):
+        product_with_hessian(call, call.start(torch.float32))
+    start = call.start(torch.float32).requires_grad_()
+    out = call.at(start)
+    with pytest.raises(NotImplementedError, match=message):
+        torch.autograd.grad(out, start, torch.eye(len(out))[:2], is_grads_batched=True)
+    product_with_hessian(call, call.start(torch.float32), backend="eager")
+
+
+@every_step
+def test_batches_of_gradients(call):
+    """`is_grads_batched`, as `torch.autograd.functional.jacobian(vectorize=True)` uses it."""
+    start = call.start(torch.float32).requires_grad_()
+    out = call.at(start)
+    rows = min(len(out), 4)
+    grads = torch.eye(len(out))[:rows]
+    (ours,) = torch.autograd.grad(out, start, grads, is_grads_batched=True)
+    near(ours, jacobian(call)[:rows])
+
+
+@every_step
+def test_gradient_with_a_tangent(call):
+    """Of a forward from before the level: the backward is linear in the gradient."""
+    start = call.start(torch.float32).requires_grad_()
+    out = call.at(start)
+    grad = some(len(out))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(torch.zeros_like(grad), grad)
+        (ours,) = torch.autograd.grad(out, start, dual)
+        tangent = forward_ad.unpack_dual(ours).tangent
+        assert tangent is not None
+        near(tangent, grad.double() @ jacobian(call))

@@ -34,8 +34,8 @@ def video():
 def make(video, tmp_path):
     """Make a data set: a list of labels for each split."""
 
-    def make(**splits: list[int]) -> Path:
-        root = tmp_path / "data"
+    def make(folder: str = "data", **splits: list[int]) -> Path:
+        root = tmp_path / folder
         root.mkdir()
         names = [f"class{i}" for i in range(10)]
         (root / "classes.json").write_text(json.dumps(names))
@@ -142,6 +142,25 @@ def test_batches_without_labels_teach_nothing_and_stop_nothing(make, tmp_path):
     empty = [row for row in history if "top1" not in row]
     assert 0 < len(empty) < 5 and all(row["loss"] == 0 for row in empty)
     assert any(row["loss"] > 0 for row in history)
+
+
+def test_resume_with_other_classes_or_another_model(make, tmp_path, capsys):
+    root, out = make(train=GOOD, val=GOOD), tmp_path / "run"
+    arguments = ["--stage", "classify", "--classify.init", "scratch", "--data", str(root)]
+    assert main([*MODEL, *arguments, "--out", str(out), "--max-steps", "2"]) == 0
+
+    def resumed(*more: str) -> str:
+        assert main(["--resume", str(out), *more]) == 1
+        shown = " ".join(capsys.readouterr().out.split())
+        assert "error:" in shown
+        return shown
+
+    assert "another --model (depth 1, now 2)" in resumed("--model.depth", "2")
+    names = root / "classes.json"
+    names.write_text(json.dumps([f"other{i}" for i in range(10)]))
+    assert "the classes have other names" in resumed()
+    other = make("more", train=[0, 1, 2, 2], val=GOOD)
+    assert "another model" in resumed("--data", str(other))
 
 
 @pytest.mark.parametrize("module", ["stmeta.train", "stmeta.cli"])

@@ -140,6 +140,7 @@ def test_a_flipped_byte_in_weights_is_found(run):
         (lambda s: s | {"step": True}, "as 'step'"),
         (lambda s: s | {"best": None}, "as 'best'"),
         (lambda s: s | {"history": [None] * 4}, "as 'history'"),
+        (lambda s: s | {"history": [{"step": 1}] * 4}, "as 'history'"),
         (lambda s: s | {"data": {"epoch": 0, "position": -1}}, "position -1"),
         (lambda s: s | {"data": {"epoch": 1 << 70, "position": 0}}, "epoch 118"),
         (lambda s: s | {"data": {}}, "other data"),
@@ -167,7 +168,20 @@ def test_moments_of_another_model(run, capsys):
 
 def test_another_model_is_named(run, capsys):
     shown = resumed(capsys, run, "--ntm.hidden", "6")
-    assert "another model" in shown and "there and" in shown and "--out" in shown
+    assert "another --ntm (hidden 5, now 6)" in shown and "--out" in shown
+    assert "another --memory (ntm, now lstm)" in resumed(capsys, run, "--memory", "lstm")
+    path = run / "sequences" / "last.pt"
+    state = checkpoint.load_state(path)
+    name = next(iter(state["model"]))
+    for tensor in (torch.zeros(2, 3), state["model"][name].to(torch.complex64)):
+        torch.save(state | {"model": state["model"] | {name: tensor}}, path)
+        shown = resumed(capsys, run)
+        assert "another model" in shown and "there and float32" in shown and "--out" in shown
+
+
+def test_a_run_of_another_recipe(run, capsys):
+    assert main(["--recipe", "demo", "--resume", "--out", str(run)]) == 1
+    assert "of recipe 'ntm_copy'" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import numpy as np
 from av.container import InputContainer
 
 from stmeta.data.decode.look import Look, look_into
+from stmeta.data.decode.sps import frames_only
 
 CODECS = {"h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "mjpeg"}
 CONTAINERS = {"mov", "matroska", "avi", "flv"}
@@ -28,10 +29,12 @@ class Doubt(NamedTuple):
         reason: in words; "" = they do.
         settled: whether it is settled once a decode shows just the frames of these packets; packets
             are then as good as others.
+        every: and only if each packet shows one.
     """
 
     reason: str = ""
     settled: bool = False
+    every: bool = False
 
 
 class Evidence:
@@ -41,7 +44,9 @@ class Evidence:
         """Start before the first packet of a stream."""
         codec = stream.codec_context
         self.codec, self.name = codec.name, container.format.name.split(",")[0]
-        self._field_order, self.delay = codec.field_order, codec.reorder_depth
+        self.delay = codec.reorder_depth
+        whole = frames_only(codec.extradata) if codec.name == "h264" else True
+        self._fields = codec.field_order not in _PROGRESSIVE if whole is None else not whole
         self._look = look_into(codec.name, codec.extradata)
         self.pts: list[int | None] = []
         self.key: list[bool] = []
@@ -56,18 +61,19 @@ class Evidence:
         """Whether no packets of such a stream prove anything."""
         return self.codec not in CODECS or self.name not in CONTAINERS
 
-    def add(self, packet: av.Packet, content: bytes) -> None:
-        """Take the next packet, and what is in it."""
+    def add(self, packet: av.Packet, content: bytes) -> Look:
+        """Take the next packet, and what is in it; returns what that tells."""
         look = self._look(content)
         if not self.pts:
             self._first = look._replace(starts=look.starts and packet.is_keyframe)
         self.pts.append(packet.pts)
-        self.key.append(bool(packet.is_keyframe and look.starts))
-        self.shown.append(bool(look.shows) and not packet.is_discard)
+        self.key.append(look.starts and packet.is_keyframe)
+        self.shown.append(look.shows > 0 and not packet.is_discard)
         self.lengths.append(packet.duration or 0)
+        self._kept.append(not look.shows)
         self._waits |= look.waits
         self._odd |= look.odd
-        self._kept.append(not look.shows)
+        return look
 
     def doubt(self) -> Doubt:
         """Why the packets taken so far prove nothing."""
@@ -75,14 +81,14 @@ class Evidence:
             return Doubt(f"{self.codec} in {self.name}")
         if self._odd:
             return Doubt("packets do not hold one frame each")
-        if self.codec == "h264" and self._field_order not in _PROGRESSIVE:
-            return Doubt("interlaced")
         times = [pts for pts, kept in zip(self.pts, self._kept, strict=True) if not kept]
         if None in self.pts or len(set(times)) < len(times):
             return Doubt("times are missing or repeat")
         depth = reorder_depth(np.array(self.pts, np.int64))
         if depth > _MOST:
             return Doubt("times go back")
+        if self._fields:
+            return Doubt("pictures may be coded as fields", True, True)
         if not (self._first.starts and self._first.closed):
             return Doubt("it does not start with a closed group of pictures", True)
         if self.codec not in ("h264", "hevc"):

@@ -12,7 +12,6 @@ import numpy as np
 from stmeta._errors import DataError
 from stmeta.data.decode.evidence import Doubt, Evidence, reorder_depth
 from stmeta.data.decode.sequence import read_sequence
-from stmeta.data.decode.spare import spare_test
 from stmeta.data.video_file import ENCRYPTED, is_encrypted, open_video, reasons, video_stream
 
 
@@ -145,7 +144,7 @@ def read_packets(video: bytes) -> PacketList | None:
         codec, evidence = stream.codec_context, Evidence(container, stream)
         if evidence.hopeless or stream.time_base is None:
             return None
-        rows, spares = [], spare_test(codec.name, codec.extradata)
+        rows = []
         for packet in container.demux(stream):
             if packet.size == 0:
                 continue
@@ -158,8 +157,8 @@ def read_packets(video: bytes) -> PacketList | None:
             offset = video.find(content, packet.pos, packet.pos + packet.size + 64)
             if offset < 0:
                 return None
-            evidence.add(packet, content)
-            rows.append((packet.pts, offset, packet.size, spares(content)))
+            spare = evidence.add(packet, content).spare
+            rows.append((packet.pts, offset, packet.size, spare))
         if not rows:
             raise DataError("the video stream has no frames")
         pts, offset, size, spare = (np.array(column) for column in zip(*rows, strict=True))
@@ -192,7 +191,7 @@ def _shown(video: bytes, evidence: Evidence, pts: np.ndarray) -> np.ndarray | No
         return None
     with open_video(video) as container:
         found, stopped = read_sequence(container, video_stream(container))
-    if stopped is not None or None in found.pts:
+    if stopped is not None or None in found.pts or (doubt.every and len(found.pts) < len(pts)):
         return None
     times = np.array(found.pts, np.int64)
     same = np.isin(pts[order], times)

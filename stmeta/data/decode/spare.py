@@ -38,10 +38,17 @@ def nal_units(
         place: byte of `extradata` that holds the bytes of a length, less 1.
         header: bytes of a unit's header.
     """
-    if extradata and extradata[0] == 1 and len(extradata) > place:
-        width = (extradata[place] & 3) + 1
-        return lambda packet: _after_lengths(packet, width)
+    width = length_bytes(extradata, place)
+    if width:
+        return lambda packet: after_lengths(packet, width)
     return lambda packet: _after_start_codes(packet, header)
+
+
+def length_bytes(extradata: bytes | None, place: int) -> int:
+    """Bytes of the length before each unit; 0 = start codes are between them."""
+    if not extradata or extradata[0] != 1 or len(extradata) <= place:
+        return 0
+    return (extradata[place] & 3) + 1
 
 
 def _reference(units: Iterator[bytes]) -> int:
@@ -49,7 +56,8 @@ def _reference(units: Iterator[bytes]) -> int:
     return next((unit[0] >> 5 & 3 for unit in units if unit[0] & 31 in _SLICES), 3)
 
 
-def _after_lengths(packet: bytes, width: int) -> Iterator[bytes]:
+def after_lengths(packet: bytes, width: int) -> Iterator[bytes]:
+    """The first bytes of each unit that follows its length."""
     place = 0
     while place + width < len(packet):
         size = int.from_bytes(packet[place : place + width], "big")
