@@ -6,13 +6,16 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*)
 
-.PHONY: train test test-gpu bench lint sanitize clean
+.PHONY: train test test-older-torch test-gpu bench lint sanitize clean
 
 train: $(STAMP)  ## the three stages on built-in clips
 	$(BIN)/python -m stmeta.train --fused
 
 test: $(STAMP)  ## the whole test suite
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test-older-torch: $(STAMP)  ## every source file against the headers of older versions of torch
+	STMETA_OLDER_TORCH=1 $(BIN)/python -m pytest tests/test_older_torch.py -n auto
 
 # Without setting up .venv, which takes a network: with what $(PYTHON) has where there is none.
 test-gpu:  ## what needs a GPU, and its kernels under compute-sanitizer
