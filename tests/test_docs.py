@@ -44,6 +44,13 @@ def test_command_exists(line, words):
         assert words[0] in ("pip", "pytest"), f"no check for: {line}"
 
 
+def test_continuous_integration_calls_targets_that_exist():
+    targets = re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text(), re.M)
+    assert targets
+    for target in targets:
+        assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), target
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
