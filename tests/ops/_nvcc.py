@@ -23,7 +23,10 @@ TORCH_FLAGS = (
 )
 
 
-MOST_DECLARED = 8192  # memory::usable_shared leaves so much
+MOST_DECLARED = 8192  # memory::usable_shared leaves so much beside what a launch asks for
+MOST_ALONE = 48 * 1024  # what every GPU gives a launch that asks for no more
+# Kernels that are launched without any: `launch(kernel, grid, block, 0, ...)`.
+ALONE = ("shifted_patch_embed::finish_kernel",)
 
 
 class Kernel(NamedTuple):
@@ -70,8 +73,12 @@ def check_kernels(kernels: list[Kernel], names: Iterable[str], registers: int = 
         assert not missing, f"not compiled for {target}: {missing}"
     wrong = [k for k in kernels if k.spilled_bytes or k.registers > registers]
     assert not wrong, f"spills, or more than {registers} registers: {wrong}"
-    large = [kernel for kernel in kernels if kernel.declared_bytes > MOST_DECLARED]
-    assert not large, f"declares more than {MOST_DECLARED} bytes of shared memory: {large}"
+    large = [
+        kernel
+        for kernel in kernels
+        if kernel.declared_bytes > (MOST_ALONE if kernel.name.startswith(ALONE) else MOST_DECLARED)
+    ]
+    assert not large, f"declares more shared memory than a launch leaves: {large}"
 
 
 def _compile(
