@@ -80,7 +80,15 @@ def of_weights(function, model):
     return func.vmap(function.of(model), randomness="same")(stacked)
 
 
+def twice(function, model):
+    """A second derivative of autograd itself."""
+    leaf = dict(model.named_parameters())[function.names[0]]
+    (first,) = torch.autograd.grad(function.of(model)({}), leaf, create_graph=True)
+    return torch.autograd.grad(first.square().sum(), leaf)
+
+
 TRANSFORMS = {
+    "autograd twice": twice,
     "jvp": lambda f, m: func.jvp(f.of(m), (f.start,), (f.along,)),
     "vjp": lambda f, m: func.vjp(f.of(m), f.start)[1](torch.tensor(1.5)),
     "grad": lambda f, m: func.grad(f.of(m))(f.start),
@@ -127,20 +135,3 @@ def test_transforms(function):
         assert any(x.abs().max() > 0 for x in exact), name  # forward mode's zeros would pass
         held += 1
     assert held >= 7  # the plain model cannot `vmap` where a mask is counted
-
-
-def test_second_derivative(monkeypatch):
-    """Of autograd itself: the eager backend has it, and the error of the others names that."""
-    teach(monkeypatch)
-    function = Function("hf-vivit")
-    model, twin, leaf = function.case.model, function.case.twin, function.names[0]
-
-    def twice(m):
-        bias = dict(m.named_parameters())[leaf]
-        (first,) = torch.autograd.grad(function.of(m)({}), bias, create_graph=True)
-        return torch.autograd.grad(first.square().sum(), bias)[0]
-
-    with pytest.raises(NotImplementedError, match="backend='eager'"):
-        twice(twin)
-    fuse(twin, backend="eager")
-    assert error(twice(twin), twice(model)) <= 1e-5

@@ -23,7 +23,8 @@ LOAD = f"import ctypes; ctypes.CDLL({str(OPENMP)!r})"  # what loading torch load
 
 def started(*command, **setting):
     """A program with what its OpenMP says of itself as it is loaded, and its environment."""
-    env = {k: v for k, v in os.environ.items() if k not in _openmp.SETTINGS}
+    mine = (*_openmp.SETTINGS, "PYTEST_XDIST_WORKER")  # benchmarks refuse to run beside others
+    env = {k: v for k, v in os.environ.items() if k not in mine}
     env |= {"OMP_DISPLAY_ENV": "verbose", **setting}
     done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
