@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pybind11
 import torch
-from setuptools import setup
+from setuptools import find_packages, setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 ROOT = Path(__file__).resolve().parent
@@ -94,6 +94,7 @@ def extensions() -> list[CppExtension]:
 
 
 setup(
+    packages=[*find_packages(include=["stmeta", "stmeta.*"]), "stmeta.kernels.triton"],
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExtension},
 )

@@ -184,7 +184,7 @@ def stmeta(job: Job) -> dict[str, float]:
     """Our loader; nothing is kept decoded, and each video's packets are listed beforehand."""
     import torch
 
-    from stmeta.data.loader import ClipLoader, LoaderConfig
+    from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 
     torch.set_num_threads(1)
     config = LoaderConfig(

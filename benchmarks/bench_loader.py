@@ -30,7 +30,7 @@ from rich.table import Table
 
 from benchmarks._machine import describe
 from benchmarks._measure import copy_bandwidth
-from stmeta.data.shards import ShardIndex
+from stmeta.data.shards.writer import ShardIndex
 
 WAYS = ("stmeta", "torchcodec", "decord", "pyav", "webdataset", "raw")
 SHAPE = {"frames": 16, "stride": 4, "size": 64, "batch": 32}

@@ -24,7 +24,7 @@ from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVide
 
 import stmeta
 from stmeta.data.datasets import motions
-from stmeta.data.loader import ClipLoader, LoaderConfig
+from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 from stmeta.ops import random_masking
 
 SIZE, FRAMES, TUBELET, PATCH = 64, 16, 2, 8

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from stmeta.data.datasets import motions
-from stmeta.data.loader import ClipLoader, LoaderConfig
+from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 from stmeta.nn import MaskedTokens, ShiftedPatchEmbed
 from stmeta.ops import masked_patch_loss, random_masking
 

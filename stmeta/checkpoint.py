@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from stmeta._errors import DataError
-from stmeta._files import open_regular, replaced
+from stmeta._util.files import open_regular, replaced
 
 _REMEDY = "delete the folder {folder} to begin this stage again, or bring the file back"
 _MARK = b"sha256 "

@@ -20,7 +20,7 @@ from rich.markup import escape
 
 from stmeta import __version__, _openmp
 from stmeta._errors import BackendUnavailableError, DataError
-from stmeta._terminal import plain, unbroken
+from stmeta._util.terminal import plain, unbroken
 
 COMMANDS = {
     "shard": "Turn a folder of videos into a data set of shards.",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from stmeta._from_json import build
+from stmeta._util.from_json import build
 from stmeta.memory.dnc import DNCConfig
 from stmeta.memory.mann import MANNConfig
 from stmeta.memory.ntm import NTMConfig

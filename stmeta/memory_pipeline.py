@@ -14,9 +14,9 @@ import stmeta
 from stmeta import distributed, memory_report
 from stmeta._errors import DataError
 from stmeta.config import MemoryConfig
-from stmeta.data import tasks
 from stmeta.data.datasets.omniglot import load_omniglot
-from stmeta.data.image_episodes import ImageEpisodes
+from stmeta.data.episodes import sequences
+from stmeta.data.episodes.images import ImageEpisodes
 from stmeta.memory import DNCCell, LSTMCell, MANNCell, NTMCell
 from stmeta.memory_stages import EpisodeStage, TaskStage
 from stmeta.models.mann import FewShotConfig
@@ -139,14 +139,14 @@ def _episodes(config: MemoryConfig, device: torch.device) -> EpisodeStage:
 
 def _sequences(config: MemoryConfig, device: torch.device) -> TaskStage:
     make, longest, shortest, extra = {
-        "copy": (tasks.copy_task, "max_length", "min_length", {}),
+        "copy": (sequences.copy_task, "max_length", "min_length", {}),
         "repeat_copy": (
-            tasks.repeat_copy_task,
+            sequences.repeat_copy_task,
             "max_length",
             "min_length",
             {"scale_repeats": (1, 10)},
         ),
-        "recall": (tasks.associative_recall_task, "max_items", "min_items", {}),
+        "recall": (sequences.associative_recall_task, "max_items", "min_items", {}),
     }[config.task]
 
     def task(batch_size: int, seed: int, **lengths: int) -> Any:

@@ -18,10 +18,10 @@ import stmeta
 from stmeta import distributed, report
 from stmeta._errors import DataError
 from stmeta.config import ClassifyConfig, TrainConfig
-from stmeta.data.classes import trained_classes
-from stmeta.data.episodes import EpisodeLoader, EpisodePlan
-from stmeta.data.loader import ClipLoader
-from stmeta.data.shards import ShardIndex
+from stmeta.data.episodes.clips import EpisodeLoader, EpisodePlan
+from stmeta.data.loading.loader import ClipLoader
+from stmeta.data.shards.classes import trained_classes
+from stmeta.data.shards.writer import ShardIndex
 from stmeta.models.classifier import VideoClassifier
 from stmeta.models.mann import FewShotMANN
 from stmeta.models.video_mae import VideoMAE
@@ -269,8 +269,8 @@ def _data_root(config: TrainConfig) -> Path:
                 "`stmeta shard`"
             )
         return config.data
+    from stmeta._util.progress import ProgressBar
     from stmeta.data.datasets import motions
-    from stmeta.data.progress import ProgressBar
 
     with ProgressBar() as bar:
         return motions.build(progress=bar)

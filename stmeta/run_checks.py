@@ -17,12 +17,12 @@ import numpy as np
 from stmeta import checkpoint
 from stmeta._errors import DataError
 from stmeta.config import ClassifyConfig, MemoryConfig, RunConfig, TrainConfig
-from stmeta.data.batcher import require_rate, skips
-from stmeta.data.classes import trained_classes
-from stmeta.data.episodes import EpisodePlan
-from stmeta.data.index import ShardIndex
-from stmeta.data.loader import make_plan
-from stmeta.data.loader_config import LoaderConfig
+from stmeta.data.episodes.clips import EpisodePlan
+from stmeta.data.loading.collate import require_rate, skips
+from stmeta.data.loading.config import LoaderConfig
+from stmeta.data.loading.loader import make_plan
+from stmeta.data.shards.classes import trained_classes
+from stmeta.data.shards.index import ShardIndex
 from stmeta.models.classifier import VideoClassifier
 from stmeta.runs import read_config
 

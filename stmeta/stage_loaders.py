@@ -8,7 +8,7 @@ import torch
 
 from stmeta import distributed
 from stmeta.config import ClipConfig
-from stmeta.data.loader import ClipLoader, LoaderConfig
+from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 from stmeta.models.small_vit import SmallViTConfig
 
 

@@ -18,10 +18,10 @@ from torchmetrics.functional.classification import multiclass_f1_score
 
 from stmeta import distributed
 from stmeta.config import ClassifyConfig, FewShotConfig, PretrainConfig
-from stmeta.data.batch import ClipBatch, EpisodeBatch, require_finite
-from stmeta.data.classes import trained_classes
-from stmeta.data.episodes import EpisodeLoader
-from stmeta.data.loader import ClipLoader
+from stmeta.data.episodes.clips import EpisodeLoader
+from stmeta.data.loading.batch import ClipBatch, EpisodeBatch, require_finite
+from stmeta.data.loading.loader import ClipLoader
+from stmeta.data.shards.classes import trained_classes
 from stmeta.models.classifier import VideoClassifier
 from stmeta.models.mann import FewShotMANN
 from stmeta.models.video_mae import VideoMAE

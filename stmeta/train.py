@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from stmeta import _openmp
 from stmeta._errors import BackendUnavailableError, DataError
-from stmeta._terminal import plain, unbroken
+from stmeta._util.terminal import plain, unbroken
 
 if TYPE_CHECKING:
     from stmeta.config import MemoryConfig, TrainConfig

@@ -11,8 +11,8 @@ import pytest
 
 import stmeta
 from stmeta import cli
-from stmeta.data.encode import encode_frames
-from stmeta.data.shards import EncodedSample, write_shards
+from stmeta.data.ingest.encode import encode_frames
+from stmeta.data.shards.writer import EncodedSample, write_shards
 
 # A training loader stops at more than 5 % bad samples.
 BAD = ["--max-error-rate", "0.3", "--threads", "1", "--size", "32"]
@@ -80,7 +80,7 @@ def test_a_stop_says_how_to_go_on(split, monkeypatch, capsys):
     def stop(*_args, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("stmeta.data.verify.verify", stop)
+    monkeypatch.setattr("stmeta.data.verify.verifier.verify", stop)
     assert run("verify", split, "--resume") == 130
     assert capsys.readouterr().err.endswith("stopped; go on with --resume\n")
     assert run("verify", split) == 130

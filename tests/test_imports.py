@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
     "_errors": set(),
     "_extension": set(),
-    "_files": {"_errors"},
-    "_from_json": set(),
+    "_util": {"_errors"},
     "_openmp": set(),
-    "_terminal": set(),
     "kernels": set(),
     "distributed": set(),
     "ops": {"_errors", "_extension", "kernels"},
@@ -26,9 +25,9 @@ ALLOWED = {
     "memory": {"_errors", "ops"},
     "models": {"_errors", "ops", "nn", "memory"},
     "swap": {"_errors", "ops", "nn"},
-    "data": {"_errors", "_extension", "_files", "_terminal"},
-    "config": {"_from_json", "memory", "models"},
-    "checkpoint": {"_errors", "_files"},
+    "data": {"_errors", "_extension", "_util"},
+    "config": {"_util", "memory", "models"},
+    "checkpoint": {"_errors", "_util"},
     "report": set(),
     "recipes": {"config", "memory", "models"},
     "trainer": {"_errors", "checkpoint", "config", "distributed"},
@@ -36,34 +35,49 @@ ALLOWED = {
     "stages": {"_errors", "config", "data", "distributed", "models", "nn", "stage_loaders"},
     "memory_stages": {"_errors", "config", "data", "models"},
     "memory_report": {"memory", "memory_stages", "report"},
-    "runs": {"_errors", "_files", "config"},
+    "runs": {"_errors", "_util", "config"},
     "run_checks": {"_errors", "checkpoint", "config", "data", "models", "runs"},
     "pipeline": {
         *("_errors", "config", "data", "distributed", "models", "ops"),
-        *("report", "run_checks", "runs", "stage_loaders", "stages", "trainer"),
+        *("_util", "report", "run_checks", "runs", "stage_loaders", "stages", "trainer"),
     },
     "memory_pipeline": {
         *("_errors", "config", "data", "distributed", "memory", "memory_report", "memory_stages"),
         *("models", "run_checks", "runs", "trainer"),
     },
     "train": {
-        *("_errors", "_openmp", "_terminal", "config", "distributed", "memory_pipeline"),
+        *("_errors", "_openmp", "_util", "config", "distributed", "memory_pipeline"),
         *("pipeline", "recipes", "runs", "trainer"),
     },
-    "commands": {"_errors", "_terminal", "data", "report"},
-    "cli": {"_errors", "_openmp", "_terminal", "commands"},
+    "commands": {"_errors", "_util", "data", "report"},
+    "cli": {"_errors", "_openmp", "_util", "commands"},
+}
+
+# The rooms of stmeta/data, likewise: each may import those before it that it names.
+ROOMS = {
+    "storage": set(),
+    "video": set(),
+    "augment": {"video"},
+    "decode": {"augment", "storage", "video"},
+    "shards": {"storage", "video"},
+    "loading": {"augment", "decode", "shards", "storage", "video"},
+    "ingest": {"shards", "video"},
+    "verify": {"shards", "storage", "video"},
+    "profile": {"decode", "loading", "shards", "storage"},
+    "episodes": {"loading"},
+    "datasets": {"ingest", "shards", "video"},
 }
 
 
-def imported(path: Path) -> set[str]:
-    """Layers of stmeta that a file imports, anywhere in it."""
+def imported(path: Path) -> list[tuple[str, ...]]:
+    """What a file imports from stmeta, anywhere in it: ("data", "video", "probe", "VideoInfo")."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name.split(".")[1] for name in names if name.startswith("stmeta.")}
+    return [tuple(name.split(".")[1:]) for name in sorted(names) if name.startswith("stmeta.")]
 
 
 def sources() -> list[tuple[str, Path]]:
@@ -72,12 +86,44 @@ def sources() -> list[tuple[str, Path]]:
     return [(layer.removesuffix(".py"), path) for layer, path in files if layer != "__init__.py"]
 
 
+def modules() -> dict[tuple[str, ...], Path]:
+    files = {
+        p.relative_to(ROOT / "stmeta").with_suffix(""): p for p in ROOT.rglob("stmeta/**/*.py")
+    }
+    return {tuple(p for p in k.parts if p != "__init__"): path for k, path in files.items()}
+
+
+def test_tables_have_no_circle():
+    for table in (ALLOWED, ROOMS):
+        list(graphlib.TopologicalSorter(table).static_order())
+
+
+def test_modules_have_no_circle():
+    """Also where a function imports: what must be put off so as to work is a circle."""
+    known = modules()
+    needs = {}
+    for module, path in known.items():
+        found = {name if name in known else name[:-1] for name in imported(path)}
+        needs[module] = {name for name in found if name in known and name not in ((), module)}
+    list(graphlib.TopologicalSorter(needs).static_order())
+
+
+def test_rooms_import_downwards():
+    for module, path in modules().items():
+        if len(module) < 2 or module[0] != "data":
+            continue
+        rooms = {name[1] for name in imported(path) if name[0] == "data" and len(name) > 1}
+        room = module[1]
+        assert room in ROOMS, f"{path}: say in ROOMS what the room {room!r} may import"
+        assert rooms <= ROOMS[room] | {room}, f"{path} imports {rooms - ROOMS[room]}"
+
+
 @pytest.mark.parametrize(
     ("layer", "path"), [pytest.param(a, b, id=str(b.relative_to(ROOT))) for a, b in sources()]
 )
 def test_direction(layer, path):
     assert layer in ALLOWED, f"{path.name}: say in ALLOWED what the layer {layer!r} may import"
-    layers = {name for name in imported(path) if name in ALLOWED}
+    layers = {name[0] for name in imported(path) if name[0] in ALLOWED}
     assert layers <= ALLOWED[layer] | {layer}
 
 

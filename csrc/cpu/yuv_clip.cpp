@@ -1,4 +1,4 @@
-// CPU implementation of stmeta._C.crop_resize_yuv. Reference: stmeta/data/augment.py, crop_resize
+// CPU implementation of stmeta._C.crop_resize_yuv. Reference: stmeta/data/augment/crop.py, crop_resize
 // check -> taps of both axes -> one instruction set's kernel
 #include "yuv_clip.h"
 

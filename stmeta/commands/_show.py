@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-from stmeta._terminal import plain as plain
+from stmeta._util.terminal import plain as plain
 
 
 def print_json(value: object) -> None:

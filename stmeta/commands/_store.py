@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from stmeta.data.encode import EncodeOptions
+    from stmeta.data.ingest.encode import EncodeOptions
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class StoreOptions:
 
     def encode_options(self, fps: float | Literal["source"], stride: int = 1) -> EncodeOptions:
         """The same for the encoder, with the options that are the command's own."""
-        from stmeta.data.encode import EncodeOptions
+        from stmeta.data.ingest.encode import EncodeOptions
 
         return EncodeOptions(
             short_side=None if self.short_side == "source" else self.short_side,

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from tyro.conf import OmitArgPrefixes, Positional
 
 from stmeta.commands._show import plain, print_bad
-from stmeta.data.loader_config import LoaderConfig
+from stmeta.data.loading.config import LoaderConfig
 
 if TYPE_CHECKING:
-    from stmeta.data.compare import Comparison
+    from stmeta.data.profile.compare import Comparison
 
 _KEEP = 1.05  # other settings are named where they are faster by more than this
 _WORDS = {
@@ -56,8 +56,8 @@ class Bench:
 
     def run(self) -> int:
         """Run the command; return the exit code."""
-        from stmeta.data.compare import FILL, compare
-        from stmeta.data.shards import ShardIndex
+        from stmeta.data.profile.compare import FILL, compare
+        from stmeta.data.shards.writer import ShardIndex
 
         index = ShardIndex.open(self.split, self.loader.storage)
         if not self.json:
@@ -108,7 +108,7 @@ def judge(found: Comparison, *, remote: bool) -> dict[str, Any]:
     Returns:
         use (name of a way), bound ("read", "decode", "augment" or "delivery"), verdict (a line).
     """
-    from stmeta.data.compare import BATCH, GIVEN, RAW
+    from stmeta.data.profile.compare import BATCH, GIVEN, RAW
 
     rates = {name: result["clips_per_second"] for name, result in found.results.items()}
     ways = {name: rate for name, rate in rates.items() if name not in (RAW, BATCH)}
@@ -171,7 +171,7 @@ def _draw(found: Comparison, use: str, title: list[str], path: Path) -> None:
     """Bars of clips a second, the limits as lines."""
     from matplotlib.figure import Figure
 
-    from stmeta.data.compare import BATCH, RAW
+    from stmeta.data.profile.compare import BATCH, RAW
     from stmeta.report import BLUE, GREY, ORANGE, save_figure
 
     rates = {name: result["clips_per_second"] for name, result in found.results.items()}

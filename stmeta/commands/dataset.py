@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
+from stmeta._util.progress import ProgressBar
 from stmeta.commands.dataset_composite import DatasetComposite
-from stmeta.data.progress import ProgressBar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

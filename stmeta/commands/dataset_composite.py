@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import OmitArgPrefixes
 
+from stmeta._util.progress import ProgressBar
 from stmeta.commands._show import print_bad, print_table
 from stmeta.commands._store import StoreOptions
-from stmeta.data.progress import ProgressBar
 
 if TYPE_CHECKING:
     from stmeta.data.datasets.composite import CompositeReport

@@ -26,7 +26,7 @@ class Index:
 
     def run(self) -> int:
         """Run the command; return the exit code."""
-        from stmeta.data.shards import build_index
+        from stmeta.data.shards.writer import build_index
 
         index = build_index(self.split, workers=self.workers, full=self.full)
         bad = [(f"{row.shard}: {row.key}", row.error) for row in index.bad]

@@ -13,7 +13,7 @@ from tyro.conf import Positional
 from stmeta.commands._show import plain, print_bad, print_json, print_table
 
 if TYPE_CHECKING:
-    from stmeta.data.inspect import Picture, Sample, Summary
+    from stmeta.data.verify.inspect import Picture, Sample, Summary
 
 _LISTED = 40  # classes and sizes that are shown; --json has all
 
@@ -45,7 +45,7 @@ class Inspect:
             raise ValueError(f"inspect: the folder of --save must exist, got {self.save}; make it")
         if self.sample is not None:
             return self._sample(self.sample)
-        from stmeta.data.inspect import summarise
+        from stmeta.data.verify.inspect import summarise
 
         summary = summarise(self.path)
         if self.json:
@@ -57,7 +57,7 @@ class Inspect:
         return 1 if summary.bad else 0
 
     def _sample(self, key: str) -> int:
-        from stmeta.data.inspect import find_sample, pictures
+        from stmeta.data.verify.inspect import find_sample, pictures
 
         sample = find_sample(self.path, key)
         fields = _fields(sample)

@@ -9,9 +9,9 @@ from typing import Literal
 
 from tyro.conf import OmitArgPrefixes, Positional
 
+from stmeta._util.progress import ProgressBar
 from stmeta.commands._show import plain, print_bad, print_table
 from stmeta.commands._store import StoreOptions
-from stmeta.data.progress import ProgressBar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Shard:
 
     def run(self) -> int:
         """Run the command; return the exit code."""
-        from stmeta.data.ingest import ingest
+        from stmeta.data.ingest.sharding import ingest
 
         with ProgressBar(hidden=self.json) as bar:
             report = ingest(

@@ -11,7 +11,7 @@ import numpy as np
 from tyro.conf import OmitArgPrefixes, Positional
 
 from stmeta.commands._show import plain, print_bad, print_table
-from stmeta.data.loader import ClipLoader, LoaderConfig
+from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 
 _STAGES = ("read", "decode", "augment")
 

@@ -9,8 +9,8 @@ from typing import Literal
 from rich.markup import escape
 from tyro.conf import Positional
 
+from stmeta._util.progress import ProgressBar
 from stmeta.commands._show import plain
-from stmeta.data.progress import ProgressBar
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Verify:
 
     def run(self) -> int:
         """Run the command; return the exit code."""
-        from stmeta.data.verify import verify
+        from stmeta.data.verify.verifier import verify
 
         with ProgressBar(hidden=self.json) as bar:
             report = verify(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stmeta.data.encode import EncodeOptions
+from stmeta.data.ingest.encode import EncodeOptions
 
 HEAD = "label,youtube_id,time_start,time_end,split,is_cc\n"
 CLASSES = (

@@ -12,11 +12,10 @@ import pytest
 import torch
 
 from stmeta.data.decode import dali_problem
-from stmeta.data.encode import encode_frames
-from stmeta.data.loader import ClipLoader, LoaderConfig
-from stmeta.data.shards import EncodedSample, ShardIndex, write_shards
-
-from .conftest import moving_bars
+from stmeta.data.ingest.encode import encode_frames
+from stmeta.data.loading.loader import ClipLoader, LoaderConfig
+from stmeta.data.shards.writer import EncodedSample, ShardIndex, write_shards
+from tests.data._videos import moving_bars
 
 needs_dali = pytest.mark.skipif(bool(dali_problem()), reason=f"DALI: {dali_problem()}")
 COUNT, FRAMES = 26, 24

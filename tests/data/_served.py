@@ -15,8 +15,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from stmeta.data.shards import EncodedSample, write_shards
-from stmeta.data.storage import StorageConfig
+from stmeta.data.shards.writer import EncodedSample, write_shards
+from stmeta.data.storage.config import StorageConfig
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from stmeta.data.shards import EncodedSample, write_shards
-from stmeta.data.verify import VerifyReport, verify
+from stmeta.data.shards.writer import EncodedSample, write_shards
+from stmeta.data.verify.verifier import VerifyReport, verify
 
 CLASSES = ["bend", "jump", "wave"]
 END = bytes(1024)

@@ -11,7 +11,7 @@ import av
 import numpy as np
 from av.error import FFmpegError, InvalidDataError
 
-from .conftest import moving_bars
+from tests.data._videos import moving_bars
 
 
 def encode(

@@ -19,16 +19,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stmeta.data.augment import centre_window, crop_resize
-from stmeta.data.encode import EncodeOptions
-from stmeta.data.ingest import ingest
-from stmeta.data.inspect import find_sample, pictures
-from stmeta.data.loader import ClipLoader, LoaderConfig
-from stmeta.data.shards import ShardIndex, build_index
-from stmeta.data.verify import verify
-
-from ._shards import pack
-from ._streams import Truth, truth
+from stmeta.data.augment.crop import centre_window, crop_resize
+from stmeta.data.ingest.encode import EncodeOptions
+from stmeta.data.ingest.sharding import ingest
+from stmeta.data.loading.loader import ClipLoader, LoaderConfig
+from stmeta.data.shards.writer import ShardIndex, build_index
+from stmeta.data.verify.inspect import find_sample, pictures
+from stmeta.data.verify.verifier import verify
+from tests.data._shards import pack
+from tests.data._streams import Truth, truth
 
 SIZE, LEAST = 48, 16  # of clips in pixels; frames that a clip is taken of
 

@@ -8,7 +8,6 @@ from torch import Tensor, func
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from stmeta import fuse
 from tests.swap._cases import error
 from tests.swap._families import FAMILIES, Case
 from tests.swap._models import teach

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from stmeta.data.encode import encode_frames
-from stmeta.data.shards import EncodedSample, write_shards
+from stmeta.data.ingest.encode import encode_frames
+from stmeta.data.shards.writer import EncodedSample, write_shards
 from stmeta.train import main
 
 MODEL = (

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stmeta.config import ClassifyConfig, ClipConfig
-from stmeta.data.shards import EncodedSample, ShardIndex, write_shards
+from stmeta.data.shards.writer import EncodedSample, ShardIndex, write_shards
 from stmeta.models.classifier import VideoClassifier
 from stmeta.models.small_vit import SmallViTConfig
 from stmeta.pipeline import _classes_of, _feature_table
@@ -29,7 +29,7 @@ def videos(encode) -> list[bytes]:
 def encode():
     import numpy as np
 
-    from stmeta.data.encode import encode_frames
+    from stmeta.data.ingest.encode import encode_frames
 
     def make(seed: int) -> bytes:
         texture = np.random.default_rng(seed).integers(20, 235, (6, 8, 3), dtype=np.uint8)

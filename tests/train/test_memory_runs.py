@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from stmeta import memory_pipeline
 from stmeta.config import MemoryConfig
 from stmeta.data.datasets.omniglot import Omniglot
-from stmeta.data.image_episodes import ImageEpisodes
+from stmeta.data.episodes.images import ImageEpisodes
 from stmeta.memory_pipeline import make_cell
 from stmeta.memory_stages import EpisodeStage
 from stmeta.models.sequence import SequenceModel

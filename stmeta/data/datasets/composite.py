@@ -19,10 +19,10 @@ from typing import Any
 
 from stmeta._errors import DataError
 from stmeta.data.datasets.composite_plan import HELD_OUT, CompositePlan, plan_composite
-from stmeta.data.encode import EncodeOptions
-from stmeta.data.index import ShardIndex
-from stmeta.data.ingest import IngestReport, Progress, ingest_plan
-from stmeta.data.ingest_job import TOO_SHORT
+from stmeta.data.ingest.encode import EncodeOptions
+from stmeta.data.ingest.job import TOO_SHORT
+from stmeta.data.ingest.sharding import IngestReport, Progress, ingest_plan
+from stmeta.data.shards.index import ShardIndex
 
 MANIFEST, PICTURE = "manifest.json", "classes.png"
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from stmeta._errors import DataError
 from stmeta.data.datasets.composite_annotations import Listed, stem_parts
-from stmeta.data.video_files import find_videos
+from stmeta.data.video.find import find_videos
 
 _NOT_CLASSES = frozenset("train val valid validate validation test videos".split())
 _MISSING = "the file is missing"

@@ -17,7 +17,7 @@ from stmeta.data.datasets.composite_annotations import (
     read_tinyvirat,
 )
 from stmeta.data.datasets.composite_files import VideoFiles, class_key
-from stmeta.data.sources import Bad, Part, Plan, Source, split_off, stable_hash
+from stmeta.data.ingest.sources import Bad, Part, Plan, Source, split_off, stable_hash
 
 HELD_OUT = "heldout"
 """The split of the classes that are not trained on: the paper's test split."""

@@ -22,12 +22,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from stmeta._errors import DataError
+from stmeta._util.cache_folder import cache_folder
+from stmeta._util.workers import ordered_map
 from stmeta.data.datasets._draw import draw_clip
 from stmeta.data.datasets._paths import HELD_OUT, MOTIONS
-from stmeta.data.encode import encode_frames
-from stmeta.data.probe import probe
-from stmeta.data.shards import EncodedSample, write_shards
-from stmeta.data.workers import ordered_map
+from stmeta.data.ingest.encode import encode_frames
+from stmeta.data.shards.writer import EncodedSample, write_shards
+from stmeta.data.video.probe import probe
 
 FRAMES, SIZE, FPS = 24, 72, 12
 CLASSES = tuple(MOTIONS)
@@ -87,13 +88,6 @@ def build(
                 write_shards(samples, partial / split, classes=CLASSES)
             os.replace(partial, folder)
     return folder
-
-
-def cache_folder() -> Path:
-    """Folder for what can be made again: $STMETA_CACHE, or stmeta in the user's cache folder."""
-    if path := os.environ.get("STMETA_CACHE"):
-        return Path(path)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stmeta"
 
 
 class _Job(NamedTuple):
@@ -166,7 +160,7 @@ def preview(path: str | os.PathLike[str], *, seed: int = 0, shown: int = 8) -> N
 
 
 if __name__ == "__main__":
-    from stmeta.data.progress import ProgressBar
+    from stmeta._util.progress import ProgressBar
 
     with ProgressBar() as bar:
         print(build(progress=bar))

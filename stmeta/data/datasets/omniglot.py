@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from stmeta._errors import DataError
-from stmeta.data.plan import mix
+from stmeta._util.hashing import mix
 
 SIDE, DRAWINGS = 105, 20
 _CHARACTERS = {"background": 964, "evaluation": 659}

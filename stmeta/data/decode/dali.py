@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stmeta.data.augment import Window
-from stmeta.data.display import Display
+from stmeta.data.augment.crop import Window
+from stmeta.data.video.display import Display
 
 # What `fn.decoders.video` decodes on a CPU, and on a GPU with the smallest (width, height) that the
 # hardware takes.

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from stmeta._errors import DataError
-from stmeta.data.decode.evidence import Doubt, Evidence, reorder_depth
-from stmeta.data.decode.sequence import read_sequence
-from stmeta.data.video_file import ENCRYPTED, is_encrypted, open_video, reasons, video_stream
+from stmeta.data.video.evidence import Doubt, Evidence, reorder_depth
+from stmeta.data.video.file import ENCRYPTED, is_encrypted, open_video, reasons, video_stream
+from stmeta.data.video.timeline import read_sequence
 
 
 @dataclass(frozen=True, slots=True)

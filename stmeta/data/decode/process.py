@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stmeta._errors import DataError
+from stmeta._util.machine_errors import StorageError, patiently
+from stmeta._util.timers import Times
+from stmeta._util.watchdog import PATIENCE, WATCH
 from stmeta.data.decode import pyav, yuv
 from stmeta.data.decode.sample import VideoPlace
-from stmeta.data.faults import StorageError, patiently
-from stmeta.data.times import Times
-from stmeta.data.watch import PATIENCE, WATCH
 
 if TYPE_CHECKING:
-    from stmeta.data.storage import Root
+    from stmeta.data.storage.folder import Root
 
 _START = "import sys; from stmeta.data.decode.worker import main; main(int(sys.argv[1]))"
 _LAST = 10.0  # seconds for a process without work to end

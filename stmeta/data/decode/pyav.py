@@ -17,12 +17,12 @@ import numpy as np
 from av.video.codeccontext import VideoCodecContext
 
 from stmeta._errors import DataError
-from stmeta.data import limits
 from stmeta.data.decode import yuv
 from stmeta.data.decode.packets import PacketList, WholeFile, read_packets, read_times
-from stmeta.data.decode.sequence import in_order
-from stmeta.data.display import AS_STORED, Display
-from stmeta.data.video_file import bound, open_video, reasons, video_stream
+from stmeta.data.video import limits
+from stmeta.data.video.display import AS_STORED, Display
+from stmeta.data.video.file import bound, open_video, reasons, video_stream
+from stmeta.data.video.timeline import in_order
 
 __all__ = [
     "Frames",

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeVar
 import numpy as np
 
 from stmeta._errors import DataError
-from stmeta.data.decode import cut, pyav, yuv
-from stmeta.data.display import Display
-from stmeta.data.stable_cache import StableCache
-from stmeta.data.storage import folder_of
-from stmeta.data.times import Times
+from stmeta._util.fill_once_cache import StableCache
+from stmeta._util.timers import Times
+from stmeta.data.decode import pyav, remux, yuv
+from stmeta.data.storage.folder import folder_of
+from stmeta.data.video.display import Display
 
 if TYPE_CHECKING:
-    from stmeta.data.storage import Root
+    from stmeta.data.storage.folder import Root
 
 _Frames = TypeVar("_Frames")
 Listing: TypeAlias = pyav.PacketList | pyav.WholeFile
@@ -138,7 +138,7 @@ class SampleDecoder:
         if not isinstance(packets, pyav.PacketList) or not packets.plain:
             return None
         with times.measure("decode"):
-            file, places = cut.without_spare(video, packets, indices)
+            file, places = remux.without_spare(video, packets, indices)
         return Encoded(file, places, packets.seconds(indices))
 
     def seconds(self, sample: int, place: VideoPlace, times: Times) -> np.ndarray:

@@ -13,10 +13,10 @@ import sys
 import traceback
 
 from stmeta._errors import DataError
+from stmeta._util.timers import Times
 from stmeta.data.decode import yuv
 from stmeta.data.decode.sample import SampleDecoder
-from stmeta.data.storage import StorageError
-from stmeta.data.times import Times
+from stmeta.data.storage.folder import StorageError
 
 
 def main(memory: int) -> None:

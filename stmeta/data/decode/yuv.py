@@ -12,19 +12,17 @@ import functools
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from stmeta._errors import DataError
-
-if TYPE_CHECKING:
-    from stmeta.data.augment import Window
+from stmeta.data.augment.crop import Window, crop_resize
+from stmeta.data.video.colour import FULL_RANGE, check_matrix
 
 _FORMATS = ("yuv420p", "yuvj420p")
-_FULL = 2  # of AVColorRange: black is 0 and white 255, not 16 and 235
 # Shares of red and blue in brightness, by matrix coefficients of ITU-T H.273, table 4; a stream
 # that does not say counts as BT.601.
 _SHARES = {
@@ -34,7 +32,6 @@ _SHARES = {
     6: (0.299, 0.114),
     9: (0.2627, 0.0593),
 }
-_CONVERTED = (0, 1, 2, 4, 5, 6, 7, 9)
 _local = threading.local()
 _log = logging.getLogger("stmeta.data")
 
@@ -75,31 +72,6 @@ class YuvVideo:
         convert, kind = _extension().crop_resize_yuv, self.kind
         pictures = np.ascontiguousarray(self.pictures)
         convert(pictures, kind[1:3], _colours(kind), tuple(map(int, window)), out)
-
-
-def is_full_range(frame: av.VideoFrame) -> bool:
-    """Whether black is 0 and white 255 in the planes of a frame, not 16 and 235."""
-    name = frame.format.name
-    return name.startswith("yuvj") or (name.startswith("yuv") and frame.color_range == _FULL)
-
-
-def known_matrix(frame: av.VideoFrame) -> bool:
-    """Whether FFmpeg's scaler converts such a frame to RGB."""
-    coloured = frame.format.name.startswith(("yuv", "nv", "p0"))
-    return not coloured or int(frame.colorspace) in _CONVERTED
-
-
-def check_matrix(frame: av.VideoFrame) -> None:
-    """Refuse a frame that cannot be converted.
-
-    Raises:
-        DataError: the message is the reason.
-    """
-    if not known_matrix(frame):
-        raise DataError(
-            f"its colour matrix is number {int(frame.colorspace)} of ITU-T H.273, which is not "
-            "converted to RGB; encode it as BT.709"
-        )
 
 
 def kind_of(frame: av.VideoFrame) -> Kind:
@@ -213,7 +185,7 @@ def _colours(kind: Kind) -> tuple[int, ...]:
 
     They are rounded twice, to 2^-16 and then to 2^-13, as there.
     """
-    full = kind.format == "yuvj420p" or kind.color_range == _FULL
+    full = kind.format == "yuvj420p" or kind.color_range == FULL_RANGE
     red, blue = _SHARES[kind.colorspace]
     green = 1 - red - blue
     exact = (
@@ -233,8 +205,6 @@ def _colours(kind: Kind) -> tuple[int, ...]:
 @functools.lru_cache(maxsize=4096)
 def _tried(kind: Kind) -> bool:
     """Convert and resize random planes both ways and compare."""
-    from stmeta.data.augment import Window, crop_resize
-
     format, height, width, space, levels = kind
     frame = av.VideoFrame(width, height, format)
     frame.colorspace, frame.color_range = space, levels

@@ -1,0 +1,1 @@
+"""What several layers share: processes, timers, progress, JSON, files."""

@@ -1,0 +1,1 @@
+"""A user's own videos to a data set of shards."""

@@ -1,0 +1,100 @@
+"""Keeps one run at a time in a data set's folder, and tells a resumed run from another one."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stmeta._errors import DataError
+from stmeta.data.ingest.sources import Part, Plan
+
+MANIFEST = "ingest.json"
+
+
+def fingerprint(plan: Plan, parts: Mapping[str, Part] | None = None) -> str:
+    """Hash of what goes where; where the files lie does not matter."""
+    what: list[Any] = [plan.splits, plan.classes]
+    if parts:
+        what.append({path: part._replace(file="") for path, part in parts.items()})
+    text = json.dumps(what)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def claim(out: Path, manifest: dict[str, Any], resume: bool) -> None:
+    """Write the manifest, or check that the one there is the same.
+
+    Raises:
+        DataError: the folder has other data, or `resume` is needed, or what to do has changed.
+    """
+    path = out / MANIFEST
+    if not path.exists():
+        if any(out.glob("*/*.tar")):
+            raise DataError(f"{out}: holds shards already; choose another folder")
+        partial = path.with_name(path.name + ".tmp")
+        partial.write_text(json.dumps(manifest, indent=1) + "\n")
+        os.replace(partial, path)
+        return
+    if not resume:
+        raise DataError(
+            f"{out}: holds a data set or a part of one; go on with --resume, or choose another "
+            "folder"
+        )
+    before = _read(path)
+    if before["options"] != manifest["options"]:
+        old, new = before["options"], manifest["options"]
+        changed = ", ".join(f"{k}: {old.get(k)} → {new[k]}" for k in new if old.get(k) != new[k])
+        raise DataError(f"{out}: cannot go on with other options ({changed})")
+    if before != manifest:
+        raise DataError(
+            f"{out}: cannot go on, as the videos or their labels changed since it was begun; "
+            "choose another folder"
+        )
+
+
+def journal_record(line: str) -> dict[str, Any] | None:
+    """What a line of a split's journal says; None = it is not whole, or says something else."""
+    try:
+        record = json.loads(line) if line.endswith("\n") else None
+        numbers = [record[name] for name in ("shards", "size", "next")] if record else [-1]
+        entries = [*record["bad"], *record.get("remarks", [])] if record else []
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    if any(type(number) is not int or number < 0 for number in numbers):
+        return None
+    if not all(isinstance(entry, list) and len(entry) == 3 for entry in entries):
+        return None
+    return record
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is damaged, no JSON: {error}; choose another folder") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("options"), dict):
+        raise DataError(f"{path}: is no manifest of a data set; choose another folder")
+    return manifest
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep a second run out of the folder; the lock goes away with the process.
+
+    Raises:
+        DataError: another run is in there.
+    """
+    handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{out}: another run is writing here") from None
+        yield
+    finally:
+        os.close(handle)

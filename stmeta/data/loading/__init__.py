@@ -1,0 +1,1 @@
+"""From shards to batches of clips: sampler, decoding threads, collate, resume."""

@@ -1,0 +1,270 @@
+"""Frames of samples: from memory, or from their shards."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from stmeta._errors import DataError
+from stmeta._util.fill_once_cache import StableCache
+from stmeta._util.timers import Times
+from stmeta.data.decode import pyav
+from stmeta.data.decode.sample import Encoded, FrameSource, SampleDecoder, VideoPlace
+from stmeta.data.decode.yuv import YuvVideo
+from stmeta.data.shards.writer import ShardIndex
+from stmeta.data.storage.folder import StorageError
+from stmeta.data.video import limits
+
+_TIMES_MIB = 64  # for times of frames of videos with a variable rate: 8 bytes a frame
+_WHOLE = 32  # a video is decoded whole, for the cache, up to so many clips long
+
+
+class Clip(NamedTuple):
+    """A clip at the size of its source.
+
+    Attributes:
+        video: uint8 [T, H, W, 3]; may be a view of cached memory: read only.
+        pts_seconds: float64 [T].
+    """
+
+    video: np.ndarray
+    pts_seconds: np.ndarray
+
+
+class YuvClip(NamedTuple):
+    """A clip as it was decoded.
+
+    Attributes:
+        video: T frames.
+        pts_seconds: float64 [T].
+    """
+
+    video: YuvVideo
+    pts_seconds: np.ndarray
+
+
+class Missing(NamedTuple):
+    """Frames that are not in memory: what `ClipReader.store` needs once they are decoded.
+
+    Attributes:
+        sample: position in the index.
+        key: name in the cache.
+        frames: int64 [F], frames to decode, ascending: those of the clip, or the whole video.
+        indices: int64 [T], frames of the clip.
+        reserved: bytes that were set aside in the cache; 0 = will not be kept.
+    """
+
+    sample: int
+    key: int | tuple[int, bytes]
+    frames: np.ndarray
+    indices: np.ndarray
+    reserved: int
+
+
+class ClipReader:
+    """Reads and decodes clips of an index with PyAV; may be called from many threads."""
+
+    def __init__(
+        self,
+        index: ShardIndex,
+        *,
+        cache_mib: float,
+        whole: bool,
+        times: Times,
+        source: FrameSource | None = None,
+    ) -> None:
+        """Serve the samples of an index.
+
+        Args:
+            index: where the samples lie.
+            cache_mib: memory for decoded frames.
+            whole: keep whole videos, for clips that start anywhere; False keeps clips.
+            times: receives seconds of "read" and "decode", and counts of "hit" and "miss".
+            source: decodes; None = the calling thread.
+        """
+        self.index, self.whole, self.times = index, whole, times
+        self.decoded = StableCache(int(cache_mib * 2**20))
+        self.files = SampleDecoder(index.root)
+        self.source = source or self.files
+        self._unfit: set[int | tuple[int, bytes]] = set()
+        self._seconds = StableCache(_TIMES_MIB * 2**20)
+        self.row = functools.lru_cache(maxsize=1 << 16)(index.row)
+
+    def clip(self, sample: int, indices: np.ndarray) -> Clip:
+        """Return frames of a sample, from memory or from disk.
+
+        What is returned does not depend on what is in memory: a video that cannot be decoded whole
+        still gives the clips that can.
+
+        Args:
+            sample: position in the index.
+            indices: int64 [T], ascending; may repeat.
+
+        Raises:
+            DataError: the clip cannot be decoded; the message is the reason alone.
+        """
+        found = self._kept(sample, indices)
+        if isinstance(found, Missing):
+            return _select(self._decode(sample, found.frames), _places(found))
+        return found
+
+    def yuv_clip(self, sample: int, indices: np.ndarray) -> Clip | YuvClip:
+        """The same, not converted to RGB where that is left to `crop_resize`; see `clip`.
+
+        The cache keeps RGB: what is read often is converted once.
+        """
+        found = self._kept(sample, indices)
+        if isinstance(found, Clip):
+            return found
+        frames = self.source.decode_yuv(sample, self._place(sample), found.frames, self.times)
+        places = _places(found)
+        if isinstance(frames, pyav.Frames):
+            return _select(frames, places)
+        return YuvClip(frames.video[places], frames.pts_seconds[places])
+
+    def yuv_parts(self, sample: int, indices: np.ndarray) -> Iterator[tuple[slice, Clip | YuvClip]]:
+        """A clip in parts that are small in memory, one for most videos; see `yuv_clip`.
+
+        Yields:
+            Where the part is in the clip, and the part.
+        """
+        info = self.row(sample)
+        step = limits.frames_at_once(info.width, info.height)
+        limits.check_clip(len(_distinct(indices)), info.width, info.height)
+        for begin in range(0, len(indices), step):
+            part = slice(begin, begin + step)
+            yield part, self.yuv_clip(sample, indices[part])
+
+    def _kept(self, sample: int, indices: np.ndarray) -> Clip | Missing:
+        """A clip from memory, or from frames that are kept from now on; else what to decode."""
+        found = self.look_up(sample, indices)
+        if isinstance(found, Clip):
+            return found
+        if found.reserved:
+            try:
+                return self.store(found, self._decode(sample, found.frames))
+            except BaseException as error:
+                found = self.give_up(found)
+                if isinstance(error, StorageError) or not isinstance(error, DataError):
+                    raise
+        return found
+
+    def fresh(self, sample: int, indices: np.ndarray) -> Clip:
+        """Decode a clip without a look at the cache; see `clip`."""
+        frames = _distinct(indices)
+        return _select(self._decode(sample, frames), np.searchsorted(frames, indices))
+
+    def seconds(self, sample: int) -> np.ndarray:
+        """Times of a sample's frames after its first one, float64 [frames], ascending.
+
+        The index tells them where the rate is constant, the file's packets where it varies. Frames
+        of a file that bears no times follow each other at the index's mean rate.
+
+        Raises:
+            DataError: the file is damaged; the message is the reason alone.
+        """
+        info = self.row(sample)
+        if not info.variable_rate:
+            return np.arange(info.frames) / info.fps
+        seconds = self._seconds.get(sample)
+        if seconds is None:
+            seconds = self.files.seconds(sample, self._place(sample), self.times)
+            if self._seconds.reserve(seconds.nbytes):
+                self._seconds.fill(sample, seconds, seconds.nbytes)
+        return seconds
+
+    def look_up(self, sample: int, indices: np.ndarray) -> Clip | Missing:
+        """Return a clip from memory, or say what must be decoded; see `clip`."""
+        key = sample if self.whole else (sample, indices.tobytes())
+        frames = self.decoded.get(key)
+        self.times.add("miss" if frames is None else "hit", 1)
+        if frames is not None:
+            places = indices if self.whole else np.searchsorted(_distinct(indices), indices)
+            return _select(frames, places)
+        if key not in self._unfit:
+            info = self.row(sample)
+            every = np.arange(info.frames) if self.whole else _distinct(indices)
+            nbytes = len(every) * info.width * info.height * 3
+            small = nbytes <= self.decoded.limit // 8 and len(every) <= _WHOLE * len(indices)
+            if small and self.decoded.reserve(nbytes):
+                return Missing(sample, key, every, indices, nbytes)
+        return Missing(sample, key, _distinct(indices), indices, 0)
+
+    def store(self, missing: Missing, frames: pyav.Frames) -> Clip:
+        """Keep frames if room was reserved for them, and return the clip."""
+        if missing.reserved:
+            self.decoded.fill(missing.key, frames, missing.reserved)
+        return _select(frames, _places(missing))
+
+    def release(self, missing: Missing) -> None:
+        """Return the room that was reserved for frames."""
+        if missing.reserved:
+            self.decoded.fill(missing.key, None, missing.reserved)
+
+    def give_up(self, missing: Missing) -> Missing:
+        """Return the room that was reserved; from now on, this video is decoded clip by clip."""
+        if missing.reserved:
+            self._unfit.add(missing.key)
+            self.release(missing)
+        return missing._replace(frames=_distinct(missing.indices), reserved=0)
+
+    def encoded(self, missing: Missing) -> Encoded | None:
+        """Return a file that has the missing frames, or None; see `SampleDecoder.encoded`.
+
+        Raises:
+            DataError: the file is damaged; the message is the reason alone.
+        """
+        info, place = self.row(missing.sample), self._place(missing.sample)
+        limits.check_clip(len(missing.frames), info.width, info.height)
+        return self.files.encoded(missing.sample, place, missing.frames, self.times)
+
+    def check(self, sample: int) -> None:
+        """Read a sample's file and count its packets.
+
+        Raises:
+            DataError: the file is damaged; the message is the reason alone.
+        """
+        self.files.seconds(sample, self._place(sample), self.times)
+
+    def _decode(self, sample: int, indices: np.ndarray) -> pyav.Frames:
+        info = self.row(sample)
+        limits.check_clip(len(indices), info.width, info.height)
+        return self.source.decode(sample, self._place(sample), indices, self.times)
+
+    def _place(self, sample: int) -> VideoPlace:
+        info = self.row(sample)
+        return VideoPlace(
+            info.shard,
+            info.offset,
+            info.size,
+            info.frames,
+            info.rotation,
+            float(info.fps),
+            info.variable_rate,
+            info.mirror,
+        )
+
+
+def _distinct(indices: np.ndarray) -> np.ndarray:
+    """Ascending numbers without their repeats; `np.unique` costs ten times as much on so few."""
+    new = np.ones(len(indices), bool)
+    np.not_equal(indices[1:], indices[:-1], out=new[1:])
+    return indices[new]
+
+
+def _places(missing: Missing) -> np.ndarray:
+    """Where the frames of a clip are among those that were decoded for it."""
+    return np.searchsorted(missing.frames, missing.indices)
+
+
+def _select(frames: pyav.Frames, places: np.ndarray) -> Clip:
+    """Pick frames; without a copy where they are evenly spaced."""
+    if len(places) > 1:
+        step = int(places[1] - places[0])
+        if step > 0 and bool((np.diff(places) == step).all()):
+            part = slice(int(places[0]), int(places[-1]) + 1, step)
+            return Clip(frames.video[part], frames.pts_seconds[part])
+    return Clip(frames.video[places], frames.pts_seconds[places])

@@ -1,0 +1,1 @@
+"""Finds the fastest settings of a loader on this machine."""

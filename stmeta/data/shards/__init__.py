@@ -1,0 +1,1 @@
+"""Shards of videos: plain tars, their index, and the names of their classes."""

@@ -1,0 +1,1 @@
+"""Verifies shards and shows what is in them."""

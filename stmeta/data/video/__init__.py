@@ -1,0 +1,1 @@
+"""What a video file holds, as its headers and packets say: streams, times, display, faults."""

@@ -1,0 +1,111 @@
+"""Whether the packets of a video prove which frames it shows, in which order and when.
+
+They do for ordinary H.264, HEVC, VP8, VP9, AV1 and Motion JPEG in MP4, Matroska, WebM, FLV and AVI.
+Anything else is decoded once instead (see `sequence`): packets may hold a half or two frames,
+or one that is never shown, and containers may know no times, or wrong ones.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.container import InputContainer
+
+from stmeta.data.video.first_bytes import Look, look_into
+from stmeta.data.video.h264_sps import frames_only
+
+CODECS = {"h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "mjpeg"}
+CONTAINERS = {"mov", "matroska", "avi", "flv"}
+_MOST = 16  # frames that a picture of H.264 or HEVC may wait for others
+_PROGRESSIVE = (0, 1)  # of AVFieldOrder: unknown, progressive
+
+
+class Doubt(NamedTuple):
+    """Why packets prove nothing.
+
+    Attributes:
+        reason: in words; "" = they do.
+        settled: whether it is settled once a decode shows just the frames of these packets; packets
+            are then as good as others.
+        every: and only if each packet shows one.
+    """
+
+    reason: str = ""
+    settled: bool = False
+    every: bool = False
+
+
+class Evidence:
+    """Takes the packets of a stream, one by one in the order of the file."""
+
+    def __init__(self, container: InputContainer, stream: av.VideoStream) -> None:
+        """Start before the first packet of a stream."""
+        codec = stream.codec_context
+        self.codec, self.name = codec.name, container.format.name.split(",")[0]
+        self.delay = codec.reorder_depth
+        whole = frames_only(codec.extradata) if codec.name == "h264" else True
+        self._fields = codec.field_order not in _PROGRESSIVE if whole is None else not whole
+        self._look = look_into(codec.name, codec.extradata)
+        self.pts: list[int | None] = []
+        self.key: list[bool] = []
+        """Whether decoding can start at a packet: the container and the packet say so."""
+        self.shown: list[bool] = []
+        self.lengths: list[int] = []
+        self._kept: list[bool] = []  # packets of which no decoder shows anything
+        self._first, self._waits, self._odd = Look(), False, False
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether no packets of such a stream prove anything."""
+        return self.codec not in CODECS or self.name not in CONTAINERS
+
+    def add(self, packet: av.Packet, content: bytes) -> Look:
+        """Take the next packet, and what is in it; returns what that tells."""
+        look = self._look(content)
+        if not self.pts:
+            self._first = look._replace(starts=look.starts and packet.is_keyframe)
+        self.pts.append(packet.pts)
+        self.key.append(look.starts and packet.is_keyframe)
+        self.shown.append(look.shows > 0 and not packet.is_discard)
+        self.lengths.append(packet.duration or 0)
+        self._kept.append(not look.shows)
+        self._waits |= look.waits
+        self._odd |= look.odd
+        return look
+
+    def doubt(self) -> Doubt:
+        """Why the packets taken so far prove nothing."""
+        if self.hopeless:
+            return Doubt(f"{self.codec} in {self.name}")
+        if self._odd:
+            return Doubt("packets do not hold one frame each")
+        times = [pts for pts, kept in zip(self.pts, self._kept, strict=True) if not kept]
+        if None in self.pts or len(set(times)) < len(times):
+            return Doubt("times are missing or repeat")
+        depth = reorder_depth(np.array(self.pts, np.int64))
+        if depth > _MOST:
+            return Doubt("times go back")
+        if self._fields:
+            return Doubt("pictures may be coded as fields", True, True)
+        if not (self._first.starts and self._first.closed):
+            return Doubt("it does not start with a closed group of pictures", True)
+        if self.codec not in ("h264", "hevc"):
+            return Doubt("times go back" if depth else "")
+        if depth > self.delay or (depth == 0 and self._waits and self._unordered()):
+            # AVI numbers its packets, whatever is shown first.
+            return Doubt("the times are not those of showing", self.name != "avi")
+        return Doubt()
+
+    def _unordered(self) -> bool:
+        """Whether frames may be shown in another order though their times ascend."""
+        return self.codec == "h264" or self.delay > 0
+
+
+def reorder_depth(pts: np.ndarray) -> int:
+    """How many packets at most precede one that is shown before them; int64 [P]."""
+    order = np.argsort(pts, kind="stable")
+    # Packets still ahead of a place in the file that are shown before it.
+    later = np.maximum.accumulate(order) - np.arange(len(order))
+    return int(later.max(initial=0))

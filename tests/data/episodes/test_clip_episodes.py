@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from stmeta.data.episodes.clips import EpisodeLoader, EpisodePlan, instance_numbers
+from stmeta.data.ingest.encode import encode_frames
+from stmeta.data.loading.loader import ClipLoader, LoaderConfig
+from stmeta.data.shards.writer import EncodedSample, write_shards
+
+LABELS = np.repeat(np.arange(8), 6)  # 8 classes of 6 samples
+
+
+def test_an_episode_has_every_class_equally_often():
+    plan = EpisodePlan(LABELS, ways=3, instances=4, seed=1)
+    for number in range(50):
+        episode = plan(number)
+        assert len(episode.samples) == len(set(episode.samples)) == 12
+        assert np.bincount(episode.labels).tolist() == [4, 4, 4]
+        np.testing.assert_array_equal(LABELS[episode.samples], episode.class_ids)
+        # One name per class, one class per name.
+        pairs = set(zip(episode.labels.tolist(), episode.class_ids.tolist(), strict=True))
+        assert len(pairs) == 3
+
+
+def test_names_and_order_change_from_episode_to_episode():
+    plan = EpisodePlan(LABELS, ways=3, instances=4)
+    episodes = [plan(number) for number in range(300)]
+    names = {(int(c), int(n)) for e in episodes for n, c in zip(e.labels, e.class_ids, strict=True)}
+    assert len(names) == 8 * 3
+    first = np.bincount([e.labels[0] for e in episodes])
+    assert first.min() > 70
+    assert len({tuple(e.labels) for e in episodes}) > 290
+    used = np.unique(np.concatenate([e.samples for e in episodes]))
+    assert len(used) == len(LABELS)
+
+
+def test_a_plan_is_a_pure_function():
+    plan, again = EpisodePlan(LABELS, seed=5, ways=2, instances=3), None
+    forwards = [plan(i).samples.tolist() for i in range(10)]
+    again = EpisodePlan(LABELS, seed=5, ways=2, instances=3)
+    assert [again(i).samples.tolist() for i in reversed(range(10))] == forwards[::-1]
+    other = EpisodePlan(LABELS, seed=6, ways=2, instances=3)
+    assert [other(i).samples.tolist() for i in range(10)] != forwards
+
+
+def test_classes_can_be_kept_apart():
+    train = EpisodePlan(LABELS, ways=2, instances=3, classes=range(5))
+    test = EpisodePlan(LABELS, ways=2, instances=3, classes=[5, 6, 7])
+    seen = {c for i in range(40) for c in train(i).class_ids.tolist()}
+    unseen = {c for i in range(40) for c in test(i).class_ids.tolist()}
+    assert seen == {0, 1, 2, 3, 4} and unseen == {5, 6, 7}
+
+
+def test_a_length_makes_counts_differ():
+    plan = EpisodePlan(LABELS, ways=3, length=7)
+    episodes = [plan(i) for i in range(100)]
+    assert {len(e.labels) for e in episodes} == {7}
+    assert len({tuple(np.bincount(e.labels, minlength=3)) for e in episodes}) > 10
+    assert all(len(set(e.samples)) == 7 for e in episodes)
+
+
+def test_unlabelled_and_rare_samples_are_not_drawn():
+    labels = np.array([0] * 4 + [1] * 4 + [2] * 3 + [-1] * 9)
+    plan = EpisodePlan(labels, ways=2, instances=4)
+    assert plan.classes.tolist() == [0, 1]
+    with pytest.raises(ValueError, match=r"3 classes with 4 samples each .* 2 have .*fewer: \[2\]"):
+        EpisodePlan(labels, ways=3, instances=4)
+    with pytest.raises(ValueError, match="must be at least 1"):
+        EpisodePlan(labels, ways=0)
+
+
+def test_instance_numbers():
+    labels = np.array([[0, 1, 0, 0, 2, 1], [2, 2, 2, 2, 2, 2]])
+    expected = [[0, 0, 1, 2, 0, 1], [0, 1, 2, 3, 4, 5]]
+    assert instance_numbers(labels).tolist() == expected
+    assert instance_numbers(labels[0]).tolist() == expected[0]
+
+
+def table(views: int = 2) -> dict:
+    features = torch.arange(views * len(LABELS), dtype=torch.float32).view(views, -1, 1)
+    return {"features": features.expand(-1, -1, 4), "keys": [f"k{i}" for i in range(len(LABELS))]}
+
+
+def test_features():
+    plan = EpisodePlan(LABELS, ways=3, instances=2)
+    loader = EpisodeLoader(plan, batch_size=4, episodes=10, **table())
+    batches = list(loader)
+    assert [len(batch) for batch in batches] == [4, 4, 2] and len(loader) == 3
+    batch = batches[1]
+    episode = plan(5)
+    assert batch.video is None and batch.features.shape == (4, 6, 4)
+    assert batch.label[1].tolist() == episode.labels.tolist()
+    assert batch.class_id[1].tolist() == episode.class_ids.tolist()
+    assert batch.previous_label[1].tolist() == [-1, *episode.labels[:-1].tolist()]
+    assert batch.instance[1].tolist() == instance_numbers(episode.labels).tolist()
+    assert batch.key[1] == [f"k{i}" for i in episode.samples]
+    drawn = batch.features[1, :, 0].long().numpy()
+    assert (drawn % len(LABELS)).tolist() == episode.samples.tolist()
+    views = torch.cat([b.features[..., 0].flatten() for b in batches]).long() // len(LABELS)
+    assert 15 < int(views.sum()) < 45  # both views are used
+    for field in (batch.label, batch.previous_label, batch.class_id, batch.instance):
+        assert field.dtype == torch.int64 and field.shape == (4, 6)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4])
+def test_resume_is_exact(stop):
+    def make() -> EpisodeLoader:
+        plan = EpisodePlan(LABELS, ways=3, instances=2)
+        return EpisodeLoader(plan, batch_size=4, episodes=10, **table())
+
+    def take(loader: EpisodeLoader, count: int) -> list:
+        found: list = []
+        while True:
+            for batch in loader:
+                found.append(batch)
+                if len(found) == count:
+                    return found
+
+    expected = take(make(), 8)
+    assert not torch.equal(expected[0].label, expected[3].label)  # new epoch, new episodes
+    loader = make()
+    found = take(loader, stop)
+    state = loader.state_dict()
+    loader = make()
+    loader.load_state_dict(state)
+    found += take(loader, 8 - stop)
+    for got, exact in zip(found, expected, strict=True):
+        assert torch.equal(got.features, exact.features) and got.key == exact.key
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    root = tmp_path_factory.mktemp("episodes") / "train"
+    random = np.random.default_rng(0)
+    samples = []
+    for number in range(12):
+        colour = random.integers(0, 256, 3, dtype=np.uint8)
+        video = (
+            np.broadcast_to(colour, (12, 32, 32, 3))
+            + np.arange(12, dtype=np.uint8)[:, None, None, None]
+        )
+        content = encode_frames(video.astype(np.uint8), 25, codec="mjpeg")
+        samples.append(
+            EncodedSample(key=f"s{number}", video=content, extension="avi", label=number % 4)
+        )
+    write_shards(samples, root, classes=list("abcd"))
+    return root
+
+
+def test_clips(split):
+    config = LoaderConfig(frames=4, size=16, batch_size=5, device="cpu")
+    with ClipLoader(split, config) as clips:
+        plan = EpisodePlan(clips.index.labels, ways=2, instances=3)
+        loader = EpisodeLoader(plan, clips=clips, batch_size=2, episodes=5)
+        batches = list(loader)
+        again = EpisodeLoader(plan, clips=clips, batch_size=2, episodes=5)
+        again.load_state_dict({"epoch": 0, "position": 1})
+        assert torch.equal(next(iter(again)).video, batches[1].video)
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+    batch = batches[0]
+    assert batch.video.shape == (2, 6, 4, 3, 16, 16) and batch.features is None
+    episode = plan(1)
+    assert batch.key[1] == [f"s{i}" for i in episode.samples]
+    for step, sample in enumerate(episode.samples):
+        # Every video has one colour per frame.
+        pixels = batch.video[1, step].float()
+        assert pixels.std((-1, -2)).max() < 4
+        same = [k for k in range(6) if batch.key[0][k] == f"s{sample}"]
+        for k in same:
+            assert (batch.video[0, k].float().mean() - pixels.mean()).abs() < 20
+
+
+def test_errors(split):
+    plan = EpisodePlan(LABELS, ways=2, instances=2)
+    with pytest.raises(ValueError, match="either clips or features"):
+        EpisodeLoader(plan, batch_size=1, episodes=1)
+    with pytest.raises(ValueError, match=r"\[views, n, D\], got \[48, 4\]"):
+        EpisodeLoader(plan, batch_size=1, episodes=1, features=table()["features"][0])
+    with pytest.raises(ValueError, match="keys must name the 48 columns of features, got 3"):
+        EpisodeLoader(plan, batch_size=1, episodes=1, features=table()["features"], keys=["a"] * 3)
+    with pytest.raises(ValueError, match="batch_size and episodes"):
+        EpisodeLoader(plan, batch_size=0, episodes=1, **table())
