@@ -241,14 +241,26 @@ def bootstrap_macro_f1(
         rounds: resamplings.
         seed: of the resampling.
     """
-    predicted, labels = predicted[labels >= 0], labels[labels >= 0]
-    draws = np.random.default_rng(seed).integers(0, len(labels), (rounds, len(labels)))
-    scores = [
-        float(multiclass_f1_score(predicted[d], labels[d], classes, average="macro"))
-        for d in torch.from_numpy(draws)
-    ]
-    low, high = np.quantile(scores, [0.025, 0.975])
-    exact = float(multiclass_f1_score(predicted, labels, classes, average="macro"))
+    from scipy.stats import bootstrap
+
+    pairs = predicted[labels >= 0].numpy(), labels[labels >= 0].numpy()
+
+    def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
+        arguments = torch.from_numpy(predicted), torch.from_numpy(labels)
+        return float(multiclass_f1_score(*arguments, classes, average="macro"))
+
+    exact = low = high = macro_f1(*pairs)
+    if len(pairs[0]) > 1:  # all resamplings of a single clip are the same
+        low, high = bootstrap(
+            pairs,
+            macro_f1,
+            n_resamples=rounds,
+            batch=100,  # of the resamplings that are in memory at a time
+            vectorized=False,
+            paired=True,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
     return {"macro_f1": exact, "macro_f1_low": float(low), "macro_f1_high": float(high)}
 
 

@@ -73,3 +73,9 @@ def test_bootstrap_interval_holds_the_score():
 def test_bootstrap_leaves_unlabelled_clips_out():
     labels = torch.tensor([0, 1, -1, -1])
     assert bootstrap_macro_f1(torch.tensor([0, 1, 0, 1]), labels, 2)["macro_f1"] == 1.0
+
+
+def test_bootstrap_of_one_clip_is_its_score():
+    one = torch.tensor([1])
+    exact = {"macro_f1": 1.0, "macro_f1_low": 1.0, "macro_f1_high": 1.0}
+    assert bootstrap_macro_f1(one, one, 2) == exact
