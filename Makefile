@@ -24,10 +24,11 @@ test-gpu:  ## what needs a GPU, and its kernels under compute-sanitizer
 bench: $(STAMP)  ## fused ops against eager PyTorch
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
+# pyright is told which Python: without, it looks at the one on PATH, which has none of the packages.
 lint: $(STAMP)  ## ruff, clang-format, pyright
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 sanitize: $(STAMP)  ## the extension's tests under AddressSanitizer and UBSan
 	tests/sanitize.sh $(BIN)/python

@@ -11,6 +11,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
+
+import stmeta
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,3 +52,28 @@ def test_install_lines_name_what_the_build_needs(source):
     given = names(" ".join(lines)) | ({"torch"} if "^torch==" in " ".join(lines) else set())
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert names(project["build-system"]["requires"]) <= given
+
+
+def test_one_version_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert project["version"] == citation["version"] == stmeta.__version__
+    assert project["license"] == citation["license"]
+    assert f"\n## {stmeta.__version__} - " in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_commits_are_checked_with_the_linters_of_continuous_integration():
+    """Hooks of pre-commit run each tool of `make lint`, and both name the same Python."""
+    (lint,) = re.findall(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
+    config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    entries = [hook["entry"] for repo in config["repos"] for hook in repo["hooks"]]
+    tools = re.findall(r"\$\(BIN\)/((?:ruff )?[\w-]+)(?= )", lint)
+    assert tools == [entry.split(".venv/bin/")[1] for entry in map(_tool, entries)]
+    assert any("--pythonpath .venv/bin/python" in entry for entry in entries)
+    assert "make lint\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def _tool(entry: str) -> str:
+    """Path of a tool, with the first word of its command where ruff has several."""
+    words = entry.split()
+    return " ".join(words[: 2 if words[0].endswith("ruff") else 1])

@@ -1,4 +1,5 @@
-// CPU implementation of stmeta._C.crop_resize_yuv. Reference: stmeta/data/augment/crop.py, crop_resize
+// CPU implementation of stmeta._C.crop_resize_yuv.
+// Reference: crop_resize in stmeta/data/augment/crop.py
 // check -> taps of both axes -> one instruction set's kernel
 #include "yuv_clip.h"
 
