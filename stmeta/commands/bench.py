@@ -172,7 +172,7 @@ def _draw(found: Comparison, use: str, title: list[str], path: Path) -> None:
     from matplotlib.figure import Figure
 
     from stmeta.data.profile.compare import BATCH, RAW
-    from stmeta.report import BLUE, GREY, ORANGE, save_figure
+    from stmeta.train.plots import BLUE, GREY, ORANGE, save_figure
 
     rates = {name: result["clips_per_second"] for name, result in found.results.items()}
     limits = {name: rates.pop(name) for name in (RAW, BATCH) if name in rates}

@@ -132,7 +132,7 @@ def _draw(sample: Sample, shown: list[Picture], path: Path) -> None:
     """Frames in rows, each with its position and time."""
     from matplotlib.figure import Figure
 
-    from stmeta.report import save_figure
+    from stmeta.train.plots import save_figure
 
     height, width = shown[0].image.shape[:2]
     columns = min(len(shown), 6 if width < 2 * height else 4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from stmeta.config import MemoryConfig, TrainConfig
+from stmeta.train.config import MemoryConfig, TrainConfig
 
 
 def names() -> list[str]:

@@ -9,7 +9,7 @@ second, 86 % at its fifth (chance 20 %).
 
 from __future__ import annotations
 
-from stmeta.config import (
+from stmeta.train.config import (
     ClassifyConfig,
     ClipConfig,
     FewShotConfig,

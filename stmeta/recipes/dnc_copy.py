@@ -10,8 +10,8 @@ its 64 rows, not that rows come to an end.
 
 from __future__ import annotations
 
-from stmeta.config import MemoryConfig, OptimConfig
 from stmeta.memory.dnc import DNCConfig
+from stmeta.train.config import MemoryConfig, OptimConfig
 
 
 def recipe() -> MemoryConfig:

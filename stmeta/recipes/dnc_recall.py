@@ -8,8 +8,8 @@ Measured on one CPU core beside other jobs, fp32, 10 minutes of CPU time: 0.11 w
 
 from __future__ import annotations
 
-from stmeta.config import MemoryConfig, OptimConfig
 from stmeta.memory.dnc import DNCConfig
+from stmeta.train.config import MemoryConfig, OptimConfig
 
 
 def recipe() -> MemoryConfig:

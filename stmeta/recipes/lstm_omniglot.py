@@ -13,7 +13,7 @@ That is 92.5 / 96.9 / 97.5 after 1, 5 and 8 images of a class, where Babu et al.
 
 from __future__ import annotations
 
-from stmeta.config import MemoryConfig, OptimConfig
+from stmeta.train.config import MemoryConfig, OptimConfig
 
 
 def recipe() -> MemoryConfig:

@@ -15,8 +15,8 @@ That is 96.9 / 99.4 / 99.5 after 1, 5 and 8 images of a class, where Babu et al.
 
 from __future__ import annotations
 
-from stmeta.config import MemoryConfig, OptimConfig
 from stmeta.memory.mann import MANNConfig
+from stmeta.train.config import MemoryConfig, OptimConfig
 
 
 def recipe() -> MemoryConfig:

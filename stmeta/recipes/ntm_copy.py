@@ -10,8 +10,8 @@ itself, and its memory stays unused.
 
 from __future__ import annotations
 
-from stmeta.config import MemoryConfig, OptimConfig
 from stmeta.memory.ntm import NTMConfig
+from stmeta.train.config import MemoryConfig, OptimConfig
 
 
 def recipe() -> MemoryConfig:

@@ -13,8 +13,8 @@ That is 92.2 / 97.3 / 97.5 after 1, 5 and 8 images of a class, where Babu et al.
 
 from __future__ import annotations
 
-from stmeta.config import MemoryConfig, OptimConfig
 from stmeta.memory.ntm import NTMConfig
+from stmeta.train.config import MemoryConfig, OptimConfig
 
 
 def recipe() -> MemoryConfig:

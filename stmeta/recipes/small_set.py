@@ -9,8 +9,8 @@ Measured on 320 + 176 surveillance clips of railway wagons (4 actions, ten secon
 
 from __future__ import annotations
 
-from stmeta.config import ClassifyConfig, ClipConfig, OptimConfig, PretrainConfig, TrainConfig
 from stmeta.models.small_vit import DecoderConfig, SmallViTConfig
+from stmeta.train.config import ClassifyConfig, ClipConfig, OptimConfig, PretrainConfig, TrainConfig
 
 
 def recipe() -> TrainConfig:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from stmeta import recipes
-from stmeta.config import TrainConfig, from_json, to_json
 from stmeta.train import parse
+from stmeta.train.config import TrainConfig, from_json, to_json
 
 
 @pytest.mark.parametrize("name", recipes.names())

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from stmeta.config import ClassifyConfig, ClipConfig
 from stmeta.data.shards.writer import EncodedSample, ShardIndex, write_shards
 from stmeta.models.classifier import VideoClassifier
 from stmeta.models.small_vit import SmallViTConfig
-from stmeta.pipeline import _classes_of, _feature_table
-from stmeta.stages import ClassifyStage, clip_loader
+from stmeta.train.config import ClassifyConfig, ClipConfig
+from stmeta.train.run import _classes_of, _feature_table
+from stmeta.train.stages import ClassifyStage, clip_loader
 
 MODEL = SmallViTConfig(image_size=32, frames=4, dim=16, depth=1, heads=1, head_dim=16)
 NAMES = ["a", "b", "c", "d", "e"]

@@ -8,14 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stmeta import memory_pipeline
-from stmeta.config import MemoryConfig
 from stmeta.data.datasets.omniglot import Omniglot
 from stmeta.data.episodes.images import ImageEpisodes
-from stmeta.memory_pipeline import make_cell
-from stmeta.memory_stages import EpisodeStage
 from stmeta.models.sequence import SequenceModel
-from stmeta.train import main
+from stmeta.train import main, memory_pipeline
+from stmeta.train.config import MemoryConfig
+from stmeta.train.memory_pipeline import make_cell
+from stmeta.train.memory_stages import EpisodeStage
 
 COPY = (
     "--recipe ntm_copy --fused --steps 6 --batch-size 4 --max-length 4 --test-lengths 3 5 "

@@ -7,8 +7,8 @@ import torch
 from matplotlib.image import imread
 from rich.console import Console
 
-from stmeta import report
-from stmeta.pipeline import bootstrap_macro_f1
+from stmeta.train import plots as report
+from stmeta.train.run import bootstrap_macro_f1
 
 
 def test_reconstruction_shows_three_rows(tmp_path):

@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stmeta import checkpoint, recipes
+from stmeta import recipes
 from stmeta._errors import DataError
-from stmeta.runs import claimed, write_config
-from stmeta.train import main
+from stmeta.train import checkpoint, main
+from stmeta.train.run_folder import claimed, write_config
 
 TINY = (
     "--recipe ntm_copy --steps 4 --save-every 2 --evals 1 --test-lengths 2 --max-length 2 "

@@ -13,8 +13,14 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from stmeta.config import OptimConfig, TrainConfig
-from stmeta.trainer import NonFiniteLossError, Trainer, learning_rate, make_optimizer, step_seed
+from stmeta.train.config import OptimConfig, TrainConfig
+from stmeta.train.trainer import (
+    NonFiniteLossError,
+    Trainer,
+    learning_rate,
+    make_optimizer,
+    step_seed,
+)
 
 
 class Toy:

@@ -16,8 +16,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchmetrics.functional.classification import multiclass_f1_score
 
-from stmeta import distributed
-from stmeta.config import ClassifyConfig, FewShotConfig, PretrainConfig
 from stmeta.data.episodes.clips import EpisodeLoader
 from stmeta.data.loading.batch import ClipBatch, EpisodeBatch, require_finite
 from stmeta.data.loading.loader import ClipLoader
@@ -25,7 +23,9 @@ from stmeta.data.shards.classes import trained_classes
 from stmeta.models.classifier import VideoClassifier
 from stmeta.models.mann import FewShotMANN
 from stmeta.models.video_mae import VideoMAE
-from stmeta.stage_loaders import clip_loader as clip_loader
+from stmeta.train import distributed
+from stmeta.train.config import ClassifyConfig, FewShotConfig, PretrainConfig
+from stmeta.train.stage_loaders import clip_loader as clip_loader
 
 
 def to_model(batch: ClipBatch, device: torch.device) -> Tensor:

@@ -22,13 +22,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from stmeta import checkpoint, distributed
 from stmeta._errors import DataError
-from stmeta.config import OptimConfig, RunConfig
+from stmeta.train import checkpoint, distributed
+from stmeta.train.config import OptimConfig, RunConfig
 
 
 class Stage(Protocol):
-    """What a stage tells the trainer. Implementations: `stmeta.stages`."""
+    """What a stage tells the trainer. Implementations: `stmeta.train.stages`."""
 
     name: str
     unit: str  # what a batch is made of, "clips"

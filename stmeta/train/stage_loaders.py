@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from stmeta import distributed
-from stmeta.config import ClipConfig
 from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 from stmeta.models.small_vit import SmallViTConfig
+from stmeta.train import distributed
+from stmeta.train.config import ClipConfig
 
 
 def loader_config(

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from stmeta.memory.lstm import LSTMCell
 from stmeta.memory.trace import WeightTrace, trace_weights
-from stmeta.memory_stages import EpisodeStage, TaskStage
-from stmeta.report import BLUE, GREEN, GREY, ORANGE, save_figure
+from stmeta.train.memory_stages import EpisodeStage, TaskStage
+from stmeta.train.plots import BLUE, GREEN, GREY, ORANGE, save_figure
 
 SHADES = (GREY, BLUE, GREEN, ORANGE)
 

@@ -20,7 +20,7 @@ from stmeta._errors import BackendUnavailableError, DataError
 from stmeta._util.terminal import plain, unbroken
 
 if TYPE_CHECKING:
-    from stmeta.config import MemoryConfig, TrainConfig
+    from stmeta.train.config import MemoryConfig, TrainConfig
 
 _log = logging.getLogger("stmeta.train")
 
@@ -35,7 +35,7 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig | MemoryConfig, bool]:
         ValueError: there is no such recipe.
     """
     from stmeta import recipes
-    from stmeta.runs import read_config
+    from stmeta.train.run_folder import read_config
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", default="demo")
@@ -60,16 +60,16 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig | MemoryConfig, bool]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run and return the exit code: 0 done, 1 failed, 130 interrupted."""
     waiting = _openmp.wait_asleep()
-    from stmeta import distributed  # loads torch
+    from stmeta.train import distributed  # loads torch
 
     with unbroken(), distributed.together():
         return _main(sys.argv[1:] if argv is None else argv, waiting)
 
 
 def _main(argv: Sequence[str], waiting: str) -> int:
-    from stmeta import distributed, memory_pipeline, pipeline
-    from stmeta.config import MemoryConfig
-    from stmeta.trainer import NonFiniteLossError
+    from stmeta.train import distributed, memory_pipeline, run
+    from stmeta.train.config import MemoryConfig
+    from stmeta.train.trainer import NonFiniteLossError
 
     console = Console(quiet=not distributed.is_first())
     logging.basicConfig(
@@ -85,7 +85,7 @@ def _main(argv: Sequence[str], waiting: str) -> int:
             if isinstance(config, MemoryConfig):
                 memory_pipeline.run(config, resume=resume, console=console)
             else:
-                pipeline.run(config, resume=resume, console=console)
+                run.run(config, resume=resume, console=console)
         except KeyboardInterrupt:
             console.print(f"saved; go on with: python -m stmeta.train --resume {config.folder}")
             return 130

@@ -11,14 +11,11 @@ from rich.console import Console
 from torch import nn
 
 import stmeta
-from stmeta import distributed, memory_report
 from stmeta._errors import DataError
-from stmeta.config import MemoryConfig
 from stmeta.data.datasets.omniglot import load_omniglot
 from stmeta.data.episodes import sequences
 from stmeta.data.episodes.images import ImageEpisodes
 from stmeta.memory import DNCCell, LSTMCell, MANNCell, NTMCell
-from stmeta.memory_stages import EpisodeStage, TaskStage
 from stmeta.models.mann import FewShotConfig
 from stmeta.models.sequence import (
     Cell,
@@ -27,9 +24,13 @@ from stmeta.models.sequence import (
     ImageEncoder,
     SequenceModel,
 )
-from stmeta.run_checks import check_settings, check_state
-from stmeta.runs import claimed, device_of, write_config, write_metrics
-from stmeta.trainer import Trainer
+from stmeta.train import distributed
+from stmeta.train import memory_plots as memory_report
+from stmeta.train.checks import check_settings, check_state
+from stmeta.train.config import MemoryConfig
+from stmeta.train.memory_stages import EpisodeStage, TaskStage
+from stmeta.train.run_folder import claimed, device_of, write_config, write_metrics
+from stmeta.train.trainer import Trainer
 
 
 def run(config: MemoryConfig, *, resume: bool, console: Console) -> dict[str, Any]:

@@ -15,9 +15,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_f1_score
 
 import stmeta
-from stmeta import distributed, report
 from stmeta._errors import DataError
-from stmeta.config import ClassifyConfig, TrainConfig
 from stmeta.data.episodes.clips import EpisodeLoader, EpisodePlan
 from stmeta.data.loading.loader import ClipLoader
 from stmeta.data.shards.classes import trained_classes
@@ -25,16 +23,19 @@ from stmeta.data.shards.writer import ShardIndex
 from stmeta.models.classifier import VideoClassifier
 from stmeta.models.mann import FewShotMANN
 from stmeta.models.video_mae import VideoMAE
-from stmeta.run_checks import StageChecks, check_settings, check_state, load_encoder
-from stmeta.runs import claimed, device_of, write_config, write_metrics
-from stmeta.stage_loaders import clip_loader, loader_config
-from stmeta.stages import (
+from stmeta.train import distributed
+from stmeta.train import plots as report
+from stmeta.train.checks import StageChecks, check_settings, check_state, load_encoder
+from stmeta.train.config import ClassifyConfig, TrainConfig
+from stmeta.train.run_folder import claimed, device_of, write_config, write_metrics
+from stmeta.train.stage_loaders import clip_loader, loader_config
+from stmeta.train.stages import (
     ClassifyStage,
     FewShotStage,
     PretrainStage,
     to_model,
 )
-from stmeta.trainer import Trainer
+from stmeta.train.trainer import Trainer
 
 
 def run(config: TrainConfig, *, resume: bool, console: Console) -> dict[str, Any]:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stmeta.config import MemoryConfig
 from stmeta.data.episodes.images import ImageEpisodeBatch, ImageEpisodes
 from stmeta.data.episodes.sequences import TaskBatch, TaskLoader, wrong_bits
 from stmeta.data.loading.batch import require_finite
 from stmeta.models.mann import matching_loss
 from stmeta.models.sequence import SequenceModel
+from stmeta.train.config import MemoryConfig
 
 
 class EpisodeStage:

@@ -17,7 +17,7 @@ import torch
 import stmeta
 from stmeta._errors import BackendUnavailableError, DataError
 from stmeta._util.files import read_small, replaced
-from stmeta.config import MemoryConfig, RunConfig, TrainConfig, from_json, to_json
+from stmeta.train.config import MemoryConfig, RunConfig, TrainConfig, from_json, to_json
 
 Run = TypeVar("Run", bound=RunConfig)
 _CONFIG = "config.json"

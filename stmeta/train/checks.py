@@ -14,9 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from stmeta import checkpoint
 from stmeta._errors import DataError
-from stmeta.config import ClassifyConfig, MemoryConfig, RunConfig, TrainConfig
 from stmeta.data.episodes.clips import EpisodePlan
 from stmeta.data.loading.collate import require_rate, skips
 from stmeta.data.loading.config import LoaderConfig
@@ -24,7 +22,9 @@ from stmeta.data.loading.loader import make_plan
 from stmeta.data.shards.classes import trained_classes
 from stmeta.data.shards.index import ShardIndex
 from stmeta.models.classifier import VideoClassifier
-from stmeta.runs import read_config
+from stmeta.train import checkpoint
+from stmeta.train.config import ClassifyConfig, MemoryConfig, RunConfig, TrainConfig
+from stmeta.train.run_folder import read_config
 
 _log = logging.getLogger("stmeta.train")
 
