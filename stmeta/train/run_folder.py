@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
-import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 import stmeta
 from stmeta._errors import BackendUnavailableError, DataError
 from stmeta._util.files import read_small, replaced
+from stmeta._util.locks import lock_folder
 from stmeta.train.config import MemoryConfig, RunConfig, TrainConfig, from_json, to_json
 
 Run = TypeVar("Run", bound=RunConfig)
@@ -74,7 +73,7 @@ def claimed(config: Run, resume: bool) -> Iterator[Run]:
     for folder in _candidates(config, resume):
         made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder) as mine:
+        with lock_folder(folder) as mine:
             held = (folder / _CONFIG).exists() and not resume
             if mine and not held:
                 try:
@@ -102,23 +101,6 @@ def _candidates(config: RunConfig, resume: bool) -> Iterator[Path]:
     while config.out is None and not resume:
         yield folder.with_name(f"{folder.name}-{number}")
         number += 1
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Lock a folder; gives whether it could be had. The lock goes away with the process."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:  # some network file systems have no locks
-            pass
-        yield True
-    finally:
-        os.close(handle)
 
 
 def write_config(config: RunConfig) -> None:

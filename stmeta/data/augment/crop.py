@@ -11,8 +11,6 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import numpy as np
-import torch
-from torch.nn import functional as F
 
 from stmeta._errors import DataError
 from stmeta._util.hashing import uniform
@@ -138,11 +136,14 @@ def crop_resize(video: np.ndarray | Planes, window: Window, out: np.ndarray) -> 
     top, left, height, width, flip = window
     clip = video[:, top : top + height, left : left + width]
     if (height, width) != out.shape[1:3]:
+        import torch  # not above: decoder processes do without
+        from torch.nn.functional import interpolate
+
         # torch resizes uint8 with channels innermost by SIMD on the calling thread. It would copy a
         # view first, with all its threads, which costs more here than the resize.
         clip = np.ascontiguousarray(clip)
         pixels = torch.from_numpy(clip).permute(0, 3, 1, 2)  # [T, 3, h, w], channels_last
-        pixels = F.interpolate(pixels, out.shape[1:3], mode="bilinear", antialias=True)
+        pixels = interpolate(pixels, out.shape[1:3], mode="bilinear", antialias=True)
         clip = pixels.permute(0, 2, 3, 1).numpy()
     if flip:
         # Channel by channel: three long strided copies are 5 times as fast as one of 3-byte pixels.

@@ -10,7 +10,6 @@ Made on this machine in under a minute; the same arguments give the same clips.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
+from filelock import FileLock
 
 from stmeta._errors import DataError
 from stmeta._util.cache_folder import cache_folder
@@ -77,8 +77,7 @@ def build(
         return folder
     root.mkdir(parents=True, exist_ok=True)
     partial = root / f".{folder.name}.tmp"
-    with open(root / f".{folder.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(root / f".{folder.name}.lock"):
         if not folder.is_dir():
             shutil.rmtree(partial, ignore_errors=True)  # of a build that was killed
             partial.mkdir()

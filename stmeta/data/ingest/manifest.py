@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from stmeta._errors import DataError
+from stmeta._util.locks import lock_folder
 from stmeta.data.ingest.sources import Part, Plan
 
 MANIFEST = "ingest.json"
@@ -89,12 +89,7 @@ def locked(out: Path) -> Iterator[None]:
     Raises:
         DataError: another run is in there.
     """
-    handle = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{out}: another run is writing here") from None
+    with lock_folder(out) as mine:
+        if not mine:
+            raise DataError(f"{out}: another run is writing here")
         yield
-    finally:
-        os.close(handle)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import stat
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from stmeta._errors import DataError
 from stmeta._util.files import open_regular
+from stmeta._util.locks import lock
 
 _PATIENCE = 10.0  # seconds for the lock of `used`; a stopped process must not stop the others
 _LEFTOVER = 3600.0  # a partial file this old belongs to nobody
@@ -144,10 +144,7 @@ class DiskCache:
 
 @contextlib.contextmanager
 def _locked(path: Path, seconds: float) -> Iterator[int | None]:
-    """Lock a file, also against other threads; gives its descriptor, None = it was not to be had.
-
-    Polls, because a lock cannot be waited for with a limit.
-    """
+    """Lock a file, also against other threads; gives its descriptor, None = it was not free."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A link would be followed to a file that is not ours, a pipe has no place to write to.
@@ -156,22 +153,13 @@ def _locked(path: Path, seconds: float) -> Iterator[int | None]:
         yield None
         return
     try:
-        fits = stat.S_ISREG(os.fstat(file).st_mode)
-        yield file if fits and _lock(file, seconds) else None
+        yield file if _lock(file, seconds) else None
     finally:
         os.close(file)  # and with it the lock
 
 
 def _lock(file: int, seconds: float) -> bool:
-    deadline, pause = time.monotonic() + seconds, 0.001
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-        except OSError:  # some network file systems have no locks
-            return False
-        time.sleep(pause)
-        pause = min(2 * pause, 0.05)
+    try:
+        return stat.S_ISREG(os.fstat(file).st_mode) and lock(file, seconds)
+    except OSError:
+        return False
