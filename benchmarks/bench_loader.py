@@ -35,6 +35,8 @@ from stmeta.data.shards.writer import ShardIndex
 WAYS = ("stmeta", "torchcodec", "decord", "pyav", "webdataset", "raw")
 SHAPE = {"frames": 16, "stride": 4, "size": 64, "batch": 32}
 ROOT = Path(__file__).parents[1]
+_NAMES = {"raw": "FFmpeg alone", "stmeta": "**stmeta**", "pyav": "PyAV"}
+_NAMES["webdataset"] = "webdataset + PyAV"
 
 
 def compare(split: Path, *, seconds: float, rounds: int, shape: dict[str, int]) -> dict[str, Any]:
@@ -129,6 +131,21 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def markdown(columns: list[tuple[str, dict[str, float]]]) -> str:
+    """The table of docs/data.md: clips per second, a column for each title and its results."""
+    first = columns[0][1]
+    order = sorted(first, key=lambda way: (way != "raw", way != "stmeta", -first[way]))
+    lines = [
+        f"| | {' | '.join(title for title, _ in columns)} |",
+        f"|{'---|' * (len(columns) + 1)}",
+    ]
+    for way in order:
+        rates = (rates.get(way) for _, rates in columns)
+        cells = ("-" if rate is None else f"{rate:.0f}" for rate in rates)
+        lines.append(f"| {_NAMES.get(way, way)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 @pytest.mark.full
 def test_loader(benchmark: Any, tmp_path: Path) -> None:
     """The built-in clips, one short round: every way that is there delivers."""
@@ -145,13 +162,28 @@ def test_loader(benchmark: Any, tmp_path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_loader", description=__doc__)
-    parser.add_argument("splits", type=Path, nargs="+")
+    parser.add_argument("splits", type=Path, nargs="*")
     parser.add_argument("--seconds", type=float, default=5.0, help="per way and round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stride", type=int, default=SHAPE["stride"])
     parser.add_argument("--size", type=int, default=SHAPE["size"])
     parser.add_argument("--results", type=Path, help="JSON; a picture goes beside it")
+    parser.add_argument(
+        "--column",
+        nargs=2,
+        action="append",
+        metavar=("FILE", "TITLE"),
+        help="print results again: a column of a Markdown table; may be given again",
+    )
     arguments = parser.parse_args()
+    if arguments.column:
+        sets = [
+            (title, json.loads(Path(file).read_text())["sets"]) for file, title in arguments.column
+        ]
+        print(markdown([(title, found[0]["clips_per_second"]) for title, found in sets]))
+        return
+    if not arguments.splits:
+        parser.error("name a split, or --column")
     console, results = Console(), []
     for split in arguments.splits:
         shape = {**SHAPE, "stride": arguments.stride, "size": arguments.size}

@@ -162,8 +162,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20, help="of measuring a case")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--json", type=Path, help="add the rows to this file")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="print a file's table again")
     parser.add_argument("--peak", nargs=2, metavar=("CASE", "WAY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.markdown:
+        print(markdown(json.loads(arguments.markdown.read_text())["rows"]))
+        return
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if arguments.peak:
         case, way = arguments.peak
@@ -184,14 +188,14 @@ def main() -> None:
 
 
 def markdown(rows: list[Any]) -> str:
-    """The table of docs/swap.md: a line for each case, forward and backward together."""
+    """The table of docs/swap.md: a line for each run of a case, forward and backward together."""
     both = [row for row in rows if row["pass"] == "both"]
     ways = [way for way in WAYS if any(row["backend"] == way for row in both)]
     head = ["case", *(f"{way} ms" for way in ways), "fused vs eager", "vs compile"]
     head += ["eager peak MiB", "fused peak MiB"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for case in dict.fromkeys(row["case"] for row in both):
-        of = {row["backend"]: row for row in both if row["case"] == case}
+    for case in dict.fromkeys(row["run"] for row in both):
+        of = {row["backend"]: row for row in both if row["run"] == case}
         cells = [case, *(f"{of[way]['median_ms']:.0f}" if way in of else "-" for way in ways)]
         ratios = (of["fused"][f"vs_{base}"] for base in ("eager", "compile"))
         cells += ["-" if ratio is None else f"{ratio:.2f}×" for ratio in ratios]

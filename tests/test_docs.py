@@ -1,9 +1,11 @@
-"""What the documents say exists: commands parse, links lead somewhere, code runs."""
+"""What the documents say is there: commands parse, links lead somewhere, names and files exist."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from stmeta import cli
 from stmeta.train import parse
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+HISTORY = ROOT / "CHANGELOG.md"  # it names what was there
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -53,8 +56,68 @@ def test_continuous_integration_calls_targets_that_exist():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        assert target.startswith("http") or (page.parent / target).exists(), target
+    for target, part in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        path = page.parent / target if target else page
+        assert path.exists(), target
+        assert not part or part in headings(path), f"{page.name}: {target}#{part}"
+
+
+def headings(page: Path) -> set[str]:
+    """Names of a page's headings in links."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in found}
+
+
+def code_spans(page: Path) -> list[str]:
+    """What stands between backticks outside of blocks."""
+    return re.findall(
+        r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_are_there(page):
+    """`stmeta.nn.MANN`: a module, or what is found in one."""
+    if page == HISTORY:
+        pytest.skip("it names what was there")
+    for name in {n for span in code_spans(page) for n in re.findall(r"^stmeta(?:\.\w+)+", span)}:
+        assert found(name), f"{page.name}: there is no {name}"
+
+
+def found(name: str) -> bool:
+    parts = name.split(".")
+    for end in range(len(parts), 0, -1):
+        try:
+            module = importlib.import_module(".".join(parts[:end]))
+        except ModuleNotFoundError:
+            continue
+        return reduce(lambda x, part: getattr(x, part, None), parts[end:], module) is not None
+    return False
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_are_there(page):
+    """`stmeta/ops/random_masking.py`: in a folder of the project, patterns included."""
+    folders = "benchmarks|csrc|docs|examples|kernels|stmeta|tests"
+    if page == HISTORY:
+        pytest.skip("it names what was there")
+    for span in code_spans(page):
+        if re.fullmatch(rf"(?:{folders})/[\w./*-]+", span):
+            assert list(ROOT.glob(span)), f"{page.name}: there is no {span}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_sentences_are_there(page):
+    """`python -m benchmarks.report`, `make lint`, `stmeta index --full`: begun as they should."""
+    for span in code_spans(page):
+        if module := re.match(r"(?:python|pytest|torchrun) .*?-m (\S+)", span):
+            assert importlib.util.find_spec(module[1]), f"{page.name}: {span}"
+        elif target := re.fullmatch(r"make ([a-z-]+)", span):
+            assert re.search(rf"^{target[1]}:", (ROOT / "Makefile").read_text(), re.M), span
+        elif command := re.fullmatch(r"stmeta ([a-z]+)( .*)?", span):
+            assert command[1] in cli.COMMANDS, f"{page.name}: {span}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -38,8 +38,12 @@ def clips(make_video) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def local(clips, tmp_path_factory) -> Path:
+    """What `write_local` writes, in a folder of its own."""
+    return write_local(tmp_path_factory.mktemp("local"), clips)
+
+
+def write_local(root: Path, clips: list[bytes]) -> Path:
     """20 clips of Kinetics, of which 4 are missing and 1 is broken, and 6 of TinyVIRAT."""
-    root = tmp_path_factory.mktemp("local")
     rows = [HEAD]
     for i in range(20):
         label = CLASSES[i % 5]
