@@ -1,7 +1,6 @@
 """Ends processes of ours that somebody stopped (SIGSTOP) and that do not go on.
 
-What waits for a stopped process waits for ever; for one that has ended it does not. Linux tells the
-state of a process in /proc; elsewhere nothing is watched.
+What waits for a stopped process waits for ever; for one that has ended it does not.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
+
+import psutil
 
 PATIENCE = 30.0
 """Seconds that a process may be stopped."""
@@ -52,25 +52,20 @@ class Watch:
                     return
 
     def _look(self, process: int) -> None:
-        state, parent = _state(process)
+        try:
+            child = psutil.Process(process)
+            with child.oneshot():
+                parent, stopped = child.ppid(), child.status() == psutil.STATUS_STOPPED
+        except psutil.Error:  # it is gone, or somebody else's
+            parent, stopped = None, False
         if parent != os.getpid():  # it has ended, and its number may be somebody else's by now
             del self._seen[process]
             return
-        self._seen[process] = self._seen[process] + 1 if state == "T" else 0
+        self._seen[process] = self._seen[process] + 1 if stopped else 0
         if self._seen[process] >= _LOOKS:
             self.ended.add(process)
             del self._seen[process]
             os.kill(process, signal.SIGKILL)
-
-
-def _state(process: int) -> tuple[str, int]:
-    """State of a process, "T" = stopped, and its parent; ("", 0) where that is not known."""
-    try:
-        text = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return "", 0
-    state, parent = text.rpartition(")")[2].split()[:2]  # the name in brackets may hold anything
-    return state, int(parent)
 
 
 WATCH = Watch()

@@ -77,9 +77,8 @@ class LoaderWay:
             self.sums[name] += after[f"{name}_seconds"] - stats[f"{name}_seconds"]
         self.sums["hit"] += after["cache_hits"] - stats["cache_hits"]
         self.sums["miss"] += after["cache_misses"] - stats["cache_misses"]
-        if used and now_used:
-            self.sums["cpu"] += now_used.cpu_since(used)
-            self.sums["rss"] += now_used.rss_bytes - used.rss_bytes
+        self.sums["cpu"] += now_used.cpu_since(used)
+        self.sums["rss"] += now_used.rss_bytes - used.rss_bytes
         self.loader.settle()  # or the next way would pay for them
 
     def fill(self, seconds: float) -> str:
@@ -98,13 +97,12 @@ class LoaderWay:
         sums = self.sums
         total = sum(sums[name] for name in _STAGES) or 1.0
         p50, p95, p99 = (float(ms) for ms in np.percentile(self.waits, [50, 95, 99]) * 1000)
-        known = usage() is not None
         return {
             **_rates(self.rates, self.loader.config.frames),
             "first_batch_ms": self.first_seconds * 1000,
             "batch_ms": {"p50": p50, "p95": p95, "p99": p99},
-            "cpu_ms_per_clip": 1000 * sums["cpu"] / sums["clips"] if known else None,
-            "rss_growth_mib": sums["rss"] / 2**20 if known else None,
+            "cpu_ms_per_clip": 1000 * sums["cpu"] / sums["clips"],
+            "rss_growth_mib": sums["rss"] / 2**20,
             "from_memory": sums["hit"] / max(1.0, sums["hit"] + sums["miss"]),
             "work_share": {name: sums[name] / total for name in _STAGES},
             "skipped": len(self.loader.skipped),

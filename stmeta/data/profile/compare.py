@@ -119,11 +119,10 @@ def _variants(
     free = free_memory()
     if needed <= config.cache_mib * 2**20 and config.decoder != "dali":
         left_out[CACHED] = "the given cache_mib holds all"
-    elif free is None or needed > free / 2:
-        room = "unknown" if free is None else f"{free / 2**20:,.0f} MiB"
+    elif needed > free / 2:
         left_out[CACHED] = (
-            f"decoded, the videos take {needed / 2**20:,.0f} MiB; free memory is {room}, of which "
-            "half is used at most"
+            f"decoded, the videos take {needed / 2**20:,.0f} MiB; free memory is "
+            f"{free / 2**20:,.0f} MiB, of which half is used at most"
         )
     else:
         # A cache takes no video of more than an eighth of it.

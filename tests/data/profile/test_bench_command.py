@@ -163,12 +163,9 @@ def test_decoded_bytes(split):
 
 def test_usage_grows():
     before = usage()
-    if before is None:
-        pytest.skip("the system has no /proc")
     kept = bytearray(b"x" * (64 << 20))
     after = usage()
     free = free_memory()
-    assert after is not None and free is not None
     assert 0 < after.cpu_since(before) < 5
     assert 50 << 20 < after.rss_bytes - before.rss_bytes < 200 << 20
     assert len(kept) < free < 1 << 50
