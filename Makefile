@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-SOURCES := $(wildcard csrc/*.cpp csrc/*/*)
+SOURCES := $(wildcard csrc/*.cpp csrc/*/*.* csrc/*/*/*)
 
 .PHONY: train test test-older-torch test-gpu bench lint sanitize clean
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pybind11
 import torch
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
 
 ROOT = Path(__file__).resolve().parent
@@ -43,7 +43,7 @@ def why_no_cuda(sources: list[str]) -> str:
     """Reason why the CUDA kernels are left out, or ""."""
     reason = ""
     if not sources:
-        reason = "there is no csrc/cuda/*.cu"
+        reason = "there is no csrc/cuda/**/*.cu"
     elif torch.version.cuda is None:
         reason = "torch is a CPU build"
     elif CUDA_HOME is None:
@@ -61,9 +61,9 @@ def extensions() -> list[CppExtension]:
         return []
     sources = [
         "csrc/module.cpp",
-        *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp")),
+        *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/**/*.cpp")),
     ]
-    cuda = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cu"))
+    cuda = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/**/*.cu"))
     left_out = why_no_cuda(cuda)
     flags = ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wall", TARGET]
     flags += ["-Wno-psabi", "-Wno-maybe-uninitialized"]  # both false alarms of GCC on vectors
@@ -94,7 +94,10 @@ def extensions() -> list[CppExtension]:
 
 
 setup(
-    packages=[*find_packages(include=["stmeta", "stmeta.*"]), "stmeta.kernels.triton"],
+    packages=[
+        *find_packages(include=["stmeta", "stmeta.*"]),
+        *(f"stmeta.kernels.{name}" for name in find_namespace_packages("kernels")),
+    ],
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExtension},
 )

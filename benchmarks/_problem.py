@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -135,6 +137,12 @@ class Problem:
             forward=lambda: (first.replay(), results)[1],
             backward=lambda _: (second.replay(), gradients)[1],
         )
+
+
+def find(op: str) -> Any:
+    """The module of an op's benchmark, <room>/bench_<op>.py."""
+    (path,) = Path(__file__).parent.glob(f"*/bench_{op}.py")
+    return importlib.import_module(f"benchmarks.{path.parent.name}.{path.stem}")
 
 
 def _tuple(results: Any) -> Sequence[Tensor]:

@@ -9,7 +9,6 @@ needs torch, numpy and pytest, and no network. Without a GPU it times plain call
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import statistics
 import sys
@@ -25,8 +24,8 @@ if __name__ == "__main__":  # run as a file, the folder of the project is not wh
 
 from benchmarks._machine import describe
 from benchmarks._measure import copy_bandwidth
-from benchmarks._problem import GRAPH, Call, Problem
-from stmeta.ops._dispatch import registered_ops
+from benchmarks._problem import GRAPH, Call, Problem, find
+from stmeta.ops._core.dispatch import registered_ops
 
 TURNS, TURN_S = 7, 5e-3  # a case is replayed for so long, so often
 
@@ -34,7 +33,7 @@ TURNS, TURN_S = 7, 5e-3  # a case is replayed for so long, so often
 def problems(ops: list[str], device: str, full: bool) -> Iterator[tuple[str, str, Problem]]:
     """Op, case and problem of each benchmark: its test function makes them, and calls `compare`."""
     for op in ops:
-        module = importlib.import_module(f"benchmarks.bench_{op}")
+        module = find(op)
         test = getattr(module, f"test_{op}")
         for case in _cases(test, full):
             made: list[tuple[str, Problem]] = []

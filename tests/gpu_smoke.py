@@ -24,7 +24,9 @@ if __name__ == "__main__":  # run as a file, the folder of the project is not wh
 
 import stmeta.ops
 from stmeta.ops import availability
-from tests.ops import _harness, _patch_shift_cases, test_memory_scan, test_ntm_scan
+from tests.ops import _harness
+from tests.ops.scan import test_memory_scan, test_ntm_scan
+from tests.ops.video import _patch_shift_cases
 
 FUSED = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}
 SCANS = {"memory_scan": test_memory_scan, "ntm_scan": test_ntm_scan}

@@ -14,4 +14,4 @@ export STMETA_EXTENSION ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktra
 STMETA_EXTENSION=$(ls build/sanitize/stmeta/_C*.so)
 LD_PRELOAD=$libraries "$python" -m pytest tests/ops tests/data/decode/test_yuv.py --capture=sys -m "not slow and not gpu" \
   --ignore-glob='*_cuda.py' --ignore-glob='*_triton.py' --ignore-glob='*_gpu.py' \
-  --ignore=tests/ops/test_dispatch.py
+  --ignore=tests/ops/rules/test_dispatch.py

@@ -12,10 +12,11 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from benchmarks import _plot, _problem, bench_random_masking, conftest, gpu_quick
+from benchmarks import _plot, _problem, conftest, gpu_quick
+from benchmarks.video import bench_random_masking
 from stmeta._errors import BackendUnavailableError
 from stmeta._extension import extension
-from stmeta.ops._dispatch import registered_ops
+from stmeta.ops._core.dispatch import registered_ops
 from tests import gpu_smoke
 from tests.ops import _harness
 
@@ -29,12 +30,13 @@ needs_extension = pytest.mark.skipif(extension is None, reason="stmeta._C is not
 def test_every_op_runs_where_there_is_little_else():
     """In a process that can import torch, numpy and pytest; benchmarks have a case of each."""
     code = f"""
-import importlib, sys
+import sys
 sys.modules.update(dict.fromkeys({NOT_THERE}))
 from benchmarks import gpu_quick
+from benchmarks._problem import find
 from tests.gpu_smoke import main
 for op in gpu_quick.registered_ops():
-    test = getattr(importlib.import_module(f"benchmarks.bench_{{op}}"), f"test_{{op}}")
+    test = getattr(find(op), f"test_{{op}}")
     usual, full = (gpu_quick._cases(test, full) for full in (False, True))
     assert usual and set(usual) <= set(full), op
 sys.exit(main())
@@ -151,7 +153,7 @@ def test_script_goes_on_after_a_failure(part, tmp_path):
     calls = [line for line in log.read_text().splitlines() if "import torch" not in line]
     tests = [line for line in calls if "-m pytest" in line]
     assert len(tests) == 1 and "-n " not in tests[0] and "filterwarnings=default" in tests[0]
-    assert "tests/ops/test_ops_gpu.py" in tests[0] and "tests/data" not in tests[0]
+    assert "tests/ops/rules/test_ops_gpu.py" in tests[0] and "tests/data" not in tests[0]
     if part == "first":
         assert done.returncode == 1 and "failed: tests of CUDA C++" in done.stderr
         assert calls[-1] == "benchmarks/gpu_quick.py --seconds 90"
@@ -163,7 +165,7 @@ def test_script_goes_on_after_a_failure(part, tmp_path):
 
 def test_files_with_gpu_tests_import_no_video_library():
     """Those of tests/ops, which run on a machine that has torch and little else."""
-    found = [p for p in (ROOT / "tests" / "ops").glob("*.py") if "mark.gpu" in p.read_text()]
+    found = [p for p in (ROOT / "tests" / "ops").rglob("*.py") if "mark.gpu" in p.read_text()]
     assert len(found) >= 6
     for path in found:
         for node in ast.walk(ast.parse(path.read_text())):

@@ -6,6 +6,7 @@ import ast
 import graphlib
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,20 @@ def test_direction(layer, path):
     assert layer in ALLOWED, f"{path.name}: say in ALLOWED what the layer {layer!r} may import"
     layers = {name[0] for name in imported(path) if name[0] in ALLOWED}
     assert layers <= ALLOWED[layer] | {layer}
+
+
+def test_folders_and_files_are_small():
+    """No folder of more than 20 Python files, and no file of more than 400 lines."""
+    files = [
+        path
+        for top in ("stmeta", "kernels", "csrc", "tests", "benchmarks", "examples")
+        for path in (ROOT / top).rglob("*")
+        if path.suffix in {".py", ".cpp", ".h", ".cu", ".cuh"}
+    ]
+    folders = Counter(path.parent.relative_to(ROOT) for path in files if path.suffix == ".py")
+    assert {str(k): n for k, n in folders.items() if n > 20} == {}
+    lines = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in files}
+    assert {k: n for k, n in lines.items() if n > 400} == {}
 
 
 def test_import_is_light():

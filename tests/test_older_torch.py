@@ -30,7 +30,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "stmeta
 ASKED = os.environ.get("STMETA_OLDER_TORCH", "")
 OLDEST, INSTALLED = "2.10.0", "2.11.0"
 VERSIONS = (OLDEST, INSTALLED)
-SOURCES = sorted([*CSRC.glob("*.cpp"), *CSRC.glob("cpu/*.cpp"), *CSRC.glob("cuda/*.cu")])
+SOURCES = sorted([*CSRC.glob("*.cpp"), *CSRC.glob("cpu/**/*.cpp"), *CSRC.glob("cuda/**/*.cu")])
 
 # Functions of the stable ABI are declared for TORCH_TARGET_VERSION; macros are there or not.
 MACROS = {

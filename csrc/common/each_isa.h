@@ -1,7 +1,7 @@
 // Compiles one file of CPU kernels once per instruction set, each into its own namespace:
 //
-//   #define STMETA_KERNELS "../cpu/patch_shift_kernels.h"  // as seen from this folder
-//   #include "../common/each_isa.h"
+//   #define STMETA_KERNELS "cpu/video/patch_shift_kernels.h"  // as seen from csrc
+//   #include "common/each_isa.h"
 //   ... STMETA_BY_ISA(forward)(problem, begin, end);
 //
 // With STMETA_BF16DOT defined there is a fourth set, AVX-512 with products of bf16 pairs, in which

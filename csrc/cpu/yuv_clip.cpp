@@ -1,15 +1,15 @@
 // CPU implementation of stmeta._C.crop_resize_yuv.
 // Reference: crop_resize in stmeta/data/augment/crop.py
 // check -> taps of both axes -> one instruction set's kernel
-#include "yuv_clip.h"
+#include "cpu/yuv_clip.h"
 
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
 #include <vector>
 
-#define STMETA_KERNELS "../cpu/yuv_clip_kernels.h"
-#include "../common/each_isa.h"
+#define STMETA_KERNELS "cpu/yuv_clip_kernels.h"
+#include "common/each_isa.h"
 
 namespace stmeta {
 namespace {

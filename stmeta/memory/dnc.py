@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stmeta.memory.mann import lstm_gates, select
-from stmeta.ops._scan import check_lengths, within
-from stmeta.ops.allocation import allocation
-from stmeta.ops.content_addressing import EPS, content_addressing
-from stmeta.ops.erase_add import erase_add
-from stmeta.ops.memory_read import memory_read
-from stmeta.ops.temporal_link import temporal_link
+from stmeta.ops.memory.allocation import allocation
+from stmeta.ops.memory.content_addressing import EPS, content_addressing
+from stmeta.ops.memory.erase_add import erase_add
+from stmeta.ops.memory.memory_read import memory_read
+from stmeta.ops.memory.temporal_link import temporal_link
+from stmeta.ops.scan._common import check_lengths, within
 
 
 class DNCState(NamedTuple):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from stmeta.memory.mann import select
-from stmeta.ops._scan import check_lengths, within
+from stmeta.ops.scan._common import check_lengths, within
 
 
 class LSTMState(NamedTuple):

@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stmeta.ops._scan import check_lengths, within
-from stmeta.ops.memory_scan import memory_scan
+from stmeta.ops.scan._common import check_lengths, within
+from stmeta.ops.scan.memory_scan import memory_scan
 
 
 class MANNState(NamedTuple):

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stmeta.memory.mann import last_shown, lstm_gates, select
-from stmeta.ops._scan import check_lengths, within
-from stmeta.ops.ntm_scan import ntm_scan
-from stmeta.ops.ntm_step import ntm_step
+from stmeta.ops.memory.ntm_step import ntm_step
+from stmeta.ops.scan._common import check_lengths, within
+from stmeta.ops.scan.ntm_scan import ntm_scan
 
 
 class NTMState(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stmeta.models.checkpoint import LoadReport, load_prefixed
 from stmeta.models.small_vit import SmallViT, SmallViTConfig
-from stmeta.ops.random_masking import MaskMode, random_masking
+from stmeta.ops.video.random_masking import MaskMode, random_masking
 
 
 class VideoClassifier(nn.Module):

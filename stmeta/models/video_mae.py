@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from stmeta.models.small_vit import SmallViT, SmallViTConfig, make_blocks
 from stmeta.nn.block import init_weights
 from stmeta.nn.positions import SeparablePositions
-from stmeta.ops.gather_tokens import gather_tokens
-from stmeta.ops.masked_patch_loss import masked_patch_loss, patch_targets
-from stmeta.ops.random_masking import Masking, MaskMode, random_masking
-from stmeta.ops.restore_tokens import restore_tokens
+from stmeta.ops.video.gather_tokens import gather_tokens
+from stmeta.ops.video.masked_patch_loss import masked_patch_loss, patch_targets
+from stmeta.ops.video.random_masking import Masking, MaskMode, random_masking
+from stmeta.ops.video.restore_tokens import restore_tokens
 
 
 class MAEOutput(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from stmeta.nn.spt import ShiftedPatchTokenization, Shifts
-from stmeta.ops.restore_tokens import restore_tokens
+from stmeta.ops.video.restore_tokens import restore_tokens
 
 
 class ShiftedPatchEmbed(ShiftedPatchTokenization):
@@ -158,6 +158,6 @@ class MaskedTokens(nn.Module):
             [B, N, D], dtype of `latent`.
 
         Raises:
-            ValueError: shapes do not fit (from `stmeta.ops.restore_tokens`).
+            ValueError: shapes do not fit (from `stmeta.ops.video.restore_tokens`).
         """
         return restore_tokens(latent, self.mask_token, ids_restore, pos=pos)

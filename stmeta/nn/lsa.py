@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stmeta.ops.locality_attention import locality_attention
+from stmeta.ops.video.locality_attention import locality_attention
 
 
 class LocalitySelfAttention(nn.Module):

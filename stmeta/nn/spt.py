@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from stmeta.ops.patch_shift import shift_offsets
-from stmeta.ops.shifted_patch_embed import shifted_patch_embed
+from stmeta.ops.video.patch_shift import shift_offsets
+from stmeta.ops.video.shifted_patch_embed import shifted_patch_embed
 
 Shifts = str | Sequence[tuple[int, int, int]]
 
@@ -72,7 +72,7 @@ class ShiftedPatchTokenization(nn.Module):
 
         Raises:
             ValueError: the video has other channels, or shapes or dtypes do not fit (from
-                `stmeta.ops.shifted_patch_embed`).
+                `stmeta.ops.video.shifted_patch_embed`).
         """
         self.check(video)
         norm = self.norm

@@ -5,31 +5,35 @@
 
 from __future__ import annotations
 
-from stmeta.ops import _again as _again
-from stmeta.ops._dispatch import BACKENDS, availability, backend, explain, resolve
-from stmeta.ops.allocation import allocation, allocation_ref
-from stmeta.ops.content_addressing import content_addressing, content_addressing_ref
-from stmeta.ops.erase_add import erase_add, erase_add_ref
-from stmeta.ops.gather_tokens import gather_tokens, gather_tokens_ref
-from stmeta.ops.locality_attention import locality_attention, locality_attention_ref
-from stmeta.ops.location_addressing import location_addressing, location_addressing_ref
-from stmeta.ops.lrua_step import LRUAStep, lrua_step, lrua_step_ref
-from stmeta.ops.masked_patch_loss import masked_patch_loss, masked_patch_loss_ref, patch_targets
-from stmeta.ops.memory_read import memory_read, memory_read_ref
-from stmeta.ops.memory_scan import MemoryScan, memory_scan, memory_scan_ref
-from stmeta.ops.ntm_scan import NTMScan, ntm_scan, ntm_scan_ref
-from stmeta.ops.ntm_step import NTMStep, ntm_step, ntm_step_ref
-from stmeta.ops.patch_shift import patch_shift, patch_shift_ref, shift_offsets
-from stmeta.ops.random_masking import (
+from stmeta.ops._core import double_backward as _double_backward  # noqa: F401
+from stmeta.ops._core.dispatch import BACKENDS, availability, backend, explain, resolve
+from stmeta.ops.memory.allocation import allocation, allocation_ref
+from stmeta.ops.memory.content_addressing import content_addressing, content_addressing_ref
+from stmeta.ops.memory.erase_add import erase_add, erase_add_ref
+from stmeta.ops.memory.location_addressing import location_addressing, location_addressing_ref
+from stmeta.ops.memory.lrua_step import LRUAStep, lrua_step, lrua_step_ref
+from stmeta.ops.memory.memory_read import memory_read, memory_read_ref
+from stmeta.ops.memory.ntm_step import NTMStep, ntm_step, ntm_step_ref
+from stmeta.ops.memory.temporal_link import temporal_link, temporal_link_ref
+from stmeta.ops.scan.memory_scan import MemoryScan, memory_scan, memory_scan_ref
+from stmeta.ops.scan.ntm_scan import NTMScan, ntm_scan, ntm_scan_ref
+from stmeta.ops.video.gather_tokens import gather_tokens, gather_tokens_ref
+from stmeta.ops.video.locality_attention import locality_attention, locality_attention_ref
+from stmeta.ops.video.masked_patch_loss import (
+    masked_patch_loss,
+    masked_patch_loss_ref,
+    patch_targets,
+)
+from stmeta.ops.video.patch_shift import patch_shift, patch_shift_ref, shift_offsets
+from stmeta.ops.video.random_masking import (
     Masking,
     MaskMode,
     masking_from_keep,
     random_masking,
     random_masking_ref,
 )
-from stmeta.ops.restore_tokens import restore_tokens, restore_tokens_ref
-from stmeta.ops.shifted_patch_embed import shifted_patch_embed, shifted_patch_embed_ref
-from stmeta.ops.temporal_link import temporal_link, temporal_link_ref
+from stmeta.ops.video.restore_tokens import restore_tokens, restore_tokens_ref
+from stmeta.ops.video.shifted_patch_embed import shifted_patch_embed, shifted_patch_embed_ref
 
 __all__ = [
     "BACKENDS",

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stmeta.ops import BACKENDS, availability, explain
-from stmeta.ops._dispatch import registered_ops
+from stmeta.ops._core.dispatch import registered_ops
 
 
 def main() -> None:

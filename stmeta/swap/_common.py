@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules import module as torch_module
 
 from stmeta.nn.spt import autocast_dtype
-from stmeta.ops._torch_private import transform
+from stmeta.ops._core.torch_private import transform
 
 
 class Fused:

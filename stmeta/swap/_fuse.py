@@ -6,7 +6,7 @@ from importlib import import_module
 
 from torch import nn
 
-from stmeta.ops._dispatch import BACKENDS
+from stmeta.ops._core.dispatch import BACKENDS
 from stmeta.swap import conv, mae_st, patches, videomae_own
 from stmeta.swap._common import Fused, is_own, original
 from stmeta.swap._report import FuseReport, Left, Replaced

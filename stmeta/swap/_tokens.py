@@ -10,7 +10,7 @@ from torch.fx.experimental.symbolic_shapes import guard_or_false
 from torch.nn import functional
 
 from stmeta.nn.spt import compute_dtype
-from stmeta.ops.restore_tokens import restore_tokens
+from stmeta.ops.video.restore_tokens import restore_tokens
 from stmeta.swap import conv
 
 _UNEVEN = (

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 
 from stmeta.nn.spt import compute_dtype
-from stmeta.ops.shifted_patch_embed import shifted_patch_embed
+from stmeta.ops.video.shifted_patch_embed import shifted_patch_embed
 from stmeta.swap._common import Fused, computes_alike, disturbed, held, plain_method
 
 # More channels than these are features of a layer, not pixels.

@@ -14,8 +14,8 @@ from torch.nn import functional
 from vit_pytorch import mae as theirs  # pyright: ignore
 
 from stmeta.nn.spt import autocast_dtype
-from stmeta.ops.gather_tokens import gather_tokens
-from stmeta.ops.masked_patch_loss import masked_patch_loss
+from stmeta.ops.video.gather_tokens import gather_tokens
+from stmeta.ops.video.masked_patch_loss import masked_patch_loss
 from stmeta.swap import patches
 from stmeta.swap._common import Fused, disturbed, held, known
 from stmeta.swap._tokens import fill, invert

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from stmeta.ops.masked_patch_loss import masked_patch_loss
+from stmeta.ops.video.masked_patch_loss import masked_patch_loss
 from stmeta.swap import conv
 from stmeta.swap._structure import Structural
 from stmeta.swap._tokens import embed_kept, fill, invert

@@ -6,7 +6,7 @@ import torch
 from timm.layers import patch_dropout as theirs  # pyright: ignore
 from torch import Tensor
 
-from stmeta.ops.gather_tokens import gather_tokens
+from stmeta.ops.video.gather_tokens import gather_tokens
 from stmeta.swap._common import Fused, known, plain_method
 
 VERSION = "this version of timm defines it in another way than those we have read"

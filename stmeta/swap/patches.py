@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stmeta.nn.spt import compute_dtype
-from stmeta.ops.shifted_patch_embed import shifted_patch_embed
+from stmeta.ops.video.shifted_patch_embed import shifted_patch_embed
 from stmeta.swap._common import Fused, computes_alike, disturbed, held, plain_method
 
 _IMAGE, _CLIP = "b c (h p1) (w p2)", "b c (f pf) (h p1) (w p2)"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from vit_pytorch import vit_for_small_dataset as theirs  # pyright: ignore
 
-from stmeta.ops.locality_attention import locality_attention
+from stmeta.ops.video.locality_attention import locality_attention
 from stmeta.swap import patches
 from stmeta.swap._common import Fused, disturbed, known
 

@@ -23,8 +23,8 @@ from transformers.utils.constants import (  # pyright: ignore
 from transformers.utils.generic import can_return_tuple  # pyright: ignore
 
 from stmeta.nn.spt import autocast_dtype
-from stmeta.ops.masked_patch_loss import masked_patch_loss
-from stmeta.ops.patch_shift import patch_shift
+from stmeta.ops.video.masked_patch_loss import masked_patch_loss
+from stmeta.ops.video.patch_shift import patch_shift
 from stmeta.swap import conv
 from stmeta.swap._common import Fused, disturbed, known
 from stmeta.swap._tokens import assemble, same_number, visible_first

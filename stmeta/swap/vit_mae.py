@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.models.vit_mae import modeling_vit_mae as hf  # pyright: ignore
 from transformers.utils.generic import can_return_tuple  # pyright: ignore
 
-from stmeta.ops.masked_patch_loss import masked_patch_loss
+from stmeta.ops.video.masked_patch_loss import masked_patch_loss
 from stmeta.swap import conv
 from stmeta.swap._common import Fused, disturbed, known
 from stmeta.swap._tokens import embed_kept, fill, invert

@@ -1,6 +1,6 @@
-// Forward and backward of csrc/cuda/allocation.cuh on the CPU. A tile means that the items do not
-// fit shared memory.
-#include "../../csrc/cuda/allocation.cuh"
+// Forward and backward of csrc/cuda/memory/allocation.cuh on the CPU. A tile means that the items
+// do not fit shared memory.
+#include "cuda/memory/allocation.cuh"
 
 #include "memory_case.h"
 

@@ -1,5 +1,5 @@
-// Arguments from, and results to, the file pair that tests/ops/_cuda_host.py writes and reads: one
-// item after another, each an int64 count of bytes and then the bytes.
+// Arguments from, and results to, the file pair that tests/ops/_harness/cuda_host.py writes and
+// reads: one item after another, each an int64 count of bytes and then the bytes.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Forward and backward of csrc/cuda/content_addressing.cuh on the CPU.
-#include "../../csrc/cuda/content_addressing.cuh"
+// Forward and backward of csrc/cuda/memory/content_addressing.cuh on the CPU.
+#include "cuda/memory/content_addressing.cuh"
 
 #include "memory_case.h"
 

@@ -28,7 +28,7 @@ struct dim3 {
   explicit dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 
-#include "../../csrc/common/launch_rules.h"
+#include "common/launch_rules.h"
 
 using __half = c10::Half;
 using __nv_bfloat16 = c10::BFloat16;
@@ -98,7 +98,7 @@ inline size_t declare(size_t size) {
 }
 
 // The arrays that the running kernel has used: those at a place, and their bytes. Plain __shared__
-// arrays are not among them; tests/ops/_nvcc.py holds what ptxas counts to a limit.
+// arrays are not among them; tests/ops/_harness/nvcc.py holds what ptxas counts to a limit.
 inline std::atomic<bool> used_at[kDeclared];
 inline std::atomic<size_t> used_bytes;
 

@@ -1,5 +1,5 @@
-// Forward and backward of csrc/cuda/erase_add.cuh on the CPU.
-#include "../../csrc/cuda/erase_add.cuh"
+// Forward and backward of csrc/cuda/memory/erase_add.cuh on the CPU.
+#include "cuda/memory/erase_add.cuh"
 
 #include "memory_case.h"
 

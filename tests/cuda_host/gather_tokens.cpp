@@ -1,5 +1,5 @@
-// Forward and backward of csrc/cuda/gather_tokens.cuh on the CPU.
-#include "../../csrc/cuda/gather_tokens.cuh"
+// Forward and backward of csrc/cuda/video/gather_tokens.cuh on the CPU.
+#include "cuda/video/gather_tokens.cuh"
 
 #include "token_case.h"
 

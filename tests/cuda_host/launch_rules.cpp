@@ -1,7 +1,8 @@
 // The host side of launches, csrc/common/cuda_base.cuh, on the runtime of toolkit/: each line of a
-// scenario is a call, and the result of each is a number. Driven by tests/ops/test_cuda_host.py.
-#include "../../csrc/common/cuda_base.cuh"
+// scenario is a call, and the result of each is a number. Driven by
+// tests/ops/rules/test_cuda_host.py.
 #include "case_io.h"
+#include "common/cuda_base.cuh"
 #include "toolkit/cuda_runtime.h"
 
 using namespace stmeta;

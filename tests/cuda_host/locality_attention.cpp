@@ -1,6 +1,6 @@
-// Forward and backward of csrc/cuda/locality_attention.cuh on the CPU. Driven by
-// tests/ops/test_locality_attention_cuda.py, which lists the arguments in the same order.
-#include "../../csrc/cuda/locality_attention.cuh"
+// Forward and backward of csrc/cuda/video/locality_attention.cuh on the CPU. Driven by
+// tests/ops/video/test_locality_attention_cuda.py, which lists the arguments in the same order.
+#include "cuda/video/locality_attention.cuh"
 
 #include "case_io.h"
 

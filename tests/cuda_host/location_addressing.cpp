@@ -1,6 +1,6 @@
-// Forward and backward of csrc/cuda/location_addressing.cuh on the CPU. A tile means that the
-// arrays do not fit shared memory.
-#include "../../csrc/cuda/location_addressing.cuh"
+// Forward and backward of csrc/cuda/memory/location_addressing.cuh on the CPU. A tile means that
+// the arrays do not fit shared memory.
+#include "cuda/memory/location_addressing.cuh"
 
 #include "memory_case.h"
 

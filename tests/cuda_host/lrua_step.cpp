@@ -1,5 +1,5 @@
-// Forward and backward of csrc/cuda/lrua_step.cuh on the CPU.
-#include "../../csrc/cuda/lrua_step_backward.cuh"
+// Forward and backward of csrc/cuda/memory/lrua_step.cuh on the CPU.
+#include "cuda/memory/lrua_step_backward.cuh"
 #include "memory_case.h"
 
 using namespace stmeta::lrua_step;

@@ -1,5 +1,6 @@
-// Forward and backward of csrc/cuda/masked_patch_loss.cuh on the CPU; videos of bytes and of fp32.
-#include "../../csrc/cuda/masked_patch_loss.cuh"
+// Forward and backward of csrc/cuda/video/masked_patch_loss.cuh on the CPU; videos of bytes and of
+// fp32.
+#include "cuda/video/masked_patch_loss.cuh"
 
 #include "token_case.h"
 

@@ -1,4 +1,4 @@
-// What the programs of the memory ops share; driven by tests/ops/test_memory_cuda.py.
+// What the programs of the memory ops share; driven by tests/ops/memory/test_memory_cuda.py.
 // Each takes: dtype, [B, N, M, heads], tile (0: by size), its tensors, its options, the gradients.
 #pragma once
 

@@ -1,5 +1,5 @@
-// Forward and backward of csrc/cuda/memory_read.cuh on the CPU.
-#include "../../csrc/cuda/memory_read.cuh"
+// Forward and backward of csrc/cuda/memory/memory_read.cuh on the CPU.
+#include "cuda/memory/memory_read.cuh"
 
 #include "memory_case.h"
 

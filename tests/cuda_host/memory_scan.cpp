@@ -1,11 +1,11 @@
-// Forward and backward of csrc/cuda/memory_scan.cuh on the CPU; driven by
-// tests/ops/test_memory_scan_cuda.py.
-#include "../../csrc/cuda/memory_scan.cuh"
+// Forward and backward of csrc/cuda/scan/memory_scan.cuh on the CPU; driven by
+// tests/ops/scan/test_memory_scan_cuda.py.
+#include "cuda/scan/memory_scan.cuh"
 
 #include <limits>
 
-#include "../../csrc/cuda/memory_scan_backward.cuh"
 #include "case_io.h"
+#include "cuda/scan/memory_scan_backward.cuh"
 
 using namespace stmeta::memory_scan;
 using Floats = std::vector<float>;

@@ -1,8 +1,8 @@
-// Forward and backward of csrc/cuda/ntm_scan.cuh on the CPU; driven by
-// tests/ops/test_ntm_scan_cuda.py.
-#include "../../csrc/cuda/ntm_scan.cuh"
+// Forward and backward of csrc/cuda/scan/ntm_scan.cuh on the CPU; driven by
+// tests/ops/scan/test_ntm_scan_cuda.py.
+#include "cuda/scan/ntm_scan.cuh"
 
-#include "../../csrc/cuda/ntm_scan_backward.cuh"
+#include "cuda/scan/ntm_scan_backward.cuh"
 #include "memory_case.h"
 
 using namespace stmeta::ntm_scan;

@@ -1,5 +1,5 @@
-// Forward and backward of csrc/cuda/ntm_step.cuh on the CPU.
-#include "../../csrc/cuda/ntm_step_backward.cuh"
+// Forward and backward of csrc/cuda/memory/ntm_step.cuh on the CPU.
+#include "cuda/memory/ntm_step_backward.cuh"
 #include "memory_case.h"
 
 using namespace stmeta::ntm_step;

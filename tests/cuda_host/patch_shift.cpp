@@ -1,6 +1,6 @@
-// Forward and backward of csrc/cuda/patch_shift.cuh on the CPU. Driven by
-// tests/ops/test_patch_shift_cuda.py, which lists the arguments in the same order.
-#include "../../csrc/cuda/patch_shift.cuh"
+// Forward and backward of csrc/cuda/video/patch_shift.cuh on the CPU. Driven by
+// tests/ops/video/test_patch_shift_cuda.py, which lists the arguments in the same order.
+#include "cuda/video/patch_shift.cuh"
 
 #include "case_io.h"
 

@@ -1,5 +1,5 @@
-// csrc/cuda/random_masking.cuh on the CPU.
-#include "../../csrc/cuda/random_masking.cuh"
+// csrc/cuda/video/random_masking.cuh on the CPU.
+#include "cuda/video/random_masking.cuh"
 
 #include "token_case.h"
 

@@ -1,5 +1,5 @@
-// Forward and backward of csrc/cuda/restore_tokens.cuh on the CPU.
-#include "../../csrc/cuda/restore_tokens.cuh"
+// Forward and backward of csrc/cuda/video/restore_tokens.cuh on the CPU.
+#include "cuda/video/restore_tokens.cuh"
 
 #include "token_case.h"
 

@@ -1,8 +1,8 @@
 // A block reverses an array through shared memory. The first argument says with which barrier: 0
 // none, 1 the one that this needs, 2 one that half of the threads miss, as they wait for the
-// others. Driven by tests/ops/test_cuda_host.py.
-#include "../../csrc/common/cuda_base.cuh"
+// others. Driven by tests/ops/rules/test_cuda_host.py.
 #include "case_io.h"
+#include "common/cuda_base.cuh"
 
 __global__ void reverse_kernel(const int64_t* in, int64_t* out, int64_t barrier) {
   __shared__ int64_t values[64];

@@ -1,6 +1,6 @@
-// Forward and backward of csrc/cuda/shifted_patch_embed.cuh on the CPU, from videos of bytes, with
-// plain loops for the matrix product.
-#include "../../csrc/cuda/shifted_patch_embed.cuh"
+// Forward and backward of csrc/cuda/video/shifted_patch_embed.cuh on the CPU, from videos of bytes,
+// with plain loops for the matrix product.
+#include "cuda/video/shifted_patch_embed.cuh"
 
 #include "token_case.h"
 

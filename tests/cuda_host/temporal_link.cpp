@@ -1,5 +1,5 @@
-// Forward and backward of csrc/cuda/temporal_link.cuh on the CPU.
-#include "../../csrc/cuda/temporal_link.cuh"
+// Forward and backward of csrc/cuda/memory/temporal_link.cuh on the CPU.
+#include "cuda/memory/temporal_link.cuh"
 
 #include "memory_case.h"
 

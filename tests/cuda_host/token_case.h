@@ -1,5 +1,5 @@
-// What the programs of the token ops share; driven by tests/ops/test_tokens_cuda.py. Their first
-// argument is the dtype.
+// What the programs of the token ops share; driven by tests/ops/video/test_tokens_cuda.py. Their
+// first argument is the dtype.
 #pragma once
 
 #include <limits>

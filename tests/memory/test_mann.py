@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from stmeta.memory import LSTMCell, MANNCell, MANNConfig
 from stmeta.memory.mann import MANNState, lstm_gates
-from stmeta.ops.content_addressing import EPS
+from stmeta.ops.memory.content_addressing import EPS
 from tests.memory._reference import check_empty, check_state_dict, check_two_runs
 
 CHOICES = [

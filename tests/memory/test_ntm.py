@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stmeta.memory.ntm import NTMCell, NTMConfig, NTMState
-from stmeta.ops.content_addressing import EPS
+from stmeta.ops.memory.content_addressing import EPS
 from tests.memory._reference import (
     check_empty,
     check_equations,

@@ -5,7 +5,7 @@ import torch
 
 from stmeta.nn import Block, DropPath, SeparablePositions, ShiftedPatchTokenization
 from stmeta.nn.positions import sincos_1d, sincos_2d
-from stmeta.ops.patch_shift import patch_shift_ref
+from stmeta.ops.video.patch_shift import patch_shift_ref
 
 
 def test_drop_path_drops_whole_samples_and_keeps_the_mean():

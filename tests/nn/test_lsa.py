@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stmeta.nn import LocalitySelfAttention
-from stmeta.ops.locality_attention import SHORT, diagonal_mask
+from stmeta.ops.video.locality_attention import SHORT, diagonal_mask
 
 
 def plain_attention(module, x):

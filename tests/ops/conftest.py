@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stmeta._extension import extension, extension_missing
 from stmeta.ops import BACKENDS, availability
-from stmeta.ops._register import INTERPRET
+from stmeta.ops._core.register import INTERPRET
 
 
 class Backend(NamedTuple):

@@ -1,0 +1,1 @@
+"""What serves all ops: checks of arguments, registration, dispatch, limits, derivatives."""

@@ -1,0 +1,1 @@
+"""Whole sequences of steps in one call, controller and memory."""

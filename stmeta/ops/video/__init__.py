@@ -1,0 +1,1 @@
+"""Ops on videos and on their patches and tokens."""
