@@ -10,7 +10,7 @@ import threading
 from typing import Any
 
 
-class StableCache:
+class FillOnceCache:
     """Keeps values until a limit in bytes is reached, then admits no more."""
 
     def __init__(self, limit: int) -> None:

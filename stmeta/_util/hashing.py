@@ -5,7 +5,7 @@ from __future__ import annotations
 _MASK = (1 << 64) - 1
 
 
-def mix(*values: int) -> int:
+def hash64(*values: int) -> int:
     """Hash integers to 64 well-mixed bits (the finaliser of SplitMix64, Steele et al. 2014)."""
     state = 0
     for value in values:
@@ -18,7 +18,7 @@ def mix(*values: int) -> int:
 
 def uniform(seed: int, number: int) -> float:
     """The `number`-th of a seed's random values in [0, 1)."""
-    return (mix(seed, number) >> 11) * 2.0**-53
+    return (hash64(seed, number) >> 11) * 2.0**-53
 
 
 def shuffled(position: int, count: int, seed: int) -> int:
@@ -32,8 +32,8 @@ def shuffled(position: int, count: int, seed: int) -> int:
     while True:
         high, low = divmod(position, columns)
         for turn in range(4):
-            high = (high + mix(seed ^ 2 * turn, low)) % rows
-            low = (low + mix(seed ^ 2 * turn + 1, high)) % columns
+            high = (high + hash64(seed ^ 2 * turn, low)) % rows
+            low = (low + hash64(seed ^ 2 * turn + 1, high)) % columns
         position = high * columns + low
         if position < count:
             return position

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 
-class Times:
+class Timers:
     """Seconds and counts, added up over threads."""
 
     def __init__(self) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from stmeta._util.terminal import plain as plain
+
+if TYPE_CHECKING:
+    from stmeta.data.shards.index import BadSample
 
 
 def print_json(value: object) -> None:
@@ -26,6 +30,11 @@ def print_bad(heading: str, bad: Iterable[tuple[str, str]]) -> None:
         print(f"{len(rows)} {heading}:")
         for what, reason in rows:
             print(f"  {plain(what)}: {plain(reason)}")
+
+
+def skip_rows(skipped: Iterable[BadSample]) -> list[dict[str, str]]:
+    """What `--json` has of each sample that a loader skipped."""
+    return [{"key": bad.key, "shard": bad.shard, "reason": bad.reason} for bad in skipped]
 
 
 def print_table(title: str, columns: str, rows: Iterable[Iterable[object]]) -> None:

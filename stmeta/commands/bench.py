@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import OmitArgPrefixes, Positional
 
-from stmeta.commands._show import plain, print_bad
+from stmeta.commands._show import plain, print_bad, skip_rows
 from stmeta.data.loading.config import LoaderConfig
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ class Bench:
         if self.save:
             size = self.loader.size
             shape = f"{self.loader.frames} × {size} × {size}, batches of {self.loader.batch_size}"
-            _draw(found, verdict["use"], [f"{index.root}", f"clips of {shape}"], self.save)
-        rows = [skip._asdict() for skip in found.skips]
+            _plot(found, verdict["use"], [f"{index.root}", f"clips of {shape}"], self.save)
+        rows = skip_rows(found.skips)
         if self.json:
             record = {
                 "split": str(index.root),
@@ -111,12 +111,12 @@ def judge(found: Comparison, *, remote: bool) -> dict[str, Any]:
     from stmeta.data.profile.compare import BATCH, GIVEN, RAW
 
     rates = {name: result["clips_per_second"] for name, result in found.results.items()}
-    ways = {name: rate for name, rate in rates.items() if name not in (RAW, BATCH)}
-    best = max(ways, key=ways.__getitem__)
-    if ways[best] <= _KEEP * ways[GIVEN]:
+    candidates = {name: rate for name, rate in rates.items() if name not in (RAW, BATCH)}
+    best = max(candidates, key=candidates.__getitem__)
+    if candidates[best] <= _KEEP * candidates[GIVEN]:
         best = GIVEN
     work = found.results[best]["work_share"]
-    if ways[best] >= 0.8 * rates[BATCH]:
+    if candidates[best] >= 0.8 * rates[BATCH]:
         bound = "delivery"
         text = f"delivery: a finished batch handed out again gives {rates[BATCH]:,.0f} clips/s"
     else:
@@ -126,12 +126,13 @@ def judge(found: Comparison, *, remote: bool) -> dict[str, Any]:
         if bound == "decode" and RAW in rates:
             text += f" (FFmpeg alone: {rates[RAW]:,.0f} clips/s)"
     if best == GIVEN:
-        advice = f"The given settings are the fastest: {ways[GIVEN]:,.0f} clips/s."
+        advice = f"The given settings are the fastest: {candidates[GIVEN]:,.0f} clips/s."
     else:
         options = flags(found.settings[best])
+        faster = candidates[best] / candidates[GIVEN]
         advice = (
-            f"Use {options}: {ways[best]:,.0f} clips/s, {ways[best] / ways[GIVEN]:.2f} times "
-            f"those given{', which were still filling their memory' if found.unfilled else ''}."
+            f"Use {options}: {candidates[best]:,.0f} clips/s, {faster:.2f} times those "
+            f"given{', which were still filling their memory' if found.unfilled else ''}."
         )
     return {"use": best, "bound": bound, "verdict": f"What limits is {text}. {advice}"}
 
@@ -167,7 +168,7 @@ def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def _draw(found: Comparison, use: str, title: list[str], path: Path) -> None:
+def _plot(found: Comparison, use: str, title: list[str], path: Path) -> None:
     """Bars of clips a second, the limits as lines."""
     from matplotlib.figure import Figure
 
@@ -188,13 +189,15 @@ def _draw(found: Comparison, use: str, title: list[str], path: Path) -> None:
     axis.bar_label(bars, fmt="{:,.0f}", padding=4, fontsize=9)
     # A limit far away would leave nothing to see of the bars.
     seen = max(rates.values())
-    near = {name: rate for name, rate in limits.items() if rate <= 2.5 * seen}
-    for (name, rate), shade in zip(near.items(), (ORANGE, GREY), strict=False):
+    in_range = {name: rate for name, rate in limits.items() if rate <= 2.5 * seen}
+    for (name, rate), shade in zip(in_range.items(), (ORANGE, GREY), strict=False):
         axis.axvline(rate, color=shade, lw=1.4, ls="--", label=f"{name}: {rate:,.0f}")
-    far = [f"{name}: {rate:,.0f} (not shown)" for name, rate in limits.items() if name not in near]
-    for text in far:
+    off_scale = [
+        f"{name}: {rate:,.0f} (not shown)" for name, rate in limits.items() if name not in in_range
+    ]
+    for text in off_scale:
         axis.plot([], [], " ", label=text)
-    axis.set_xlim(0, 1.16 * max([seen, *near.values()]))
+    axis.set_xlim(0, 1.16 * max([seen, *in_range.values()]))
     axis.set_xlabel("clips per second")
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(

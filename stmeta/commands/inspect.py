@@ -69,7 +69,7 @@ class Inspect:
             shown, reason = pictures(sample, self.frames)
             sample.faults += [reason] if reason else []
             if shown:
-                _draw(sample, shown, self.save)
+                _plot(sample, shown, self.save)
             print_bad("wrong with the pictures", [(key, reason)] if reason else [])
         return 1 if sample.faults else 0
 
@@ -128,7 +128,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 400 else f"{text[:400]} ..."
 
 
-def _draw(sample: Sample, shown: list[Picture], path: Path) -> None:
+def _plot(sample: Sample, shown: list[Picture], path: Path) -> None:
     """Frames in rows, each with its position and time."""
     from matplotlib.figure import Figure
 
@@ -150,7 +150,7 @@ def _draw(sample: Sample, shown: list[Picture], path: Path) -> None:
     label = sample.class_name or ("unlabelled" if info.label < 0 else f"label {info.label}")
     # Names come from files: "$" would start a formula.
     title = plain(f"{info.key}: {label}").replace("$", r"\$")
-    turned = f", turned by {info.rotation}°" if info.rotation else ""
-    turned += ", mirrored" if info.mirror else ""
-    figure.suptitle(f"{title}, {info.codec} {info.width}×{info.height}{turned}", fontsize=10)
+    rotated = f", turned by {info.rotation}°" if info.rotation else ""
+    rotated += ", mirrored" if info.mirror else ""
+    figure.suptitle(f"{title}, {info.codec} {info.width}×{info.height}{rotated}", fontsize=10)
     save_figure(figure, path)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tyro.conf import OmitArgPrefixes, Positional
 
-from stmeta.commands._show import plain, print_bad, print_table
+from stmeta.commands._show import plain, print_bad, print_table, skip_rows
 from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 
 _STAGES = ("read", "decode", "augment")
@@ -61,7 +61,7 @@ class Stream:
                     raise  # before the first batch there is nothing to tell
             skipped = loader.skipped
             result = meter.result(loader.stats())
-        rows = [skip._asdict() for skip in skipped]
+        rows = skip_rows(skipped)
         if self.json:
             print(json.dumps(result | {"skips": rows}, indent=1))
         else:

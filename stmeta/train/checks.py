@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from stmeta._errors import DataError
-from stmeta.data.episodes.clips import EpisodePlan
-from stmeta.data.loading.collate import require_rate, skips
+from stmeta.data.episodes.clips import EpisodeSampler
+from stmeta.data.loading.bad_samples import bad_in_index, check_error_rate
 from stmeta.data.loading.config import LoaderConfig
-from stmeta.data.loading.loader import make_plan
+from stmeta.data.loading.loader import make_sampler
 from stmeta.data.shards.classes import trained_classes
 from stmeta.data.shards.index import ShardIndex
 from stmeta.models.classifier import VideoClassifier
@@ -175,9 +175,9 @@ class StageChecks:
     def _plan(self, stage: str, split: str, made: LoaderConfig) -> ShardIndex:
         """Open a split and plan its clips as the stage will."""
         index = self._open(stage, split)
-        plan = make_plan(index, made)
-        bad = skips(index)
-        require_rate(str(index.root), bad, len(index) + len(bad), made.max_error_rate)
+        plan = make_sampler(index, made)
+        bad = bad_in_index(index)
+        check_error_rate(str(index.root), bad, len(index) + len(bad), made.max_error_rate)
         short = int((index.frames < plan.span).sum())
         if made.fps is None and short:
             self._say(
@@ -243,7 +243,7 @@ class StageChecks:
     def _episodes(self, split: str, index: ShardIndex) -> None:
         settings = self.config.fewshot
         try:
-            EpisodePlan(index.labels, ways=settings.ways, instances=settings.instances)
+            EpisodeSampler(index.labels, ways=settings.ways, instances=settings.instances)
         except ValueError as error:
             raise DataError(
                 f"data: fewshot cannot make episodes from {index.root}: {error} "

@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import multiclass_f1_score
 
 import stmeta
 from stmeta._errors import DataError
-from stmeta.data.episodes.clips import EpisodeLoader, EpisodePlan
+from stmeta.data.episodes.clips import EpisodeLoader, EpisodeSampler
 from stmeta.data.loading.loader import ClipLoader
 from stmeta.data.shards.classes import trained_classes
 from stmeta.data.shards.writer import ShardIndex
@@ -187,7 +187,7 @@ def _fewshot(context: _Context) -> dict[str, Any]:
     model = FewShotMANN(context.config.model.dim, settings.ways, settings.head).to(context.device)
     loaders = [
         EpisodeLoader(
-            EpisodePlan(
+            EpisodeSampler(
                 labels.numpy(),
                 ways=settings.ways,
                 instances=settings.instances,

@@ -190,9 +190,9 @@ def _nearest(loader: ClipLoader, exact: Truth, fps: float) -> list[str]:
     """Whether sampling by time takes frames that are nearest to their moments."""
     steps = np.arange(loader.config.frames) / (loader.config.fps or 1)
     room = max(0.0, exact.seconds[-1] - steps[-1])
-    for request in loader.plan.batch(0, 0):
+    for request in loader.sampler.batch(0, 0):
         moments = request.start * room + steps
-        found = exact.seconds[loader.batcher.indices(request)]
+        found = exact.seconds[loader.collator.indices(request)]
         least = np.abs(exact.seconds - moments[:, None]).min(1)
         if (np.abs(found - moments) > least + 0.5 / fps + 0.016).any():
             return [

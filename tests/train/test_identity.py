@@ -81,7 +81,7 @@ def test_equal_keys_in_two_shards_stay_apart(videos, tmp_path):
         logits, labels = stage.predict()
         assert labels.tolist() == [0, 1, 0, 1, 1, 0, 1, 0]
         for i, row in enumerate(logits):
-            clips = [second.load([second.plan.clip(i, view=v)]).video for v in range(2)]
+            clips = [second.load([second.sampler.clip(i, view=v)]).video for v in range(2)]
             expected = model(torch.cat(clips).transpose(1, 2)).float().mean(0)
             torch.testing.assert_close(row, expected)
         features, labels, keys = _feature_table(model, second, 1, torch.device("cpu"))

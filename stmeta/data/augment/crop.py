@@ -95,21 +95,25 @@ def centre_window(height: int, width: int, *, size: int | None = None) -> Window
 
 
 def shown_window(
-    draw: Callable[[int, int, int], Window], seed: int, height: int, width: int, display: Display
+    window_fn: Callable[[int, int, int], Window],
+    seed: int,
+    height: int,
+    width: int,
+    display: Display,
 ) -> Window:
     """Draw a window as if pixels were square; resizing it then makes them so.
 
     Args:
-        draw: gives a window from (seed, height, width).
-        seed: for `draw`.
+        window_fn: gives a window from (seed, height, width).
+        seed: for `window_fn`.
         height: of the upright frame, in its own pixels.
         width: likewise.
         display: gives the shape of these pixels.
     """
     if display.aspect == 1:
-        return draw(seed, height, width)
+        return window_fn(seed, height, width)
     tall, wide = (max(1, round(size)) for size in display.square(height, width))
-    top, left, rows, columns, flip = draw(seed, tall, wide)
+    top, left, rows, columns, flip = window_fn(seed, tall, wide)
     top, rows = _scaled(top, rows, tall, height)
     left, columns = _scaled(left, columns, wide, width)
     return Window(top, left, rows, columns, flip)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stmeta.data.augment import pixel_ops
-from stmeta.data.augment.rng import Draws
+from stmeta.data.augment.rng import Rng
 
 _FIELDS = {
     "m": "magnitude",
@@ -83,22 +83,22 @@ class RandAugment:
                 raise ValueError(f"rand_augment: {part} must be {rule}, got {text!r}")
         return made
 
-    def draw(self, draws: Draws) -> list[tuple[str, float, int]]:
+    def sample(self, rng: Rng) -> list[tuple[str, float, int]]:
         """Draw what is done to one clip: operations, their levels in [0, 1], and signs."""
         names, chosen = list(OPERATIONS), []
-        for name in [names[draws.below(len(names))] for _ in range(self.layers)]:
-            applied, sign = draws.share() < self.chance, draws.sign()
+        for name in [names[rng.integer(len(names))] for _ in range(self.layers)]:
+            applied, sign = rng.random() < self.chance, rng.sign()
             if self.deviation > 100:
-                level = draws.between(0, self.magnitude)
+                level = rng.uniform(0, self.magnitude)
             else:
-                level = self.magnitude + self.deviation * draws.normal()
+                level = self.magnitude + self.deviation * rng.normal()
             if applied:
                 chosen.append((name, min(max(level, 0.0), self.largest) / 10, sign))
         return chosen
 
-    def __call__(self, clip: pixel_ops.Clip, draws: Draws) -> pixel_ops.Clip:
+    def __call__(self, clip: pixel_ops.Clip, rng: Rng) -> pixel_ops.Clip:
         """Return the augmented clip, uint8 [T, H, W, 3]."""
-        for name, level, sign in self.draw(draws):
+        for name, level, sign in self.sample(rng):
             clip = OPERATIONS[name](clip, level, sign, self.increasing)
         return clip
 

@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass
 
 from stmeta.data.augment import pixel_ops
-from stmeta.data.augment.rng import Draws
+from stmeta.data.augment.rng import Rng
 
 
 @dataclass(frozen=True)
-class Erasing:
+class RandomErasing:
     """How often, how much and with what is erased."""
 
     chance: float = 0.0
@@ -31,25 +31,25 @@ class Erasing:
             if not holds:
                 raise ValueError(f"erase_{name} must be {rule}, got {getattr(self, name)!r}")
 
-    def box(self, draws: Draws, height: int, width: int) -> tuple[int, int, int, int] | None:
+    def box(self, rng: Rng, height: int, width: int) -> tuple[int, int, int, int] | None:
         """Draw (top, left, height, width); None = nothing is erased.
 
         A box that does not fit is drawn again, up to ten times.
         """
-        if draws.share() >= self.chance:
+        if rng.random() >= self.chance:
             return None
         low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for _ in range(10):
-            area = height * width * draws.between(*self.area)
-            aspect = math.exp(draws.between(low, high))
+            area = height * width * rng.uniform(*self.area)
+            aspect = math.exp(rng.uniform(low, high))
             h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
             if 0 < h < height and 0 < w < width:
-                return draws.below(height - h + 1), draws.below(width - w + 1), h, w
+                return rng.integer(height - h + 1), rng.integer(width - w + 1), h, w
         return None
 
-    def __call__(self, clip: pixel_ops.Clip, draws: Draws) -> None:
+    def __call__(self, clip: pixel_ops.Clip, rng: Rng) -> None:
         """Erase in place; uint8 [T, H, W, 3]."""
-        box = self.box(draws, *clip.shape[1:3])
+        box = self.box(rng, *clip.shape[1:3])
         if box is not None:
-            noise = draws.pixels(*box[2:], 3) if self.fill == "noise" else None
+            noise = rng.pixels(*box[2:], 3) if self.fill == "noise" else None
             pixel_ops.erase(clip, box, noise)

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from stmeta._util.hashing import mix, uniform
+from stmeta._util.hashing import hash64, uniform
 
 
-class Draws:
+class Rng:
     """Random values, one after the other.
 
     Two streams of one seed are independent, so that one kind of augmentation, switched on, leaves
@@ -18,35 +18,35 @@ class Draws:
 
     def __init__(self, seed: int, stream: str) -> None:
         """Begin a stream; its name is at most 8 bytes long."""
-        self._seed = mix(seed, 4, int.from_bytes(stream.encode(), "little"))
+        self._seed = hash64(seed, 4, int.from_bytes(stream.encode(), "little"))
         self._count = 0
 
-    def share(self) -> float:
+    def random(self) -> float:
         """Uniform in [0, 1)."""
         self._count += 1
         return uniform(self._seed, self._count)
 
-    def between(self, low: float, high: float) -> float:
+    def uniform(self, low: float, high: float) -> float:
         """Uniform in [low, high)."""
-        return low + self.share() * (high - low)
+        return low + self.random() * (high - low)
 
-    def below(self, count: int) -> int:
+    def integer(self, count: int) -> int:
         """One of 0 ... count - 1."""
-        return int(self.share() * count)
+        return int(self.random() * count)
 
     def sign(self) -> int:
         """-1 or 1."""
-        return -1 if self.share() < 0.5 else 1
+        return -1 if self.random() < 0.5 else 1
 
     def normal(self) -> float:
         """From the standard normal distribution (Box and Muller 1958)."""
-        radius = math.sqrt(-2 * math.log(1 - self.share()))
-        return radius * math.cos(2 * math.pi * self.share())
+        radius = math.sqrt(-2 * math.log(1 - self.random()))
+        return radius * math.cos(2 * math.pi * self.random())
 
     def pixels(self, *shape: int) -> np.ndarray:
         """Uniform bytes, uint8 of this shape."""
         count = math.prod(shape)
         self._count += 1
         # The raw bits of a generator stay the same from one version of numpy to the next.
-        bits = np.random.PCG64(mix(self._seed, self._count)).random_raw(-(-count // 8))
+        bits = np.random.PCG64(hash64(self._seed, self._count)).random_raw(-(-count // 8))
         return bits.astype("<u8").view(np.uint8)[:count].reshape(shape)

@@ -17,7 +17,7 @@ from stmeta.data.datasets.composite_annotations import (
     read_tinyvirat,
 )
 from stmeta.data.datasets.composite_files import VideoFiles, class_key
-from stmeta.data.ingest.sources import Bad, Part, Plan, Source, split_off, stable_hash
+from stmeta.data.ingest.sources import BadSource, Part, Plan, Source, split_off, stable_hash
 
 HELD_OUT = "heldout"
 """The split of the classes that are not trained on: the paper's test split."""
@@ -40,7 +40,7 @@ class CompositePlan(NamedTuple):
 
     plan: Plan
     parts: dict[str, Part]
-    missing: list[Bad]
+    missing: list[BadSource]
     listed: Counter[str]
     repeated: Counter[str]
     left_out: int
@@ -141,13 +141,13 @@ def _check(test_fraction: float, val_fraction: float, frames: int, min_frames: i
 
 def _find_all(
     clips: Sequence[Listed], kinetics: VideoFiles, tinyvirat: VideoFiles
-) -> tuple[list[tuple[Listed, Part]], list[Bad], Counter[str]]:
+) -> tuple[list[tuple[Listed, Part]], list[BadSource], Counter[str]]:
     """Clips with their files, clips without one, and clips per data set that are there twice.
 
     A clip that is listed again adds its labels to the first.
     """
     found: dict[tuple[str, tuple[float, float] | None], tuple[Listed, Part]] = {}
-    missing: list[Bad] = []
+    missing: list[BadSource] = []
     repeated: Counter[str] = Counter()
     for clip in clips:
         try:
@@ -156,7 +156,7 @@ def _find_all(
             files = tinyvirat if clip.dataset == "tinyvirat" else kinetics
             file, seconds, folder = files.find(clip)
         except DataError as error:
-            missing.append(Bad("", f"{clip.dataset}/{clip.name}", str(error)))
+            missing.append(BadSource("", f"{clip.dataset}/{clip.name}", str(error)))
             continue
         if not clip.labels and class_key(folder):
             clip = clip._replace(labels=(folder,))

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from stmeta._errors import DataError
-from stmeta._util.hashing import mix
+from stmeta._util.hashing import hash64
 
 SIDE, DRAWINGS = 105, 20
 _CHARACTERS = {"background": 964, "evaluation": 659}
@@ -109,7 +109,7 @@ def load_omniglot(
     else:
         both = [_load(root, name, size, cache) for name in _CHARACTERS]
         images, names = np.concatenate([i for i, _ in both]), [n for _, ns in both for n in ns]
-        order = sorted(range(len(names)), key=lambda i: mix(_SEED, i))
+        order = sorted(range(len(names)), key=lambda i: hash64(_SEED, i))
         order = order[:_TRAIN] if part == "train" else order[_TRAIN:]
         images, names = images[order], [names[i] for i in order]
     turns = range(4 if rotations else 1)

@@ -10,7 +10,7 @@ from stmeta._errors import BackendUnavailableError
 Decoder = Literal["dali", "pyav"]
 
 
-class Choice(NamedTuple):
+class DecoderChoice(NamedTuple):
     """What decodes, where the clips arrive, and why."""
 
     decoder: Decoder
@@ -27,7 +27,7 @@ def dali_problem() -> str:
     return ""
 
 
-def choose(decoder: str, device: str, *, fits: bool) -> Choice:
+def choose_decoder(decoder: str, device: str, *, fits: bool) -> DecoderChoice:
     """Settle "auto".
 
     On a CPU, `auto` is PyAV and torch: decoding costs the same as in DALI, which knows VP8, VP9 and
@@ -51,11 +51,11 @@ def choose(decoder: str, device: str, *, fits: bool) -> Choice:
             f"ClipLoader: device={device!r}, but torch finds no GPU; use device='cpu'"
         )
     if decoder == "pyav":
-        return Choice("pyav", device, "asked for")
+        return DecoderChoice("pyav", device, "asked for")
     if decoder == "auto" and not on_gpu:
-        return Choice("pyav", device, "on a CPU it takes the least CPU time")
+        return DecoderChoice("pyav", device, "on a CPU it takes the least CPU time")
     if decoder == "auto" and fits:
-        return Choice("pyav", device, "all decoded videos fit into cache_mib")
+        return DecoderChoice("pyav", device, "all decoded videos fit into cache_mib")
     problem = dali_problem()
     if decoder == "dali" and problem:
         raise BackendUnavailableError(
@@ -63,5 +63,7 @@ def choose(decoder: str, device: str, *, fits: bool) -> Choice:
             "pip install nvidia-dali-cuda130, or use decoder='pyav'"
         )
     if problem:
-        return Choice("pyav", device, problem)
-    return Choice("dali", device, "decodes and resizes on the GPU" if on_gpu else "asked for")
+        return DecoderChoice("pyav", device, problem)
+    return DecoderChoice(
+        "dali", device, "decodes and resizes on the GPU" if on_gpu else "asked for"
+    )

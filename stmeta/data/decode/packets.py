@@ -12,7 +12,7 @@ import numpy as np
 from stmeta._errors import DataError
 from stmeta.data.video.evidence import Doubt, Evidence, reorder_depth
 from stmeta.data.video.file import ENCRYPTED, is_encrypted, open_video, reasons, video_stream
-from stmeta.data.video.timeline import read_sequence
+from stmeta.data.video.timeline import read_timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class PacketList:
     """Frames that the decoder holds back at most, to give them in order."""
     colours: tuple[int, int, int, int]
     """As the container gives them: range, matrix, primaries, transfer; FFmpeg's numbers."""
-    alone: bool
+    single_stream: bool
     """Whether the file has no other video stream."""
     pts: np.ndarray
     """int64 [P], in units of `time_base` seconds."""
@@ -36,37 +36,37 @@ class PacketList:
     """int32 [P], bytes."""
     key: np.ndarray
     """bool [P], whether decoding can start here."""
-    spare: np.ndarray
+    disposable: np.ndarray
     """bool [P], whether no other frame needs this one, as far as its first bytes tell."""
-    shown: np.ndarray
+    display_order: np.ndarray
     """int32 [frames], packet of each frame in display order; hidden packets are left out."""
 
     @property
     def frames(self) -> int:
         """Frames that the video shows."""
-        return len(self.shown)
+        return len(self.display_order)
 
     @property
-    def plain(self) -> bool:
+    def one_frame_per_packet(self) -> bool:
         """Whether each packet of the file shows one frame: who counts packets counts frames."""
-        return self.alone and len(self.shown) == len(self.pts)
+        return self.single_stream and len(self.display_order) == len(self.pts)
 
     @property
     def nbytes(self) -> int:
         """Memory that the list takes."""
-        arrays = (self.pts, self.offset, self.size, self.key, self.spare, self.shown)
+        arrays = (self.pts, self.offset, self.size, self.key, self.disposable, self.display_order)
         return sum(array.nbytes for array in arrays) + len(self.extradata or b"") + 256
 
     def seconds(self, indices: np.ndarray) -> np.ndarray:
         """Times of frames after the first one, float64."""
-        pts = self.pts[self.shown]
+        pts = self.pts[self.display_order]
         return (pts[indices] - pts[0]) * self.time_base
 
     def runs(self, indices: np.ndarray) -> list[tuple[int, int]]:
         """Packets [first, last] to decode, in order, to get frames; ascending, disjoint."""
         keys = np.flatnonzero(self.key)  # hidden ones too: an edit list may hide where a cut starts
         keys = keys[np.argsort(self.pts[keys])]
-        wanted = self.shown[indices]
+        wanted = self.display_order[indices]
         # What is shown before the first key frame, a decoder makes from the start of the file.
         group = np.searchsorted(self.pts[keys], self.pts[wanted], side="right")
         runs: list[tuple[int, int]] = []
@@ -81,8 +81,8 @@ class PacketList:
 
     def parts(self, indices: np.ndarray) -> list[np.ndarray]:
         """The packets of each of `runs(indices)`, int64, but for spare ones not asked for."""
-        needed = ~self.spare
-        needed[self.shown[indices]] = True
+        needed = ~self.disposable
+        needed[self.display_order[indices]] = True
         return [
             first + np.flatnonzero(needed[first : last + 1]) for first, last in self.runs(indices)
         ]
@@ -121,7 +121,7 @@ def read_times(video: bytes) -> np.ndarray:
     """
     with reasons(), open_video(video) as container:
         stream = video_stream(container)
-        found, stopped = read_sequence(container, stream)
+        found, stopped = read_timeline(container, stream)
         if stopped is not None:
             raise stopped
         if len(found.ticks) == 0:
@@ -142,7 +142,7 @@ def read_packets(video: bytes) -> PacketList | None:
     with reasons(), open_video(video) as container:
         stream = video_stream(container)
         codec, evidence = stream.codec_context, Evidence(container, stream)
-        if evidence.hopeless or stream.time_base is None:
+        if evidence.unsupported or stream.time_base is None:
             return None
         rows = []
         for packet in container.demux(stream):
@@ -157,13 +157,13 @@ def read_packets(video: bytes) -> PacketList | None:
             offset = video.find(content, packet.pos, packet.pos + packet.size + 64)
             if offset < 0:
                 return None
-            spare = evidence.add(packet, content).spare
-            rows.append((packet.pts, offset, packet.size, spare))
+            disposable = evidence.add(packet, content).disposable
+            rows.append((packet.pts, offset, packet.size, disposable))
         if not rows:
             raise DataError("the video stream has no frames")
-        pts, offset, size, spare = (np.array(column) for column in zip(*rows, strict=True))
-        shown = _shown(video, evidence, pts)
-        if shown is None or len(shown) == 0:
+        pts, offset, size, disposable = (np.array(column) for column in zip(*rows, strict=True))
+        display_order = _display_order(video, evidence, pts)
+        if display_order is None or len(display_order) == 0:
             return None
         return PacketList(
             codec.name,
@@ -176,22 +176,26 @@ def read_packets(video: bytes) -> PacketList | None:
             offset,
             size.astype(np.int32),
             np.array(evidence.key),
-            spare,
-            shown.astype(np.int32),
+            disposable,
+            display_order.astype(np.int32),
         )
 
 
-def _shown(video: bytes, evidence: Evidence, pts: np.ndarray) -> np.ndarray | None:
+def _display_order(video: bytes, evidence: Evidence, pts: np.ndarray) -> np.ndarray | None:
     """The packet of each frame, in order; None = some frames are not of one packet."""
     doubt = evidence.doubt()
     order = np.argsort(pts, kind="stable")
     if doubt == Doubt():
         return order[np.array(evidence.shown)[order]]
-    if not doubt.settled:
+    if not doubt.resolvable:
         return None
     with open_video(video) as container:
-        found, stopped = read_sequence(container, video_stream(container))
-    if stopped is not None or None in found.pts or (doubt.every and len(found.pts) < len(pts)):
+        found, stopped = read_timeline(container, video_stream(container))
+    if (
+        stopped is not None
+        or None in found.pts
+        or (doubt.one_per_packet and len(found.pts) < len(pts))
+    ):
         return None
     times = np.array(found.pts, np.int64)
     same = np.isin(pts[order], times)

@@ -21,7 +21,7 @@ import numpy as np
 
 from stmeta._errors import DataError
 from stmeta._util.machine_errors import StorageError, patiently
-from stmeta._util.timers import Times
+from stmeta._util.timers import Timers
 from stmeta._util.watchdog import PATIENCE, WATCH
 from stmeta.data.decode import pyav, yuv
 from stmeta.data.decode.sample import VideoPlace
@@ -50,45 +50,45 @@ class ProcessDecoder:
         self._planes = True
 
     def decode(
-        self, sample: int, place: VideoPlace, indices: np.ndarray, times: Times
+        self, sample: int, place: VideoPlace, indices: np.ndarray, timers: Timers
     ) -> pyav.Frames:
         """See `FrameSource`."""
-        found = self._ask(sample, (sample, place, indices, False), times)
+        found = self._ask(sample, (sample, place, indices, False), timers)
         assert isinstance(found, pyav.Frames)
         return found
 
     def decode_yuv(
-        self, sample: int, place: VideoPlace, indices: np.ndarray, times: Times
+        self, sample: int, place: VideoPlace, indices: np.ndarray, timers: Timers
     ) -> pyav.YuvFrames | pyav.Frames:
         """See `FrameSource`."""
-        found = self._ask(sample, (sample, place, indices, self._planes), times)
+        found = self._ask(sample, (sample, place, indices, self._planes), timers)
         if isinstance(found, pyav.Frames) or yuv.agrees(found.video.kind):
             return found
         self._planes = False  # this machine has frames that only FFmpeg converts
-        return self.decode(sample, place, indices, times)
+        return self.decode(sample, place, indices, timers)
 
     def _ask(
-        self, sample: int, request: tuple[Any, ...], times: Times
+        self, sample: int, request: tuple[Any, ...], timers: Timers
     ) -> pyav.YuvFrames | pyav.Frames:
         number = self._take(sample % self.count)
         try:
             try:
-                return self._once(number, request, times)
+                return self._once(number, request, timers)
             except _Stopped:  # which is not about the sample
-                return self._once(number, request, times)
+                return self._once(number, request, timers)
         finally:
             with self._changed:
                 self._free.add(number)
                 self._changed.notify()
 
     def _once(
-        self, number: int, request: tuple[Any, ...], times: Times
+        self, number: int, request: tuple[Any, ...], timers: Timers
     ) -> pyav.YuvFrames | pyav.Frames:
         worker = self._workers.get(number)
         if worker is None:
             worker = self._workers[number] = patiently(_Worker, self.root)
         try:
-            return worker.decode(request, times)
+            return worker.decode(request, timers)
         except (EOFError, BrokenPipeError) as error:
             status = self._workers.pop(number).close()
             if worker.process in WATCH.ended:
@@ -150,7 +150,7 @@ class _Worker:
         """Its id."""
         return self._process.pid
 
-    def decode(self, request: tuple[Any, ...], times: Times) -> pyav.YuvFrames | pyav.Frames:
+    def decode(self, request: tuple[Any, ...], timers: Timers) -> pyav.YuvFrames | pyav.Frames:
         process = self._process
         assert process.stdin is not None and process.stdout is not None
         process.stdin.write(self._greeting)
@@ -158,7 +158,7 @@ class _Worker:
         pickle.dump(request, process.stdin)
         process.stdin.flush()
         kind, sums, *reply = pickle.load(process.stdout)
-        times.update(sums)
+        timers.update(sums)
         if kind == "unreachable":
             raise StorageError(reply[0])
         if kind == "damaged":

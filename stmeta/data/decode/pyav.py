@@ -173,7 +173,7 @@ def _from_packets(
     video: bytes, indices: np.ndarray, packets: PacketList, first_byte: int
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield (place in `indices`, frame) in display order within each run."""
-    wanted = packets.pts[packets.shown[indices]].tolist()
+    wanted = packets.pts[packets.display_order[indices]].tolist()
     places = dict(zip(wanted, range(len(wanted)), strict=True))
     codec = av.CodecContext.create(packets.codec, "r")
     assert isinstance(codec, VideoCodecContext)
@@ -186,7 +186,7 @@ def _from_packets(
     codec.color_range, codec.colorspace, codec.color_primaries, codec.color_trc = packets.colours
     # Frames that are not asked for and that no other frame needs do not reach the decoder; where
     # packets do not tell, it skips them.
-    skipping, skips = packets.codec in _SKIPPING and not packets.spare.any(), ""
+    skipping, skips = packets.codec in _SKIPPING and not packets.disposable.any(), ""
     for part in packets.parts(indices):
         offsets = (packets.offset[part] - first_byte).tolist()
         times = packets.pts[part].tolist()

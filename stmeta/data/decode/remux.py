@@ -14,7 +14,7 @@ from stmeta.data.video.file import open_video, reasons, video_stream
 _TICK = Fraction(1, 25)  # the new file's frames follow each other; nobody reads its times
 
 
-def without_spare(
+def drop_disposable(
     video: bytes, packets: PacketList, indices: np.ndarray
 ) -> tuple[bytes, np.ndarray]:
     """Leave out packets that no frame needs; a file without any comes back as it is.
@@ -30,7 +30,7 @@ def without_spare(
     Raises:
         DataError: the file is damaged; the message is the reason alone.
     """
-    if not packets.spare.any():
+    if not packets.disposable.any():
         return video, indices
     part = needed(packets, indices)
     first, last = part[0], part[-1]
@@ -39,13 +39,16 @@ def without_spare(
     # others refer to them, the decoder had better see the whole file.
     if len(part) == last - first + 1 or early.any():
         return video, indices
-    return cut(video, packets, indices, part)
+    return remux_packets(video, packets, indices, part)
 
 
-def cut(
+def remux_packets(
     video: bytes, packets: PacketList, indices: np.ndarray, part: np.ndarray
 ) -> tuple[bytes, np.ndarray]:
-    """Copy packets, int64 [N], of which one shows each frame, into an MP4; see `without_spare`."""
+    """Copy packets, int64 [N], of which one shows each frame, into an MP4.
+
+    Arguments and result are those of `drop_disposable`.
+    """
     order = np.argsort(packets.pts[part])
     shown = np.empty(len(part), np.int64)  # place of each packet in display order
     shown[order] = np.arange(len(part))
@@ -63,7 +66,7 @@ def cut(
                 packet.is_keyframe = bool(packets.key[number])
                 target.mux(packet)
     places = dict(zip(part.tolist(), shown.tolist(), strict=True))
-    found = [places[number] for number in packets.shown[indices].tolist()]
+    found = [places[number] for number in packets.display_order[indices].tolist()]
     return out.getvalue(), np.array(found, np.int64)
 
 
@@ -74,6 +77,6 @@ def needed(packets: PacketList, indices: np.ndarray) -> np.ndarray:
     """
     runs = packets.runs(indices)
     first, last = runs[0][0], runs[-1][1]
-    kept = ~packets.spare[first : last + 1]
-    kept[packets.shown[indices] - first] = True
+    kept = ~packets.disposable[first : last + 1]
+    kept[packets.display_order[indices] - first] = True
     return first + np.flatnonzero(kept)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias, TypeVar
 import numpy as np
 
 from stmeta._errors import DataError
-from stmeta._util.fill_once_cache import StableCache
-from stmeta._util.timers import Times
+from stmeta._util.fill_once_cache import FillOnceCache
+from stmeta._util.timers import Timers
 from stmeta.data.decode import pyav, remux, yuv
 from stmeta.data.storage.folder import folder_of
 from stmeta.data.video.display import Display
@@ -47,7 +47,7 @@ class VideoPlace(NamedTuple):
     mirror: bool = False
 
 
-class Encoded(NamedTuple):
+class EncodedFrames(NamedTuple):
     """Frames, not decoded yet.
 
     Attributes:
@@ -60,16 +60,16 @@ class Encoded(NamedTuple):
     places: np.ndarray
     pts_seconds: np.ndarray
 
-    def some(self, part: np.ndarray) -> Encoded:
+    def some(self, part: np.ndarray) -> EncodedFrames:
         """Some of the frames, int64 [F]."""
-        return Encoded(self.file, self.places[part], self.pts_seconds[part])
+        return EncodedFrames(self.file, self.places[part], self.pts_seconds[part])
 
 
 class FrameSource(Protocol):
     """Decodes frames of samples; may be called from many threads."""
 
     def decode(
-        self, sample: int, place: VideoPlace, indices: np.ndarray, times: Times
+        self, sample: int, place: VideoPlace, indices: np.ndarray, timers: Timers
     ) -> pyav.Frames:
         """Decode frames.
 
@@ -77,7 +77,7 @@ class FrameSource(Protocol):
             sample: position in the index.
             place: of the sample.
             indices: int64 [F], ascending, without repeats.
-            times: receives seconds of "read" and "decode", and what `Folder.read` adds.
+            timers: receives seconds of "read" and "decode", and what `Folder.read` adds.
 
         Raises:
             DataError: a frame is missing or damaged; the message is the reason alone.
@@ -86,7 +86,7 @@ class FrameSource(Protocol):
         ...
 
     def decode_yuv(
-        self, sample: int, place: VideoPlace, indices: np.ndarray, times: Times
+        self, sample: int, place: VideoPlace, indices: np.ndarray, timers: Timers
     ) -> pyav.YuvFrames | pyav.Frames:
         """The same, not converted to RGB where `YuvVideo` serves frames of this kind."""
         ...
@@ -102,29 +102,29 @@ class SampleDecoder:
     def __init__(self, root: Root) -> None:
         """Serve the shards of a split."""
         self._folder = folder_of(root)
-        self._packets = StableCache(_PACKETS_MIB * 2**20)
+        self._packets = FillOnceCache(_PACKETS_MIB * 2**20)
 
     def decode(
-        self, sample: int, place: VideoPlace, indices: np.ndarray, times: Times
+        self, sample: int, place: VideoPlace, indices: np.ndarray, timers: Timers
     ) -> pyav.Frames:
         """See `FrameSource`."""
-        return self._decode(pyav.decode, sample, place, indices, times)
+        return self._decode(pyav.decode, sample, place, indices, timers)
 
     def decode_yuv(
         self,
         sample: int,
         place: VideoPlace,
         indices: np.ndarray,
-        times: Times,
+        timers: Timers,
         accept: Callable[[yuv.Kind], bool] = yuv.agrees,
     ) -> pyav.YuvFrames | pyav.Frames:
         """See `FrameSource`; `accept` says which kinds of frames not to convert."""
         decode = functools.partial(pyav.decode_yuv, accept=accept)
-        return self._decode(decode, sample, place, indices, times)
+        return self._decode(decode, sample, place, indices, timers)
 
     def encoded(
-        self, sample: int, place: VideoPlace, indices: np.ndarray, times: Times
-    ) -> Encoded | None:
+        self, sample: int, place: VideoPlace, indices: np.ndarray, timers: Timers
+    ) -> EncodedFrames | None:
         """Return a file that has some frames of a sample, the packets of the sample counted.
 
         Returns:
@@ -134,29 +134,29 @@ class SampleDecoder:
         Raises:
             DataError: the file is damaged; the message is the reason alone.
         """
-        video, packets = self._file(sample, place, times)
-        if not isinstance(packets, pyav.PacketList) or not packets.plain:
+        video, packets = self._file(sample, place, timers)
+        if not isinstance(packets, pyav.PacketList) or not packets.one_frame_per_packet:
             return None
-        with times.measure("decode"):
-            file, places = remux.without_spare(video, packets, indices)
-        return Encoded(file, places, packets.seconds(indices))
+        with timers.measure("decode"):
+            file, places = remux.drop_disposable(video, packets, indices)
+        return EncodedFrames(file, places, packets.seconds(indices))
 
-    def seconds(self, sample: int, place: VideoPlace, times: Times) -> np.ndarray:
+    def seconds(self, sample: int, place: VideoPlace, timers: Timers) -> np.ndarray:
         """Times of all frames of a sample after its first one, float64; see `encoded`."""
-        _, packets = self._file(sample, place, times)
+        _, packets = self._file(sample, place, timers)
         return packets.seconds(np.arange(place.frames))
 
     def close(self) -> None:
         """See `FrameSource`."""
 
-    def _file(self, sample: int, place: VideoPlace, times: Times) -> tuple[bytes, Listing]:
-        video = self._read(place, 0, place.size, times)
-        with times.measure("decode"):
+    def _file(self, sample: int, place: VideoPlace, timers: Timers) -> tuple[bytes, Listing]:
+        video = self._read(place, 0, place.size, timers)
+        with timers.measure("decode"):
             return video, self._packets.get(sample) or self._list(sample, place, video)
 
-    def _read(self, place: VideoPlace, begin: int, end: int, times: Times) -> bytes:
-        with times.measure("read"):
-            return self._folder.read(place.shard, place.offset + begin, end - begin, times)
+    def _read(self, place: VideoPlace, begin: int, end: int, timers: Timers) -> bytes:
+        with timers.measure("read"):
+            return self._folder.read(place.shard, place.offset + begin, end - begin, timers)
 
     def _decode(
         self,
@@ -164,13 +164,13 @@ class SampleDecoder:
         sample: int,
         place: VideoPlace,
         indices: np.ndarray,
-        times: Times,
+        timers: Timers,
     ) -> _Frames:
         packets = self._packets.get(sample)
         listed = isinstance(packets, pyav.PacketList)
         begin, end = packets.byte_range(indices) if listed else (0, place.size)
-        video = self._read(place, begin, end, times)
-        with times.measure("decode"):
+        video = self._read(place, begin, end, timers)
+        with timers.measure("decode"):
             packets = packets or self._list(sample, place, video)
             display = Display(place.rotation, place.mirror)
             decode = functools.partial(decode, display=display)
@@ -184,8 +184,8 @@ class SampleDecoder:
         whole = pyav.WholeFile(
             packets.frames, place.fps, packets.seconds(np.arange(packets.frames))
         )
-        video = self._read(place, 0, place.size, times)
-        with times.measure("decode"):
+        video = self._read(place, 0, place.size, timers)
+        with timers.measure("decode"):
             try:
                 return decode(video, indices, packets=whole)
             except DataError:

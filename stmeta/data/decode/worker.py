@@ -13,7 +13,7 @@ import sys
 import traceback
 
 from stmeta._errors import DataError
-from stmeta._util.timers import Times
+from stmeta._util.timers import Timers
 from stmeta.data.decode import yuv
 from stmeta.data.decode.sample import SampleDecoder
 from stmeta.data.storage.folder import StorageError
@@ -38,12 +38,12 @@ def main(memory: int) -> None:
             sample, place, indices, planes = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        times = Times()
+        timers = Timers()
         try:
             if planes:
-                found = decoder.decode_yuv(sample, place, indices, times, yuv.packable)
+                found = decoder.decode_yuv(sample, place, indices, timers, yuv.packable)
             else:
-                found = decoder.decode(sample, place, indices, times)
+                found = decoder.decode(sample, place, indices, timers)
             video, pts_seconds = found
             if isinstance(video, yuv.YuvVideo):
                 name, (parts, layout) = "planes", yuv.pack(video)
@@ -58,12 +58,12 @@ def main(memory: int) -> None:
             for part in parts:
                 shared[begin : begin + part.nbytes] = part
                 begin += part.nbytes
-            reply = (name, times.sums(), nbytes, layout, pts_seconds)
+            reply = (name, timers.sums(), nbytes, layout, pts_seconds)
         except StorageError as error:
-            reply = ("unreachable", times.sums(), str(error))
+            reply = ("unreachable", timers.sums(), str(error))
         except DataError as error:
-            reply = ("damaged", times.sums(), str(error))
+            reply = ("damaged", timers.sums(), str(error))
         except Exception:
-            reply = ("failed", times.sums(), traceback.format_exc())
+            reply = ("failed", timers.sums(), traceback.format_exc())
         pickle.dump(reply, replies)
         replies.flush()

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stmeta._util.hashing import mix
+from stmeta._util.hashing import hash64
 from stmeta.data.loading.batch import ClipBatch, EpisodeBatch
 from stmeta.data.loading.loader import ClipLoader
-from stmeta.data.loading.resume import Epochs
+from stmeta.data.loading.resume import ResumableLoader
 
 
 class Episode(NamedTuple):
@@ -47,7 +47,7 @@ def instance_numbers(labels: np.ndarray) -> np.ndarray:
     return np.tril(same, -1).sum(-1).astype(np.int64)
 
 
-class EpisodePlan:
+class EpisodeSampler:
     """A pure function of (seed, number) that makes episodes.
 
     Each episode draws `ways` classes, gives them the names 0 ... ways - 1 in random order, draws
@@ -82,7 +82,7 @@ class EpisodePlan:
         labels = np.asarray(labels)
         if ways < 1 or instances < 1 or (length is not None and length < 1):
             raise ValueError(
-                f"EpisodePlan: ways, instances and length must be at least 1, got {ways}, "
+                f"EpisodeSampler: ways, instances and length must be at least 1, got {ways}, "
                 f"{instances}, {length}"
             )
         self.ways, self.instances, self.seed = ways, instances, seed
@@ -97,7 +97,7 @@ class EpisodePlan:
         if len(self.classes) < ways:
             few = found[allowed & (counts < need)].tolist()
             raise ValueError(
-                f"EpisodePlan: {ways} classes with {need} samples each are needed, "
+                f"EpisodeSampler: {ways} classes with {need} samples each are needed, "
                 f"{len(self.classes)} have so many (classes with fewer: {few[:10]}); "
                 "lower ways or instances, or add samples"
             )
@@ -105,7 +105,7 @@ class EpisodePlan:
 
     def __call__(self, number: int) -> Episode:
         """Make episode `number`."""
-        seed = mix(self.seed, number)
+        seed = hash64(self.seed, number)
         random = np.random.Generator(np.random.PCG64(seed))
         classes = random.permutation(self.classes)[: self.ways]
         labels = self._sequence(random, classes)
@@ -125,7 +125,7 @@ class EpisodePlan:
                 return labels
 
 
-class EpisodeLoader(Epochs):
+class EpisodeLoader(ResumableLoader):
     """Delivers batches of episodes, from clips or from a table of features.
 
     Like `ClipLoader`, it yields to the end of the epoch and then stands at the start of the next
@@ -134,7 +134,7 @@ class EpisodeLoader(Epochs):
 
     def __init__(
         self,
-        plan: EpisodePlan,
+        sampler: EpisodeSampler,
         *,
         batch_size: int,
         episodes: int,
@@ -145,7 +145,7 @@ class EpisodeLoader(Epochs):
         """Serve a plan.
 
         Args:
-            plan: over the labels of `clips.index`, or of the columns of `features`.
+            sampler: over the labels of `clips.index`, or of the columns of `features`.
             batch_size: episodes in a batch; the last batch of an epoch may be smaller.
             episodes: episodes in an epoch.
             clips: reads the clips, each episode with new starts and crops. The caller closes it.
@@ -171,7 +171,7 @@ class EpisodeLoader(Epochs):
                 f"EpisodeLoader: keys must name the {features.shape[1]} columns of features, got "
                 f"{None if keys is None else len(keys)}"
             )
-        self.plan, self.batch_size, self.episodes = plan, batch_size, episodes
+        self.sampler, self.batch_size, self.episodes = sampler, batch_size, episodes
         self.clips, self.features, self.keys = clips, features, list(keys or ())
 
     def __len__(self) -> int:
@@ -194,11 +194,11 @@ class EpisodeLoader(Epochs):
     def _start(self, epoch: int, position: int) -> tuple[list[Episode], Future[ClipBatch] | None]:
         first = position * self.batch_size
         numbers = range(first, min(first + self.batch_size, self.episodes))
-        episodes = [self.plan(epoch * self.episodes + number) for number in numbers]
+        episodes = [self.sampler(epoch * self.episodes + number) for number in numbers]
         if self.clips is None:
             return episodes, None
         requests = [
-            self.clips.plan.clip(int(sample), epoch=episode.seed)
+            self.clips.sampler.clip(int(sample), epoch=episode.seed)
             for episode in episodes
             for sample in episode.samples
         ]
@@ -211,7 +211,7 @@ class EpisodeLoader(Epochs):
         video = features = None
         if clips is not None:
             assert self.clips is not None
-            self.clips.batcher.require_here()
+            self.clips.collator.require_same_process()
             batch = self.clips.deliver(clips.result())
             video = batch.video.unflatten(0, (size, length))
             keys = [batch.key[i * length : (i + 1) * length] for i in range(size)]
@@ -237,5 +237,5 @@ class EpisodeLoader(Epochs):
         if views == 1:
             return torch.zeros(len(episodes), length, dtype=torch.int64)
         return torch.tensor(
-            [[mix(e.seed, step) % views for step in range(length)] for e in episodes]
+            [[hash64(e.seed, step) % views for step in range(length)] for e in episodes]
         )

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stmeta._util.hashing import mix
-from stmeta.data.episodes.clips import Episode, EpisodePlan, instance_numbers
+from stmeta._util.hashing import hash64
+from stmeta.data.episodes.clips import Episode, EpisodeSampler, instance_numbers
 from stmeta.data.loading.batch import TensorFields
-from stmeta.data.loading.resume import Epochs
+from stmeta.data.loading.resume import ResumableLoader
 
 Protocol = Literal["offset", "delayed", "support_query"]
 
@@ -42,7 +42,7 @@ class ImageEpisodeBatch(TensorFields):
         return len(self.key)
 
 
-class ImageEpisodes(Epochs):
+class ImageEpisodes(ResumableLoader):
     """Delivers batches of episodes of images.
 
     Protocols, by what is told beside image t and what is scored:
@@ -110,7 +110,7 @@ class ImageEpisodes(Epochs):
         classes, count, self.height, self.width = images.shape
         labels = np.repeat(np.arange(classes), count)
         steps = 10 if instances is None else instances
-        self.plan = EpisodePlan(labels, ways=ways, instances=steps, length=length, seed=seed)
+        self.sampler = EpisodeSampler(labels, ways=ways, instances=steps, length=length, seed=seed)
         self.protocol, self.shots = protocol, shots
         self.batch_size, self.episodes = batch_size, episodes
         self.shift, self.rotation = shift, rotation
@@ -139,12 +139,12 @@ class ImageEpisodes(Epochs):
 
     def batch(self, numbers: Sequence[int]) -> ImageEpisodeBatch:
         """Make the episodes of these numbers, a pure function of the arguments and the seed."""
-        episodes = [self.plan(number) for number in numbers]
+        episodes = [self.sampler(number) for number in numbers]
         seeds = np.array([episode.seed for episode in episodes], np.uint64)
         samples, labels, class_ids = self._sequences(episodes, seeds)
         instance = instance_numbers(labels)
         scored = np.ones(labels.shape, bool)
-        one_hot = np.eye(self.plan.ways, dtype=np.float32)[labels]
+        one_hot = np.eye(self.sampler.ways, dtype=np.float32)[labels]
         given = np.zeros_like(one_hot)
         if self.shots is not None:
             scored = instance >= self.shots
@@ -217,14 +217,14 @@ def _turn(images: Tensor, down: np.ndarray, right: np.ndarray, angle: np.ndarray
 
 
 def _uniform(seeds: np.ndarray, steps: int, numbers: int) -> np.ndarray:
-    """Random values in [0, 1), float64 [B, steps, numbers]: `plan.uniform` for many at once.
+    """Random values in [0, 1), float64 [B, steps, numbers]: `sampler.uniform` for many at once.
 
     Args:
         seeds: uint64 [B].
         steps: L.
         numbers: values per step.
     """
-    state = np.array([mix(int(seed)) for seed in seeds], np.uint64)[:, None]
+    state = np.array([hash64(int(seed)) for seed in seeds], np.uint64)[:, None]
     state = (state ^ np.arange(steps * numbers, dtype=np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
     state = (state ^ state >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ state >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stmeta._util.hashing import mix
-from stmeta.data.loading.resume import Epochs
+from stmeta._util.hashing import hash64
+from stmeta.data.loading.resume import ResumableLoader
 
 
 class TaskBatch(NamedTuple):
@@ -208,7 +208,7 @@ def wrong_bits(logits: Tensor, batch: TaskBatch) -> Tensor:
     return (~right & batch.mask[..., None]).sum((1, 2)).float()
 
 
-class TaskLoader(Epochs):
+class TaskLoader(ResumableLoader):
     """Delivers the batches of a task, epoch after epoch, with exact resume.
 
     Like the other loaders, it yields to the end of the epoch and then stands at the start of the
@@ -253,7 +253,7 @@ def _check(task: str, batch_size: int, bits: int, **ranges: tuple[int, int]) -> 
 
 
 def _random(seed: int, number: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(mix(seed, number)))
+    return np.random.Generator(np.random.PCG64(hash64(seed, number)))
 
 
 def _blank(lengths: np.ndarray, inputs: int, outputs: int) -> tuple[np.ndarray, ...]:

@@ -49,7 +49,7 @@ class Job(NamedTuple):
     copy: bool
 
 
-class Encoded(NamedTuple):
+class EncodedVideo(NamedTuple):
     """The stored video, what `probe` says about it, and about the file that it was made of."""
 
     video: bytes
@@ -58,7 +58,7 @@ class Encoded(NamedTuple):
     source: VideoInfo
 
 
-def encode_part(job: Job) -> Encoded:
+def encode_part(job: Job) -> EncodedVideo:
     """Make the video that is stored.
 
     Raises:
@@ -69,21 +69,21 @@ def encode_part(job: Job) -> Encoded:
     return patiently(_encode, job)
 
 
-def _encode(job: Job) -> Encoded:
+def _encode(job: Job) -> EncodedVideo:
     part, options = job.part, job.encode
     try:
         info = probe(part.file)
         extension = os.path.splitext(part.file)[1][1:].lower()
         if job.copy and part == Part(part.file) and fits(info, extension, options):
             check_decodes(part.file, info)
-            return Encoded(Path(part.file).read_bytes(), extension, info, info)
+            return EncodedVideo(Path(part.file).read_bytes(), extension, info, info)
         start, frames = _stretch(part, info, options)
         settings = dataclasses.asdict(options)
         video = transcode(part.file, info=info, start_seconds=start, frames=frames, **settings)
         stored = probe(video)
         if stored.frames < part.min_frames:
             raise DataError(f"{TOO_SHORT}: {stored.frames} of at least {part.min_frames} frames")
-        return Encoded(video, CODECS[options.codec].extension, stored, info)
+        return EncodedVideo(video, CODECS[options.codec].extension, stored, info)
     except (FFmpegError, OSError, ValueError, MemoryError) as error:
         number = getattr(error, "errno", None)
         if number in NO_ROOM:

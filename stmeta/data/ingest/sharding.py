@@ -20,9 +20,9 @@ from typing import Any
 from stmeta._errors import DataError
 from stmeta._util.workers import ordered_map
 from stmeta.data.ingest.encode import EncodeOptions
-from stmeta.data.ingest.job import Encoded, Job, encode_part, room
+from stmeta.data.ingest.job import EncodedVideo, Job, encode_part, room
 from stmeta.data.ingest.manifest import claim, fingerprint, journal_record, locked
-from stmeta.data.ingest.sources import Bad, Part, Plan, Source, plan_sources
+from stmeta.data.ingest.sources import BadSource, Part, Plan, Source, plan_sources
 from stmeta.data.shards.writer import (
     EncodedSample,
     KeyMaker,
@@ -47,9 +47,9 @@ class IngestReport:
     """Names; the position is the label."""
     splits: dict[str, dict[str, int]]
     """Per split: samples, shards, bytes, frames."""
-    bad: list[Bad]
+    bad: list[BadSource]
     """What could not be taken in, with the reason."""
-    remarks: list[Bad]
+    remarks: list[BadSource]
     """What is worth knowing about videos that were taken in."""
     seconds: float
     """Time of this run."""
@@ -187,9 +187,9 @@ class _Split:
     encode: EncodeOptions
     copy: bool
     shard_mib: float
-    remarks: list[Bad] = dataclasses.field(default_factory=list)
+    remarks: list[BadSource] = dataclasses.field(default_factory=list)
 
-    def run(self, workers: int, progress: Progress | None) -> list[Bad]:
+    def run(self, workers: int, progress: Progress | None) -> list[BadSource]:
         """Write the shards that are still missing; return the bad videos of all."""
         self.folder.mkdir(exist_ok=True)
         shards, done, bad = self._finished()
@@ -197,20 +197,20 @@ class _Split:
         jobs = [Job(part, self.encode, self.copy) for _, _, part in todo]
         results = ordered_map(encode_part, jobs, min(workers, len(jobs)))
         for part in self._parts(zip(todo, results, strict=True)):
-            fresh: list[Bad] = []
-            noted: list[Bad] = []
+            fresh: list[BadSource] = []
+            noted: list[BadSource] = []
             writer: ShardWriter | None = None
             count = 0
             try:
                 for (key, source, origin), (_, result) in part:
                     count += 1
                     if isinstance(result, DataError):
-                        fresh.append(Bad(self.name, source.path, str(result)))
+                        fresh.append(BadSource(self.name, source.path, str(result)))
                     else:
                         writer = writer or ShardWriter(self.folder / f"{shards:06d}.tar")
                         writer.add(self._sample(key, source, origin, result))
                         if result.source.remark:
-                            noted.append(Bad(self.name, source.path, result.source.remark))
+                            noted.append(BadSource(self.name, source.path, result.source.remark))
                     if progress:
                         progress(self.name, done + count, len(self.sources), len(bad) + len(fresh))
             except BaseException:
@@ -238,7 +238,7 @@ class _Split:
         while (first := next(results, None)) is not None:
             yield part(first)
 
-    def _sample(self, key: str, source: Source, part: Part, result: Encoded) -> EncodedSample:
+    def _sample(self, key: str, source: Source, part: Part, result: EncodedVideo) -> EncodedSample:
         return EncodedSample(
             key=key,
             video=result.video,
@@ -250,10 +250,10 @@ class _Split:
             meta={"source_video": result.source._replace(keyframes=())._asdict(), **part.meta},
         )
 
-    def _finished(self) -> tuple[int, int, list[Bad]]:
+    def _finished(self) -> tuple[int, int, list[BadSource]]:
         """Shards, videos and bad videos of earlier runs; files past them are removed."""
         shards = done = 0
-        bad: list[Bad] = []
+        bad: list[BadSource] = []
         journal = self.folder / JOURNAL
         lines = (
             journal.read_text(errors="replace").splitlines(keepends=True)
@@ -269,8 +269,8 @@ class _Split:
             if record["size"] and (not path.exists() or path.stat().st_size != record["size"]):
                 break
             shards, done = record["shards"], record["next"]
-            bad += [Bad(*entry) for entry in record["bad"]]
-            self.remarks += [Bad(*entry) for entry in record.get("remarks", [])]
+            bad += [BadSource(*entry) for entry in record["bad"]]
+            self.remarks += [BadSource(*entry) for entry in record.get("remarks", [])]
             good.append(line)
         if good != lines:  # not in place: without its journal, a shard would be made again
             partial = journal.with_name(f"{JOURNAL}.tmp")
@@ -291,7 +291,7 @@ class _Split:
             os.fsync(file.fileno())
 
 
-def _finish(folder: Path, workers: int) -> tuple[dict[str, int], list[Bad]]:
+def _finish(folder: Path, workers: int) -> tuple[dict[str, int], list[BadSource]]:
     shards = sorted(folder.glob("*.tar"))
     if not shards:
         return {"samples": 0, "shards": 0, "bytes": 0, "frames": 0}, []
@@ -302,4 +302,6 @@ def _finish(folder: Path, workers: int) -> tuple[dict[str, int], list[Bad]]:
         "bytes": sum(path.stat().st_size for path in shards),
         "frames": int(index.frames.sum()),
     }
-    return counts, [Bad(folder.name, f"{row.shard}: {row.key}", row.error) for row in index.bad]
+    return counts, [
+        BadSource(folder.name, f"{row.shard}: {row.key}", row.error) for row in index.bad
+    ]

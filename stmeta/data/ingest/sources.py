@@ -34,7 +34,7 @@ class Source(NamedTuple):
     label: str
 
 
-class Bad(NamedTuple):
+class BadSource(NamedTuple):
     """Something that could not be taken in.
 
     Attributes:
@@ -80,7 +80,7 @@ class Plan(NamedTuple):
 
     splits: dict[str, list[Source]]
     classes: list[str]
-    bad: list[Bad]
+    bad: list[BadSource]
     others: Mapping[str, tuple[int, str]] = {}
 
 
@@ -111,7 +111,10 @@ def plan_sources(
     if not 0 <= val_fraction < 1:
         raise ValueError(f"shard: val_fraction must be at least 0 and below 1, got {val_fraction}")
     found = look_through(videos)
-    files, bad = found.videos, [Bad("", path, reason) for path, reason in found.unread.items()]
+    files, bad = (
+        found.videos,
+        [BadSource("", path, reason) for path, reason in found.unread.items()],
+    )
     if annotations:
         finder, splits = Finder(videos, files, found.others), defaultdict(list)
         for entry in annotations:
@@ -151,7 +154,7 @@ def _classes(splits: Mapping[str, Sequence[Source]]) -> list[str]:
     return sorted(names, key=place)
 
 
-def _by_folder(files: list[str], bad: list[Bad]) -> dict[str, list[Source]]:
+def _by_folder(files: list[str], bad: list[BadSource]) -> dict[str, list[Source]]:
     """The class is the first folder; the second one, where the first are splits.
 
     They are where all are called so and have folders in them, or where two are: a class may be
@@ -174,7 +177,9 @@ def _by_folder(files: list[str], bad: list[Bad]) -> dict[str, list[Source]]:
         splits[split].append(Source(path, label))
     for name, count in beside.items():
         where = f"beside the splits {', '.join(sorted(tops))} and in none of them"
-        bad.append(Bad("", name, f"{count} video(s) left out, {where}; move them, or use a list"))
+        bad.append(
+            BadSource("", name, f"{count} video(s) left out, {where}; move them, or use a list")
+        )
     return splits
 
 
@@ -208,25 +213,25 @@ def stable_hash(*parts: object) -> bytes:
 
 
 def _match(
-    rows: list[tuple[int, str, str]], finder: Finder, split: str, name: str, bad: list[Bad]
+    rows: list[tuple[int, str, str]], finder: Finder, split: str, name: str, bad: list[BadSource]
 ) -> list[Source]:
     found = []
     for line, value, label in rows:
         try:
             found.append(Source(finder.find(value, label), label))
         except DataError as error:
-            bad.append(Bad(split, f"{value} ({name}, line {line})", str(error)))
+            bad.append(BadSource(split, f"{value} ({name}, line {line})", str(error)))
     return found
 
 
-def _drop_repeated(splits: dict[str, list[Source]], bad: list[Bad]) -> None:
+def _drop_repeated(splits: dict[str, list[Source]], bad: list[BadSource]) -> None:
     """Keep a video only where it is named first: one in two splits would leak."""
     seen: dict[str, str] = {}
     for split, sources in splits.items():
         kept = []
         for source in sources:
             if source.path in seen:
-                bad.append(Bad(split, source.path, f"listed already, in {seen[source.path]}"))
+                bad.append(BadSource(split, source.path, f"listed already, in {seen[source.path]}"))
             else:
                 seen[source.path] = split
                 kept.append(source)

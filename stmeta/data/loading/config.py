@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from stmeta.data.augment import crop
-from stmeta.data.augment.photometric import Appearance
+from stmeta.data.augment.photometric import Photometric
 from stmeta.data.augment.rand_augment import RandAugment
-from stmeta.data.augment.random_erasing import Erasing
+from stmeta.data.augment.random_erasing import RandomErasing
 from stmeta.data.storage.config import StorageConfig
 
 
@@ -110,7 +110,7 @@ class LoaderConfig:
             self._require("fps", 0 < self.fps < math.inf, "above 0, or None")
             self._require("stride", self.stride == 1, "1 where fps says which frames are taken")
             self._require("align", self.align in ("auto", 1), "auto where fps is given")
-        self.appearance()  # checks its own part
+        self.photometric()  # checks its own part
 
     def _require(self, name: str, holds: bool, rule: str) -> None:
         if not holds:
@@ -131,16 +131,18 @@ class LoaderConfig:
             seed, height, width, scale=self.crop_scale, ratio=self.crop_ratio, hflip=self.hflip
         )
 
-    def appearance(self) -> Appearance | None:
+    def photometric(self) -> Photometric | None:
         """What changes the pixels of training clips once they are cut; None = nothing.
 
         Raises:
             ValueError: a setting is not understood or out of range.
         """
-        made = Appearance(
+        made = Photometric(
             jitter=(self.brightness, self.contrast, self.saturation),
             rand_augment=RandAugment.parse(self.rand_augment) if self.rand_augment else None,
-            erasing=Erasing(self.erase_chance, self.erase_area, self.erase_ratio, self.erase_fill),
+            erasing=RandomErasing(
+                self.erase_chance, self.erase_area, self.erase_ratio, self.erase_fill
+            ),
         )
         return made if self.train and made.active else None
 

@@ -14,20 +14,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stmeta._util.timers import Times
+from stmeta._util.timers import Timers
 from stmeta.data.augment.crop import Window, crop_resize, shown_window
-from stmeta.data.decode.sample import Encoded
-from stmeta.data.loading.reader import Clip, ClipReader, Missing
+from stmeta.data.decode.pyav import Frames
+from stmeta.data.decode.sample import EncodedFrames
+from stmeta.data.loading.reader import CacheMiss, ClipReader
 from stmeta.data.loading.sampler import ClipRequest
 
-Draw = Callable[[int, int, int], Window]  # (seed, height, width) -> window
+WindowFn = Callable[[int, int, int], Window]  # (seed, height, width) -> window
 Requests = Sequence[ClipRequest]
-Rooms = Sequence[np.ndarray | None]
-Alter = Callable[[Any, int], None]  # changes a clip, `pixel_ops.Clip`, by a seed
+Outputs = Sequence[np.ndarray | None]
+PixelTransform = Callable[[Any, int], None]  # changes a clip, `pixel_ops.Frames`, by a seed
 
 
 @dataclass
-class Item:
+class PendingClip:
     """One clip on its way into a batch."""
 
     request: ClipRequest
@@ -36,37 +37,39 @@ class Item:
     planned: ClipRequest | None = None
     """What `request` stands in for."""
     pts_seconds: np.ndarray | None = None
-    clip: Clip | None = None
+    clip: Frames | None = None
     """Decoded frames that still have to be cut and resized."""
-    missing: Missing | None = None
+    missing: CacheMiss | None = None
     """Frames that DALI has to decode ..."""
-    encoded: Encoded | None = None
+    encoded: EncodedFrames | None = None
     """... from this file."""
-    leader: Item | None = None
+    leader: PendingClip | None = None
     """An item before it whose `clip`, once decoded, serves this one too."""
 
 
 class Engine(Protocol):
     """How the loader sees an engine."""
 
-    def prepare(self, requests: Requests, indices: np.ndarray, out: Rooms) -> list[Item]:
+    def prepare(self, requests: Requests, indices: np.ndarray, out: Outputs) -> list[PendingClip]:
         """Read a clip once, for one or more requests of its frames, and do what needs it alone.
 
         Args:
             requests: of the same sample and the same start.
             indices: int64 [T], frames of the clip.
-            out: for each request, its part of what `make_room` returned.
+            out: for each request, its part of what `allocate` returned.
 
         Raises:
             DataError: the sample is damaged.
         """
         ...
 
-    def make_room(self, clips: int) -> Tensor | None:
+    def allocate(self, clips: int) -> Tensor | None:
         """Memory for the clips of a batch, uint8 [B, T, size, size, 3], or None if not needed."""
         ...
 
-    def finish(self, items: Sequence[Item], room: Tensor | None) -> tuple[Tensor, dict[int, str]]:
+    def finish(
+        self, items: Sequence[PendingClip], room: Tensor | None
+    ) -> tuple[Tensor, dict[int, str]]:
         """Return the batch, uint8 [B, T, size, size, 3], and reasons by place of damaged clips."""
         ...
 
@@ -81,41 +84,50 @@ class HostEngine:
     def __init__(
         self,
         reader: ClipReader,
-        draw: Draw,
-        times: Times,
+        window_fn: WindowFn,
+        timers: Timers,
         *,
         frames: int,
         size: int,
         pin: bool,
-        alter: Alter | None = None,
+        transform: PixelTransform | None = None,
     ) -> None:
         """Make an engine; `pin` allocates batches in page-locked memory."""
-        self.reader, self.draw, self.alter, self.times = reader, draw, alter, times
+        self.reader, self.window_fn, self.transform, self.timers = (
+            reader,
+            window_fn,
+            transform,
+            timers,
+        )
         self.shape, self.pin = (frames, size, size, 3), pin
 
-    def make_room(self, clips: int) -> Tensor:
+    def allocate(self, clips: int) -> Tensor:
         """See `Engine`."""
         return torch.empty((clips, *self.shape), dtype=torch.uint8, pin_memory=self.pin)
 
-    def prepare(self, requests: Requests, indices: np.ndarray, out: Rooms) -> list[Item]:
+    def prepare(self, requests: Requests, indices: np.ndarray, out: Outputs) -> list[PendingClip]:
         """See `Engine`."""
         pts = np.empty(len(indices))
         display = self.reader.row(requests[0].sample).display
         for part, (video, seconds) in self.reader.yuv_parts(requests[0].sample, indices):
             pts[part] = seconds
             _, height, width, _ = video.shape
-            with self.times.measure("augment"):
+            with self.timers.measure("augment"):
                 for request, pixels in zip(requests, out, strict=True):
                     assert pixels is not None
-                    window = shown_window(self.draw, request.draw, height, width, display)
+                    window = shown_window(
+                        self.window_fn, request.augment_seed, height, width, display
+                    )
                     crop_resize(video, window, pixels[part])
-        if self.alter is not None:
-            with self.times.measure("augment"):
+        if self.transform is not None:
+            with self.timers.measure("augment"):
                 for request, pixels in zip(requests, out, strict=True):
-                    self.alter(pixels, request.draw)
-        return [Item(request, indices, pts_seconds=pts) for request in requests]
+                    self.transform(pixels, request.augment_seed)
+        return [PendingClip(request, indices, pts_seconds=pts) for request in requests]
 
-    def finish(self, items: Sequence[Item], room: Tensor | None) -> tuple[Tensor, dict[int, str]]:
+    def finish(
+        self, items: Sequence[PendingClip], room: Tensor | None
+    ) -> tuple[Tensor, dict[int, str]]:
         """See `Engine`."""
         assert room is not None
         return room, {}

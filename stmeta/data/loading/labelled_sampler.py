@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from stmeta._util.hashing import mix, shuffled
+from stmeta._util.hashing import hash64, shuffled
 
 
-class LabelMix:
+class LabelledSampler:
     """Says which sample comes at a turn of an epoch, so that so many of each batch have a label.
 
     Turns count over all ranks. Of any `of` turns that begin at a multiple of `of`, exactly
@@ -34,7 +34,7 @@ class LabelMix:
         for (kind, turns), part in zip(wanted.items(), self.parts, strict=True):
             if turns and not len(part):
                 raise ValueError(
-                    f"ClipPlan: labelled_share = {labelled / of:g} needs samples {kind}, got "
+                    f"ClipSampler: labelled_share = {labelled / of:g} needs samples {kind}, got "
                     f"{len(labels)} samples of which none is; use labelled_share=None, or add some"
                 )
 
@@ -50,7 +50,7 @@ class LabelMix:
         labelled = (turn + 1) * self.labelled // self.of > before
         part = self.parts[labelled]
         lap, place = divmod(before if labelled else turn - before, len(part))
-        return int(part[shuffled(place, len(part), mix(seed, 5, labelled, lap))]), lap
+        return int(part[shuffled(place, len(part), hash64(seed, 5, labelled, lap))]), lap
 
 
 def positions(mask: np.ndarray) -> np.ndarray:

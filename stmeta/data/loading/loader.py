@@ -13,17 +13,15 @@ from typing import Any
 import torch
 
 from stmeta._errors import DataError
-from stmeta._util.timers import Times
-from stmeta.data.decode import Choice, choose
+from stmeta._util.timers import Timers
+from stmeta.data.decode import DecoderChoice, choose_decoder
 from stmeta.data.loading.batch import ClipBatch
-from stmeta.data.loading.collate import Batcher, Skip
+from stmeta.data.loading.collate import Collator
 from stmeta.data.loading.config import LoaderConfig
-from stmeta.data.loading.resume import find
-from stmeta.data.loading.sampler import ClipPlan, ClipRequest
-from stmeta.data.shards.writer import ShardIndex
+from stmeta.data.loading.resume import resume_position
+from stmeta.data.loading.sampler import ClipRequest, ClipSampler
+from stmeta.data.shards.index import BadSample, ShardIndex
 from stmeta.data.storage.folder import reading_stats, stored_stride
-
-__all__ = ["ClipLoader", "LoaderConfig", "Skip"]
 
 _log = logging.getLogger("stmeta.data")
 
@@ -65,11 +63,11 @@ class ClipLoader:
         if len(index) == 0:
             reasons = "; ".join(sorted({bad.error for bad in index.bad}))
             raise DataError(f"{index.root}: none of {len(index.bad)} samples is good: {reasons}")
-        self.plan = make_plan(index, config, rank=rank, world_size=world_size)
-        self._times = Times()
+        self.sampler = make_sampler(index, config, rank=rank, world_size=world_size)
+        self._timers = Timers()
         self.choice = self._choose()
-        self.batcher = Batcher(
-            index, self.plan, config, self.choice, self._times, fits=self._fits()
+        self.collator = Collator(
+            index, self.sampler, config, self.choice, self._timers, fits=self._fits()
         )
         self._epoch = self._position = 0
         self._ahead: deque[tuple[tuple[int, int], Future[ClipBatch]]] = deque()
@@ -77,7 +75,7 @@ class ClipLoader:
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank."""
-        return len(self.plan)
+        return len(self.sampler)
 
     def __iter__(self) -> Iterator[ClipBatch]:
         """Yield batches from the current position to the end of the epoch.
@@ -89,23 +87,23 @@ class ClipLoader:
         while self._epoch == epoch:
             began = time.perf_counter()
             batch = self._next()
-            self._times.add("wait", time.perf_counter() - began)
+            self._timers.add("wait", time.perf_counter() - began)
             # What was handed out counts as delivered, also at the end of an epoch.
             self._position += 1
             if self._position == len(self):
                 self._epoch, self._position = epoch + 1, 0
             if len(batch):
-                self._times.add("clips", len(batch))
+                self._timers.add("clips", len(batch))
                 yield batch
-            self._times.add("elapsed", time.perf_counter() - began)
+            self._timers.add("elapsed", time.perf_counter() - began)
 
     @property
-    def skipped(self) -> list[Skip]:
+    def skipped(self) -> list[BadSample]:
         """Samples that were left out so far, with reasons; those of the index first."""
-        return list(self.batcher.skipped)
+        return list(self.collator.skipped)
 
     def load(self, requests: Sequence[ClipRequest]) -> ClipBatch:
-        """Read these clips, in this order; see `ClipPlan.clip` for making requests.
+        """Read these clips, in this order; see `ClipSampler.clip` for making requests.
 
         A sample that cannot be read is replaced by another with the same label.
         """
@@ -113,7 +111,7 @@ class ClipLoader:
 
     def submit(self, requests: Sequence[ClipRequest]) -> Future[ClipBatch]:
         """Start reading clips; the result is what `load` returns, still in host memory."""
-        return self.batcher.submit(list(requests), replace=True)
+        return self.collator.submit(list(requests), replace=True)
 
     def sweep(self, view: int = 0) -> Iterator[ClipBatch]:
         """Yield every sample once, in order: for tables of features, and leaving none out.
@@ -126,10 +124,10 @@ class ClipLoader:
         while ahead or first < len(self.index):
             while first < len(self.index) and len(ahead) <= self.config.prefetch:
                 part = range(first, min(first + step, len(self.index)))
-                requests = [self.plan.clip(i, epoch=view, view=view) for i in part]
-                ahead.append(self.batcher.submit(requests, replace=False))
+                requests = [self.sampler.clip(i, epoch=view, view=view) for i in part]
+                ahead.append(self.collator.submit(requests, replace=False))
                 first += step
-            self.batcher.require_here()
+            self.collator.require_same_process()
             batch = self.deliver(ahead.popleft().result())
             if len(batch):
                 yield batch
@@ -157,7 +155,7 @@ class ClipLoader:
         Raises:
             ValueError: the state is of other data or another seed, or lies inside a batch.
         """
-        self._epoch, self._position = find(state, self._identity(), len(self))
+        self._epoch, self._position = resume_position(state, self._identity(), len(self))
 
     def stats(self) -> dict[str, Any]:
         """Where time went since the loader was made.
@@ -170,33 +168,33 @@ class ClipLoader:
             after them, over threads; a part of read_seconds), disk_cache_hits, disk_cache_misses.
         """
         names = ("read", "decode", "augment")
-        spent = {name: self._times[name] for name in names}
-        elapsed = self._times["elapsed"]
+        spent = {name: self._timers[name] for name in names}
+        elapsed = self._timers["elapsed"]
         return {
             "decoder": self.choice.decoder,
-            "clips": int(self._times["clips"]),
-            "clips_per_second": self._times["clips"] / elapsed if elapsed else 0.0,
+            "clips": int(self._timers["clips"]),
+            "clips_per_second": self._timers["clips"] / elapsed if elapsed else 0.0,
             "elapsed_seconds": elapsed,
-            "wait_seconds": self._times["wait"],
-            "wait_share": self._times["wait"] / elapsed if elapsed else 0.0,
+            "wait_seconds": self._timers["wait"],
+            "wait_share": self._timers["wait"] / elapsed if elapsed else 0.0,
             **{f"{name}_seconds": seconds for name, seconds in spent.items()},
             "bound": max(spent, key=spent.__getitem__),
             "skipped": len(self.skipped),
-            "cache_hits": int(self._times["hit"]),
-            "cache_misses": int(self._times["miss"]),
-            "cache_mib": self.batcher.reader.decoded.used / 2**20,
-            **reading_stats(self._times),
+            "cache_hits": int(self._timers["hit"]),
+            "cache_misses": int(self._timers["miss"]),
+            "cache_mib": self.collator.reader.decoded.used / 2**20,
+            **reading_stats(self._timers),
         }
 
-    def settle(self) -> None:
+    def wait_for_prefetch(self) -> None:
         """Wait for the batches that are being made ahead; none is handed out."""
-        self.batcher.require_here()
+        self.collator.require_same_process()
         wait([future for _, future in self._ahead])
 
     def close(self) -> None:
         """Stop the threads and free memory; may be called twice."""
         self._ahead.clear()
-        self.batcher.close()
+        self.collator.close()
 
     def __enter__(self) -> ClipLoader:
         return self
@@ -206,7 +204,7 @@ class ClipLoader:
 
     def _next(self) -> ClipBatch:
         """The batch at the current position; keeps `prefetch` more in the making."""
-        self.batcher.require_here()
+        self.collator.require_same_process()
         place: tuple[int, int] | None = (self._epoch, self._position)
         # What was made ahead for another place, because the caller moved on, is dropped.
         while self._ahead and self._ahead[0][0] != place:
@@ -215,8 +213,8 @@ class ClipLoader:
             place = self._after(*self._ahead[-1][0]) if self._ahead else place
             if place is None:
                 break
-            requests = self.plan.batch(*place)
-            self._ahead.append((place, self.batcher.submit(requests, replace=self.config.train)))
+            requests = self.sampler.batch(*place)
+            self._ahead.append((place, self.collator.submit(requests, replace=self.config.train)))
         return self.deliver(self._ahead.popleft()[1].result())
 
     def _after(self, epoch: int, position: int) -> tuple[int, int] | None:
@@ -226,21 +224,21 @@ class ClipLoader:
 
     def _identity(self) -> dict[str, int]:
         """What a position depends on."""
-        step = self.config.batch_size * self.plan.world_size
+        step = self.config.batch_size * self.sampler.world_size
         samples, seed = len(self.index), self.config.seed
-        same = {"samples": samples, "seed": seed, "step": step, "repeats": self.plan.repeats}
-        if (mixed := self.plan.mixed) is not None:
-            same["labelled"] = step * mixed.labelled // mixed.of
+        same = {"samples": samples, "seed": seed, "step": step, "repeats": self.sampler.repeats}
+        if (labelled_sampler := self.sampler.labelled_sampler) is not None:
+            same["labelled"] = step * labelled_sampler.labelled // labelled_sampler.of
         return same
 
-    def _choose(self) -> Choice:
+    def _choose(self) -> DecoderChoice:
         """Settle which decoder runs, and where.
 
         Raises:
             ValueError: DALI was asked for, with settings that it does not serve.
         """
         config = self.config
-        choice = choose(config.decoder, config.device, fits=self._fits())
+        choice = choose_decoder(config.decoder, config.device, fits=self._fits())
         reason = config.host_only(gpu=torch.device(choice.device).type == "cuda")
         if choice.decoder == "pyav" or not reason:
             return choice
@@ -248,7 +246,7 @@ class ClipLoader:
             raise ValueError(
                 f"ClipLoader: decoder='dali' does not serve {reason}; use decoder='pyav' or 'auto'"
             )
-        return Choice("pyav", choice.device, reason)
+        return DecoderChoice("pyav", choice.device, reason)
 
     def _fits(self) -> bool:
         """Whether all videos, decoded, are likely to fit into the cache."""
@@ -269,16 +267,16 @@ class ClipLoader:
         )
 
 
-def make_plan(
+def make_sampler(
     index: ShardIndex, config: LoaderConfig, *, rank: int = 0, world_size: int = 1
-) -> ClipPlan:
+) -> ClipSampler:
     """Plan the clips of a split as a loader does.
 
     Raises:
         ValueError: a setting is out of range, or the split has no samples with (or without) a label
             where both are mixed.
     """
-    return ClipPlan(
+    return ClipSampler(
         index.frames,
         labels=index.labels,
         clip_frames=config.frames,

@@ -9,11 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from stmeta._errors import DataError
-from stmeta._util.fill_once_cache import StableCache
-from stmeta._util.timers import Times
-from stmeta.data.decode import pyav
-from stmeta.data.decode.sample import Encoded, FrameSource, SampleDecoder, VideoPlace
-from stmeta.data.decode.yuv import YuvVideo
+from stmeta._util.fill_once_cache import FillOnceCache
+from stmeta._util.timers import Timers
+from stmeta.data.decode.pyav import Frames, YuvFrames
+from stmeta.data.decode.sample import EncodedFrames, FrameSource, SampleDecoder, VideoPlace
 from stmeta.data.shards.writer import ShardIndex
 from stmeta.data.storage.folder import StorageError
 from stmeta.data.video import limits
@@ -22,31 +21,7 @@ _TIMES_MIB = 64  # for times of frames of videos with a variable rate: 8 bytes a
 _WHOLE = 32  # a video is decoded whole, for the cache, up to so many clips long
 
 
-class Clip(NamedTuple):
-    """A clip at the size of its source.
-
-    Attributes:
-        video: uint8 [T, H, W, 3]; may be a view of cached memory: read only.
-        pts_seconds: float64 [T].
-    """
-
-    video: np.ndarray
-    pts_seconds: np.ndarray
-
-
-class YuvClip(NamedTuple):
-    """A clip as it was decoded.
-
-    Attributes:
-        video: T frames.
-        pts_seconds: float64 [T].
-    """
-
-    video: YuvVideo
-    pts_seconds: np.ndarray
-
-
-class Missing(NamedTuple):
+class CacheMiss(NamedTuple):
     """Frames that are not in memory: what `ClipReader.store` needs once they are decoded.
 
     Attributes:
@@ -73,7 +48,7 @@ class ClipReader:
         *,
         cache_mib: float,
         whole: bool,
-        times: Times,
+        timers: Timers,
         source: FrameSource | None = None,
     ) -> None:
         """Serve the samples of an index.
@@ -82,18 +57,18 @@ class ClipReader:
             index: where the samples lie.
             cache_mib: memory for decoded frames.
             whole: keep whole videos, for clips that start anywhere; False keeps clips.
-            times: receives seconds of "read" and "decode", and counts of "hit" and "miss".
+            timers: receives seconds of "read" and "decode", and counts of "hit" and "miss".
             source: decodes; None = the calling thread.
         """
-        self.index, self.whole, self.times = index, whole, times
-        self.decoded = StableCache(int(cache_mib * 2**20))
+        self.index, self.whole, self.timers = index, whole, timers
+        self.decoded = FillOnceCache(int(cache_mib * 2**20))
         self.files = SampleDecoder(index.root)
         self.source = source or self.files
-        self._unfit: set[int | tuple[int, bytes]] = set()
-        self._seconds = StableCache(_TIMES_MIB * 2**20)
+        self._uncacheable: set[int | tuple[int, bytes]] = set()
+        self._seconds = FillOnceCache(_TIMES_MIB * 2**20)
         self.row = functools.lru_cache(maxsize=1 << 16)(index.row)
 
-    def clip(self, sample: int, indices: np.ndarray) -> Clip:
+    def clip(self, sample: int, indices: np.ndarray) -> Frames:
         """Return frames of a sample, from memory or from disk.
 
         What is returned does not depend on what is in memory: a video that cannot be decoded whole
@@ -106,26 +81,28 @@ class ClipReader:
         Raises:
             DataError: the clip cannot be decoded; the message is the reason alone.
         """
-        found = self._kept(sample, indices)
-        if isinstance(found, Missing):
+        found = self._cached(sample, indices)
+        if isinstance(found, CacheMiss):
             return _select(self._decode(sample, found.frames), _places(found))
         return found
 
-    def yuv_clip(self, sample: int, indices: np.ndarray) -> Clip | YuvClip:
+    def yuv_clip(self, sample: int, indices: np.ndarray) -> Frames | YuvFrames:
         """The same, not converted to RGB where that is left to `crop_resize`; see `clip`.
 
         The cache keeps RGB: what is read often is converted once.
         """
-        found = self._kept(sample, indices)
-        if isinstance(found, Clip):
+        found = self._cached(sample, indices)
+        if isinstance(found, Frames):
             return found
-        frames = self.source.decode_yuv(sample, self._place(sample), found.frames, self.times)
+        frames = self.source.decode_yuv(sample, self._place(sample), found.frames, self.timers)
         places = _places(found)
-        if isinstance(frames, pyav.Frames):
+        if isinstance(frames, Frames):
             return _select(frames, places)
-        return YuvClip(frames.video[places], frames.pts_seconds[places])
+        return YuvFrames(frames.video[places], frames.pts_seconds[places])
 
-    def yuv_parts(self, sample: int, indices: np.ndarray) -> Iterator[tuple[slice, Clip | YuvClip]]:
+    def yuv_parts(
+        self, sample: int, indices: np.ndarray
+    ) -> Iterator[tuple[slice, Frames | YuvFrames]]:
         """A clip in parts that are small in memory, one for most videos; see `yuv_clip`.
 
         Yields:
@@ -138,21 +115,21 @@ class ClipReader:
             part = slice(begin, begin + step)
             yield part, self.yuv_clip(sample, indices[part])
 
-    def _kept(self, sample: int, indices: np.ndarray) -> Clip | Missing:
+    def _cached(self, sample: int, indices: np.ndarray) -> Frames | CacheMiss:
         """A clip from memory, or from frames that are kept from now on; else what to decode."""
-        found = self.look_up(sample, indices)
-        if isinstance(found, Clip):
+        found = self.lookup(sample, indices)
+        if isinstance(found, Frames):
             return found
         if found.reserved:
             try:
                 return self.store(found, self._decode(sample, found.frames))
             except BaseException as error:
-                found = self.give_up(found)
+                found = self.cancel(found)
                 if isinstance(error, StorageError) or not isinstance(error, DataError):
                     raise
         return found
 
-    def fresh(self, sample: int, indices: np.ndarray) -> Clip:
+    def decode_uncached(self, sample: int, indices: np.ndarray) -> Frames:
         """Decode a clip without a look at the cache; see `clip`."""
         frames = _distinct(indices)
         return _select(self._decode(sample, frames), np.searchsorted(frames, indices))
@@ -171,47 +148,47 @@ class ClipReader:
             return np.arange(info.frames) / info.fps
         seconds = self._seconds.get(sample)
         if seconds is None:
-            seconds = self.files.seconds(sample, self._place(sample), self.times)
+            seconds = self.files.seconds(sample, self._place(sample), self.timers)
             if self._seconds.reserve(seconds.nbytes):
                 self._seconds.fill(sample, seconds, seconds.nbytes)
         return seconds
 
-    def look_up(self, sample: int, indices: np.ndarray) -> Clip | Missing:
+    def lookup(self, sample: int, indices: np.ndarray) -> Frames | CacheMiss:
         """Return a clip from memory, or say what must be decoded; see `clip`."""
         key = sample if self.whole else (sample, indices.tobytes())
         frames = self.decoded.get(key)
-        self.times.add("miss" if frames is None else "hit", 1)
+        self.timers.add("miss" if frames is None else "hit", 1)
         if frames is not None:
             places = indices if self.whole else np.searchsorted(_distinct(indices), indices)
             return _select(frames, places)
-        if key not in self._unfit:
+        if key not in self._uncacheable:
             info = self.row(sample)
             every = np.arange(info.frames) if self.whole else _distinct(indices)
             nbytes = len(every) * info.width * info.height * 3
             small = nbytes <= self.decoded.limit // 8 and len(every) <= _WHOLE * len(indices)
             if small and self.decoded.reserve(nbytes):
-                return Missing(sample, key, every, indices, nbytes)
-        return Missing(sample, key, _distinct(indices), indices, 0)
+                return CacheMiss(sample, key, every, indices, nbytes)
+        return CacheMiss(sample, key, _distinct(indices), indices, 0)
 
-    def store(self, missing: Missing, frames: pyav.Frames) -> Clip:
+    def store(self, missing: CacheMiss, frames: Frames) -> Frames:
         """Keep frames if room was reserved for them, and return the clip."""
         if missing.reserved:
             self.decoded.fill(missing.key, frames, missing.reserved)
         return _select(frames, _places(missing))
 
-    def release(self, missing: Missing) -> None:
+    def release(self, missing: CacheMiss) -> None:
         """Return the room that was reserved for frames."""
         if missing.reserved:
             self.decoded.fill(missing.key, None, missing.reserved)
 
-    def give_up(self, missing: Missing) -> Missing:
+    def cancel(self, missing: CacheMiss) -> CacheMiss:
         """Return the room that was reserved; from now on, this video is decoded clip by clip."""
         if missing.reserved:
-            self._unfit.add(missing.key)
+            self._uncacheable.add(missing.key)
             self.release(missing)
         return missing._replace(frames=_distinct(missing.indices), reserved=0)
 
-    def encoded(self, missing: Missing) -> Encoded | None:
+    def encoded(self, missing: CacheMiss) -> EncodedFrames | None:
         """Return a file that has the missing frames, or None; see `SampleDecoder.encoded`.
 
         Raises:
@@ -219,7 +196,7 @@ class ClipReader:
         """
         info, place = self.row(missing.sample), self._place(missing.sample)
         limits.check_clip(len(missing.frames), info.width, info.height)
-        return self.files.encoded(missing.sample, place, missing.frames, self.times)
+        return self.files.encoded(missing.sample, place, missing.frames, self.timers)
 
     def check(self, sample: int) -> None:
         """Read a sample's file and count its packets.
@@ -227,12 +204,12 @@ class ClipReader:
         Raises:
             DataError: the file is damaged; the message is the reason alone.
         """
-        self.files.seconds(sample, self._place(sample), self.times)
+        self.files.seconds(sample, self._place(sample), self.timers)
 
-    def _decode(self, sample: int, indices: np.ndarray) -> pyav.Frames:
+    def _decode(self, sample: int, indices: np.ndarray) -> Frames:
         info = self.row(sample)
         limits.check_clip(len(indices), info.width, info.height)
-        return self.source.decode(sample, self._place(sample), indices, self.times)
+        return self.source.decode(sample, self._place(sample), indices, self.timers)
 
     def _place(self, sample: int) -> VideoPlace:
         info = self.row(sample)
@@ -255,16 +232,16 @@ def _distinct(indices: np.ndarray) -> np.ndarray:
     return indices[new]
 
 
-def _places(missing: Missing) -> np.ndarray:
+def _places(missing: CacheMiss) -> np.ndarray:
     """Where the frames of a clip are among those that were decoded for it."""
     return np.searchsorted(missing.frames, missing.indices)
 
 
-def _select(frames: pyav.Frames, places: np.ndarray) -> Clip:
+def _select(frames: Frames, places: np.ndarray) -> Frames:
     """Pick frames; without a copy where they are evenly spaced."""
     if len(places) > 1:
         step = int(places[1] - places[0])
         if step > 0 and bool((np.diff(places) == step).all()):
             part = slice(int(places[0]), int(places[-1]) + 1, step)
-            return Clip(frames.video[part], frames.pts_seconds[part])
-    return Clip(frames.video[places], frames.pts_seconds[places])
+            return Frames(frames.video[part], frames.pts_seconds[part])
+    return Frames(frames.video[places], frames.pts_seconds[places])

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 _EPOCHS = 2**40  # no run gets so far; what does not fit into 64 bits must not reach the plan
 
 
-class Epochs:
+class ResumableLoader:
     """Base of a loader that yields to the end of an epoch and then stands at the start of the next.
 
     A batch counts as delivered once it is handed out: `_advance` comes before its `yield`.
@@ -40,7 +40,9 @@ class Epochs:
             self._epoch, self._position = self._epoch + 1, 0
 
 
-def find(state: Mapping[str, int], mine: Mapping[str, int], length: int) -> tuple[int, int]:
+def resume_position(
+    state: Mapping[str, int], mine: Mapping[str, int], length: int
+) -> tuple[int, int]:
     """Epoch and position of a loader's next batch, from a state.
 
     Args:
@@ -64,9 +66,9 @@ def find(state: Mapping[str, int], mine: Mapping[str, int], length: int) -> tupl
     theirs, own = state.get("labelled", -step), mine.get("labelled", -mine["step"])
     if theirs * mine["step"] != own * step:
         raise ValueError(
-            f"ClipLoader: the state is from batches (over all ranks) with {_mixed(state)}, this "
-            f"loader makes them with {_mixed(mine)}; use the same labelled_share, and a batch_size "
-            "of which it is a whole number of clips"
+            f"ClipLoader: the state is from batches (over all ranks) with {_labels_text(state)}, "
+            f"this loader makes them with {_labels_text(mine)}; use the same labelled_share, and a "
+            "batch_size of which it is a whole number of clips"
         )
     if not (0 <= state["epoch"] < _EPOCHS and 0 <= state["position"]):
         raise ValueError("ClipLoader: " + _outside(state["epoch"], state["position"], length))
@@ -87,7 +89,7 @@ def _outside(epoch: int, position: int, length: int) -> str:
     )
 
 
-def _mixed(state: Mapping[str, int]) -> str:
+def _labels_text(state: Mapping[str, int]) -> str:
     if "labelled" not in state:
         return "labels as they come"
     return f"{state['labelled']} of {state['step']} clips labelled"

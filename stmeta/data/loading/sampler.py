@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stmeta._util.hashing import mix, shuffled, uniform
-from stmeta.data.loading.labelled_sampler import LabelMix, positions
+from stmeta._util.hashing import hash64, shuffled, uniform
+from stmeta.data.loading.labelled_sampler import LabelledSampler, positions
 
-__all__ = ["ClipPlan", "ClipRequest", "mix", "nearest_frames", "shuffled", "uniform"]
+__all__ = ["ClipRequest", "ClipSampler", "nearest_frames"]
 
 
 class ClipRequest(NamedTuple):
@@ -34,9 +34,9 @@ class ClipRequest(NamedTuple):
     repeat: int = 0
 
     @property
-    def draw(self) -> int:
+    def augment_seed(self) -> int:
         """Source of everything random in the augmentation of this clip, 64 bits."""
-        return mix(self.seed, 3, self.repeat) if self.repeat else self.seed
+        return hash64(self.seed, 3, self.repeat) if self.repeat else self.seed
 
     def shares_frames(self, other: ClipRequest) -> bool:
         """Whether both show the same frames of the same sample."""
@@ -58,7 +58,7 @@ def nearest_frames(seconds: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return np.searchsorted(middles, wanted - 1e-6).astype(np.int64)
 
 
-class ClipPlan:
+class ClipSampler:
     """Says which clips make up a batch.
 
     Training: each epoch is a new permutation of the samples, dealt out to the ranks batch by batch;
@@ -66,7 +66,7 @@ class ClipPlan:
     goes round again until it fills one. Clips start anywhere in the video. With `repeats`, every
     sample gives so many clips next to each other, all of the same frames and each augmented anew
     (repeated sampling: Hoffer et al. 2020; Feichtenhofer et al. 2022, section 3). With a
-    `labelled_share`, so many clips of every batch have a label; see `LabelMix`.
+    `labelled_share`, so many clips of every batch have a label; see `LabelledSampler`.
 
     Evaluation: samples in order, `views` clips of each next to each other, spread evenly from the
     start to the end of the video (one view = the centre). Every rank gets the same number of
@@ -125,20 +125,20 @@ class ClipPlan:
             "world_size": world_size,
         }.items():
             if value < 1:
-                raise ValueError(f"ClipPlan: {name} must be at least 1, got {value}")
+                raise ValueError(f"ClipSampler: {name} must be at least 1, got {value}")
         if fps is not None and not 0 < fps < math.inf:
-            raise ValueError(f"ClipPlan: fps must be above 0, got {fps}")
+            raise ValueError(f"ClipSampler: fps must be above 0, got {fps}")
         if train and batch_size % repeats:
             raise ValueError(
-                f"ClipPlan: batch_size counts clips and must be a multiple of repeats = {repeats}, "
-                f"got {batch_size}"
+                "ClipSampler: batch_size counts clips and must be a multiple of repeats = "
+                f"{repeats}, got {batch_size}"
             )
         if not 0 <= rank < world_size:
-            raise ValueError(f"ClipPlan: rank must be in [0, {world_size}), got {rank}")
+            raise ValueError(f"ClipSampler: rank must be in [0, {world_size}), got {rank}")
         if len(frames) == 0 or int(np.min(frames)) < 1:
             raise ValueError(
-                f"ClipPlan: every one of the {len(frames)} samples (at least 1) must have frames; "
-                "index the shards again"
+                f"ClipSampler: every one of the {len(frames)} samples (at least 1) must have "
+                "frames; index the shards again"
             )
         self.frames, self.labels = frames, labels
         self.clip_frames, self.stride, self.batch_size = clip_frames, stride, batch_size
@@ -147,15 +147,19 @@ class ClipPlan:
         self.align, self.fps = align, fps
         self.rank, self.world_size = rank, world_size
         self.span = (clip_frames - 1) * stride + 1
-        self.mixed = None if labelled_share is None or not train else self._mix(labelled_share)
-        self._members: dict[int, np.ndarray] = {-1: self.mixed.parts[0]} if self.mixed else {}
+        self.labelled_sampler = (
+            None if labelled_share is None or not train else self._label(labelled_share)
+        )
+        self._members: dict[int, np.ndarray] = (
+            {-1: self.labelled_sampler.parts[0]} if self.labelled_sampler else {}
+        )
 
     def __len__(self) -> int:
         """Batches in an epoch, the same on every rank."""
         clips = len(self.frames) * self.views * self.repeats
         share = self.batch_size * self.world_size
-        if self.mixed:
-            return max(1, self.mixed.batches(self.world_size))
+        if self.labelled_sampler:
+            return max(1, self.labelled_sampler.batches(self.world_size))
         return max(1, clips // share) if self.train else -(-clips // share)
 
     def batch(self, epoch: int, index: int) -> list[ClipRequest]:
@@ -179,20 +183,20 @@ class ClipPlan:
         count = len(self.frames)
         if self.train:
             position, repeat = divmod(position, self.repeats)
-            if self.mixed:
-                sample, lap = self.mixed.sample(position, mix(self.seed, epoch))
+            if self.labelled_sampler:
+                sample, lap = self.labelled_sampler.sample(position, hash64(self.seed, epoch))
             else:
                 lap, position = divmod(position, count)
-                sample = shuffled(position, count, mix(self.seed, epoch))
+                sample = shuffled(position, count, hash64(self.seed, epoch))
             return self.clip(sample, epoch=epoch, lap=lap)._replace(repeat=repeat)
         return self.clip(position // self.views, view=position % self.views)
 
     def clip(self, sample: int, *, epoch: int = 0, lap: int = 0, view: int = 0) -> ClipRequest:
         """The clip that a sample contributes to an epoch (training) or a view (evaluation)."""
-        seed = mix(self.seed, epoch, sample, lap) if self.train else mix(self.seed, sample)
+        seed = hash64(self.seed, epoch, sample, lap) if self.train else hash64(self.seed, sample)
         return ClipRequest(sample, self._start(sample, seed, view), seed)
 
-    def substitutes(self, request: ClipRequest, attempt: int) -> ClipRequest | None:
+    def substitute(self, request: ClipRequest, attempt: int) -> ClipRequest | None:
         """A clip in place of one that cannot be read: same label, other sample.
 
         Repeats of one clip are replaced by repeats of one clip.
@@ -211,8 +215,8 @@ class ClipPlan:
         members = self._members[label]
         if attempt >= len(members):
             return None
-        sample = int(members[(mix(request.seed, 1) + attempt) % len(members)])
-        seed = mix(request.seed, 2, attempt)
+        sample = int(members[(hash64(request.seed, 1) + attempt) % len(members)])
+        seed = hash64(request.seed, 2, attempt)
         return ClipRequest(sample, self._start(sample, seed, 0), seed, request.repeat)
 
     def indices(self, request: ClipRequest, seconds: np.ndarray | None = None) -> np.ndarray:
@@ -231,20 +235,20 @@ class ClipPlan:
         steps = np.arange(self.clip_frames, dtype=np.int64) * self.stride
         return np.minimum(int(request.start) + steps, last)
 
-    def _mix(self, share: float) -> LabelMix:
+    def _label(self, share: float) -> LabelledSampler:
         if not 0 <= share <= 1:
-            raise ValueError(f"ClipPlan: labelled_share must be in [0, 1] or None, got {share}")
+            raise ValueError(f"ClipSampler: labelled_share must be in [0, 1] or None, got {share}")
         if self.labels is None:
-            raise ValueError("ClipPlan: labelled_share needs labels, got none; pass labels=")
+            raise ValueError("ClipSampler: labelled_share needs labels, got none; pass labels=")
         videos = self.batch_size // self.repeats
         labelled = round(share * videos)
         if 0 < share < 1 and labelled in (0, videos):
             raise ValueError(
-                f"ClipPlan: labelled_share = {share} of {videos} videos in a batch rounds to "
+                f"ClipSampler: labelled_share = {share} of {videos} videos in a batch rounds to "
                 f"{labelled}; use a larger batch, another share, or {labelled // videos} if that "
                 "is what is meant"
             )
-        return LabelMix(self.labels, labelled=labelled, of=videos)
+        return LabelledSampler(self.labels, labelled=labelled, of=videos)
 
     def _start(self, sample: int, seed: int, view: int) -> float:
         if self.fps is not None:  # times are known where the file is read: a share is enough here

@@ -22,7 +22,7 @@ _STAGES = ("read", "decode", "augment")
 _RAW_CLIPS = 256
 
 
-class Measured(Protocol):
+class Candidate(Protocol):
     """One way: measured a slot at a time, because a machine's speed changes."""
 
     def slot(self, seconds: float) -> None:
@@ -38,7 +38,7 @@ class Measured(Protocol):
         ...
 
 
-class LoaderWay:
+class LoaderCandidate:
     """The loader, with some settings."""
 
     def __init__(self, index: ShardIndex, config: LoaderConfig) -> None:
@@ -57,7 +57,7 @@ class LoaderWay:
             raise
 
     def slot(self, seconds: float) -> None:
-        """See `Measured`."""
+        """See `Candidate`."""
         for _ in range(self.loader.config.prefetch + 1):  # made while others were measured
             next(self.stream)
         used, stats = usage(), self.loader.stats()
@@ -79,21 +79,21 @@ class LoaderWay:
         self.sums["miss"] += after["cache_misses"] - stats["cache_misses"]
         self.sums["cpu"] += now_used.cpu_since(used)
         self.sums["rss"] += now_used.rss_bytes - used.rss_bytes
-        self.loader.settle()  # or the next way would pay for them
+        self.loader.wait_for_prefetch()  # or the next way would pay for them
 
     def fill(self, seconds: float) -> str:
         """Read every video into the cache, for so long at most; returns why it is not full."""
         until = time.perf_counter() + seconds
-        for view in range(self.loader.plan.views):
+        for view in range(self.loader.sampler.views):
             for _ in self.loader.sweep(view):
                 if time.perf_counter() > until:
                     return f"filling the memory takes longer than {seconds:.0f} s"
-        kept = len(self.loader.batcher.reader.decoded)
+        kept = len(self.loader.collator.reader.decoded)
         wanted = len(self.loader.index) - len(self.loader.skipped) + len(self.loader.index.bad)
         return "" if kept >= wanted else f"{kept} of {wanted} videos are kept, as others are long"
 
     def result(self) -> dict[str, Any]:
-        """See `Measured`."""
+        """See `Candidate`."""
         sums = self.sums
         total = sum(sums[name] for name in _STAGES) or 1.0
         p50, p95, p99 = (float(ms) for ms in np.percentile(self.waits, [50, 95, 99]) * 1000)
@@ -109,11 +109,11 @@ class LoaderWay:
         }
 
     def close(self) -> None:
-        """See `Measured`."""
+        """See `Candidate`."""
         self.loader.close()
 
 
-class BatchWay(LoaderWay):
+class CachedBatchCandidate(LoaderCandidate):
     """One finished batch, handed out again and again: what a trainer could take at most.
 
     All that the loader does besides making batches is done: the plan, the queue, the transfer.
@@ -121,50 +121,50 @@ class BatchWay(LoaderWay):
 
     def __init__(self, index: ShardIndex, config: LoaderConfig) -> None:
         super().__init__(index, config)
-        batcher, requests = self.loader.batcher, self.loader.plan.batch(0, 0)
-        batch = batcher.submit(requests, replace=config.train).result()
+        collator, requests = self.loader.collator, self.loader.sampler.batch(0, 0)
+        batch = collator.submit(requests, replace=config.train).result()
         self.pool = pool = ThreadPoolExecutor(1, "stmeta-join")
-        cast(Any, batcher).submit = lambda requests, *, replace: pool.submit(lambda: batch)
+        cast(Any, collator).submit = lambda requests, *, replace: pool.submit(lambda: batch)
 
     def result(self) -> dict[str, Any]:
-        """See `Measured`."""
+        """See `Candidate`."""
         empty = {"first_batch_ms": None, "from_memory": 1.0, "work_share": {}, "skipped": 0}
         return super().result() | empty
 
     def close(self) -> None:
-        """See `Measured`."""
+        """See `Candidate`."""
         super().close()
         self.pool.shutdown()
 
 
-class RawWay:
+class RawDecodeCandidate:
     """FFmpeg alone on the frames of the first clips, a process for each of the loader's threads."""
 
     def __init__(self, loader: ClipLoader) -> None:
         """Take the clips that a loader would read first."""
-        plan, batcher, places = loader.plan, loader.batcher, []
+        sampler, collator, places = loader.sampler, loader.collator, []
         count = -(-_RAW_CLIPS // loader.config.batch_size)
         for number in range(min(len(loader), count)):
-            for request in plan.batch(0, number):
+            for request in sampler.batch(0, number):
                 row = loader.index.row(request.sample)
                 place = VideoPlace(
                     row.shard, row.offset, row.size, row.frames, row.rotation, float(row.fps)
                 )
-                places.append((place, batcher.indices(request)))
+                places.append((place, collator.indices(request)))
         self.frames = loader.config.frames
         self.raw = RawDecode(loader.index.root, places, loader.config.threads)
         self.rates: list[float] = []
         self.clips = self.cpu = 0.0
 
     def slot(self, seconds: float) -> None:
-        """See `Measured`."""
+        """See `Candidate`."""
         shares = self.raw.run(seconds)
         self.rates.append(sum(share.clips / share.seconds for share in shares))
         self.clips += sum(share.clips for share in shares)
         self.cpu += sum(share.cpu_seconds for share in shares)
 
     def result(self) -> dict[str, Any]:
-        """See `Measured`."""
+        """See `Candidate`."""
         return {
             **_rates(self.rates, self.frames),
             "first_batch_ms": None,
@@ -177,7 +177,7 @@ class RawWay:
         }
 
     def close(self) -> None:
-        """See `Measured`."""
+        """See `Candidate`."""
         self.raw.close()
 
 

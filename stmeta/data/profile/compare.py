@@ -10,10 +10,15 @@ import numpy as np
 
 from stmeta._errors import BackendUnavailableError, DataError
 from stmeta.data.decode import dali_problem
-from stmeta.data.loading.loader import LoaderConfig, Skip
-from stmeta.data.profile.candidates import BatchWay, LoaderWay, Measured, RawWay
+from stmeta.data.loading.config import LoaderConfig
+from stmeta.data.profile.candidates import (
+    CachedBatchCandidate,
+    Candidate,
+    LoaderCandidate,
+    RawDecodeCandidate,
+)
 from stmeta.data.profile.usage import free_memory
-from stmeta.data.shards.writer import ShardIndex
+from stmeta.data.shards.index import BadSample, ShardIndex
 
 GIVEN, THREADS, PROCESSES = "as given", "threads", "processes"
 DALI, CACHED = "dali", "all in memory"
@@ -27,7 +32,7 @@ class Comparison:
     """What was measured.
 
     Attributes:
-        results: of each way, by its name, ceilings last; see `LoaderWay.result`.
+        results: of each way, by its name, ceilings last; see `LoaderCandidate.result`.
         settings: of each way, what differs from those given.
         left_out: ways that were not measured, and why.
         unfilled: why the given cache was not full yet, though it holds all videos; "" = it was.
@@ -38,7 +43,7 @@ class Comparison:
     settings: dict[str, dict[str, Any]]
     left_out: dict[str, str]
     unfilled: str
-    skips: list[Skip]
+    skips: list[BadSample]
 
 
 def compare(index: ShardIndex, config: LoaderConfig, *, seconds: float, rounds: int) -> Comparison:
@@ -51,44 +56,48 @@ def compare(index: ShardIndex, config: LoaderConfig, *, seconds: float, rounds: 
     """
     found = Comparison({}, {}, {}, "", [])
     with ExitStack() as stack:
-        ways: dict[str, Measured] = {}
-        ways[GIVEN] = given = stack.enter_context(closing(LoaderWay(index, config)))
+        candidates: dict[str, Candidate] = {}
+        candidates[GIVEN] = given = stack.enter_context(closing(LoaderCandidate(index, config)))
         if decoded_bytes(index, config)[0] <= config.cache_mib * 2**20:
             found.unfilled = given.fill(FILL * seconds)
         for name, changed in _variants(index, given, found.left_out).items():
-            if changed == _settled(given):
+            if changed == _resolved(given):
                 found.left_out[name] = "it is what was given"
                 continue
             found.settings[name] = differences(config, changed)
             try:
-                way = stack.enter_context(closing(LoaderWay(index, changed)))
-                reason = way.fill(FILL * seconds) if name == CACHED else ""
+                candidate = stack.enter_context(closing(LoaderCandidate(index, changed)))
+                reason = candidate.fill(FILL * seconds) if name == CACHED else ""
                 if reason:
                     found.left_out[name] = reason
                 else:
-                    ways[name] = way
+                    candidates[name] = candidate
             except (BackendUnavailableError, ValueError) as error:
                 found.left_out[name] = str(error)
         try:
-            ways[RAW] = stack.enter_context(closing(RawWay(given.loader)))
+            candidates[RAW] = stack.enter_context(closing(RawDecodeCandidate(given.loader)))
         except DataError as error:
             found.left_out[RAW] = str(error)
-        ways[BATCH] = stack.enter_context(closing(BatchWay(index, config)))
+        candidates[BATCH] = stack.enter_context(closing(CachedBatchCandidate(index, config)))
         for number in range(rounds):
             # There and back again: what warms up or slows down then does so for all.
-            for way in list(ways.values())[:: -1 if number % 2 else 1]:
-                way.slot(seconds)
-        found.results = {name: way.result() for name, way in ways.items()}
-        loaders = [way.loader for way in ways.values() if isinstance(way, LoaderWay)]
+            for candidate in list(candidates.values())[:: -1 if number % 2 else 1]:
+                candidate.slot(seconds)
+        found.results = {name: candidate.result() for name, candidate in candidates.items()}
+        loaders = [
+            candidate.loader
+            for candidate in candidates.values()
+            if isinstance(candidate, LoaderCandidate)
+        ]
         skips = {(skip.shard, skip.key): skip for loader in loaders for skip in loader.skipped}
         found.skips = list(skips.values())
     _add_limits(found.results)
     return found
 
 
-def _settled(given: LoaderWay) -> LoaderConfig:
+def _resolved(given: LoaderCandidate) -> LoaderConfig:
     """The given settings, with a number in place of "auto"."""
-    return dataclasses.replace(given.loader.config, processes=given.loader.batcher.processes)
+    return dataclasses.replace(given.loader.config, processes=given.loader.collator.processes)
 
 
 def differences(given: LoaderConfig, other: LoaderConfig) -> dict[str, Any]:
@@ -98,7 +107,7 @@ def differences(given: LoaderConfig, other: LoaderConfig) -> dict[str, Any]:
 
 
 def _variants(
-    index: ShardIndex, given: LoaderWay, left_out: dict[str, str]
+    index: ShardIndex, given: LoaderCandidate, left_out: dict[str, str]
 ) -> dict[str, LoaderConfig]:
     """Settings worth a try; why others are not goes into `left_out`."""
     config, device = given.loader.config, given.loader.choice.device
@@ -107,14 +116,16 @@ def _variants(
     plain = dataclasses.replace(
         config, decoder="auto" if same else "pyav", processes=0, cache_mib=0
     )
-    ways = {
+    candidates = {
         THREADS: plain,
         PROCESSES: dataclasses.replace(plain, processes=config.threads),
     }
     if problem := dali_problem():
         left_out[DALI] = problem
     else:
-        ways[DALI] = dataclasses.replace(config, decoder="dali", processes="auto", cache_mib=0)
+        candidates[DALI] = dataclasses.replace(
+            config, decoder="dali", processes="auto", cache_mib=0
+        )
     needed, largest = decoded_bytes(index, config)
     free = free_memory()
     if needed <= config.cache_mib * 2**20 and config.decoder != "dali":
@@ -127,8 +138,8 @@ def _variants(
     else:
         # A cache takes no video of more than an eighth of it.
         room = max(needed, 8 * largest) // 2**20 + 2
-        ways[CACHED] = dataclasses.replace(plain, cache_mib=float(room))
-    return ways
+        candidates[CACHED] = dataclasses.replace(plain, cache_mib=float(room))
+    return candidates
 
 
 def decoded_bytes(index: ShardIndex, config: LoaderConfig) -> tuple[int, int]:

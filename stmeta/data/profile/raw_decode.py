@@ -11,7 +11,7 @@ import numpy as np
 from av.error import FFmpegError
 
 from stmeta._errors import DataError
-from stmeta._util.timers import Times
+from stmeta._util.timers import Timers
 from stmeta._util.workers import process_pool
 from stmeta.data.decode import pyav
 from stmeta.data.decode.sample import VideoPlace
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _BYTES = 64 << 20  # of clips that a process keeps in memory
 
 
-class Share(NamedTuple):
+class Work(NamedTuple):
     """What one process did.
 
     Attributes:
@@ -78,7 +78,7 @@ class RawDecode:
             self.close()
             raise
 
-    def run(self, seconds: float) -> list[Share]:
+    def run(self, seconds: float) -> list[Work]:
         """Decode for so long, in all processes at once."""
         futures = [pool.submit(_run, seconds) for pool in self._pools]
         return [future.result() for future in futures]
@@ -95,7 +95,7 @@ def _prepare(root: Root, clips: Sequence[tuple[VideoPlace, np.ndarray]]) -> int:
     for place, indices in clips:
         frames = np.unique(indices)
         try:
-            video = folder.read(place.shard, place.offset, place.size, Times())
+            video = folder.read(place.shard, place.offset, place.size, Timers())
             packets = pyav.read_packets(video)
             begin, end = packets.byte_range(frames) if packets else (0, len(video))
             clip = _Clip(video[begin:end], begin, frames, packets)
@@ -112,12 +112,12 @@ def _prepare(root: Root, clips: Sequence[tuple[VideoPlace, np.ndarray]]) -> int:
     return len(_clips)
 
 
-def _run(seconds: float) -> Share:
+def _run(seconds: float) -> Work:
     began, cpu, count = time.perf_counter(), time.process_time(), 0
     while time.perf_counter() - began < seconds or count == 0:
         _decode(_clips[count % len(_clips)])
         count += 1
-    return Share(count, time.perf_counter() - began, time.process_time() - cpu)
+    return Work(count, time.perf_counter() - began, time.process_time() - cpu)
 
 
 def _decode(clip: _Clip) -> int:

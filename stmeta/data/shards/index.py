@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stmeta._errors import DataError
-from stmeta._util.timers import Times
+from stmeta._util.timers import Timers
 from stmeta._util.workers import ordered_map
 from stmeta.data.shards.classes import read_classes
 from stmeta.data.shards.index_file import (
@@ -39,12 +39,29 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXTENSIONS",
+    "BadSample",
     "SampleInfo",
     "ShardIndex",
     "build_index",
 ]
 
 _log = logging.getLogger("stmeta.data")
+
+
+class BadSample(NamedTuple):
+    """A sample that a loader skipped, or that did not pass verification.
+
+    Attributes:
+        shard: file name of the shard; of a verification, its path.
+        key: name of the sample; "" = the whole shard, or an index.
+        reason: everything that was found, in words.
+        level: of a verification, the first level that failed; else "".
+    """
+
+    shard: str
+    key: str
+    reason: str
+    level: str = ""
 
 
 class ShardIndex:
@@ -127,7 +144,7 @@ class ShardIndex:
         """
         info = self.row(i)
         try:
-            return folder_of(self.root).read(info.shard, info.offset, info.size, Times())
+            return folder_of(self.root).read(info.shard, info.offset, info.size, Timers())
         except StorageError:
             raise
         except DataError as error:

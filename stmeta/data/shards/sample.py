@@ -37,15 +37,15 @@ class Sample:
     members: Members = dataclasses.field(default_factory=dict)
     faults: list[str] = dataclasses.field(default_factory=list)
     """Why it cannot be used."""
-    odd: list[str] = dataclasses.field(default_factory=list)
+    special: list[str] = dataclasses.field(default_factory=list)
     """Fields that are devices, pipes and the like."""
     repeated: list[str] = dataclasses.field(default_factory=list)
     """Fields that occur more than once."""
-    apart: bool = False
+    scattered: bool = False
     """Whether members of others lie between its own."""
     paths: list[str] = dataclasses.field(default_factory=list)
     """Names of members that lead out of a folder, were they used as paths."""
-    sealed: bool = True
+    checksummed: bool = True
     """Whether a checksum protects the names of all its members."""
     stray: bool = False
     """Whether it lies beside a file that belongs to no sample."""
@@ -53,7 +53,7 @@ class Sample:
     """Whether it lies beside a gap: one with damage (True), one that may be as it was written."""
 
     @property
-    def shown(self) -> str:
+    def printable_key(self) -> str:
         """The key as it can be stored and printed."""
         return self.key[:200].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 

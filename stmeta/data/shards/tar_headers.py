@@ -40,7 +40,7 @@ class Member(NamedTuple):
         size: bytes of it; 0 = it has none, or a fault.
         plain: whether it is a file with content, not a link, a device or a sparse file.
         fault: why it cannot be read; "" = it can.
-        sealed: whether a checksum protects its name; in an extension header none does.
+        checksummed: whether a checksum protects its name; in an extension header none does.
     """
 
     name: str
@@ -49,10 +49,10 @@ class Member(NamedTuple):
     size: int
     plain: bool
     fault: str
-    sealed: bool
+    checksummed: bool
 
     @property
-    def odd(self) -> bool:
+    def special(self) -> bool:
         """Whether it is a device, a pipe or of a type that is not known: nobody's content."""
         return self.kind not in (*tarfile.REGULAR_TYPES, tarfile.LNKTYPE, tarfile.SYMTYPE)
 
@@ -139,7 +139,7 @@ def _member(walk: _Walk) -> tuple[Member, int]:
         walk.at += _padded(header.size)
     at = walk.at
     name = records.get(b"GNU.sparse.name") or records.get(b"path") or name
-    sealed = not name
+    checksummed = not name
     name = name or header.name.encode("utf-8", "surrogateescape")
     sparse = header.type == tarfile.GNUTYPE_SPARSE or any(b"GNU.sparse" in key for key in records)
     if header.type == tarfile.GNUTYPE_SPARSE:
@@ -158,7 +158,7 @@ def _member(walk: _Walk) -> tuple[Member, int]:
         fault = "is cut: the shard ends inside it"
     shown = name[:_LONGEST_NAME].decode("utf-8", "surrogateescape")
     plain = header.type in tarfile.REGULAR_TYPES and not sparse
-    member = Member(shown, header.type, at, 0 if fault else length, plain, fault, sealed)
+    member = Member(shown, header.type, at, 0 if fault else length, plain, fault, checksummed)
     # The content of one that cannot be believed is passed over like any damage.
     return member, at if fault else at + _padded(length)
 

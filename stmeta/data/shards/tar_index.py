@@ -98,7 +98,7 @@ def scan_shard(path: Path, classes: Sequence[str] | None) -> list[SampleInfo]:
     rows = []
     with open(path, "rb") as file:
         for sample in samples:
-            if sample.odd and not (sample.members or sample.faults):
+            if sample.special and not (sample.members or sample.faults):
                 continue
             rows += _rows(sample, file.fileno(), path.name, classes)
     if faults:
@@ -141,7 +141,7 @@ def _rows(sample: Sample, fd: int, shard: str, classes: Sequence[str] | None) ->
             raise DataError("the key occurs more than once in the shard")
         videos = sample.videos()
     except DataError as error:
-        return [bad_sample(shard, str(error), key=sample.shown)]
+        return [bad_sample(shard, str(error), key=sample.printable_key)]
     rows = []
     for video in videos:
         try:

@@ -25,7 +25,7 @@ def look_for_losses(samples: Sequence[Sample]) -> None:
     rests = {
         i
         for i, sample in enumerate(samples)
-        if (True in sample.beside and sample.faults) or not (sample.has_video or sample.odd)
+        if (True in sample.beside and sample.faults) or not (sample.has_video or sample.special)
     }
     for i, sample in enumerate(samples):
         if sample.faults or not sample.has_video:
@@ -35,7 +35,7 @@ def look_for_losses(samples: Sequence[Sample]) -> None:
             lost = counts.keys() - sample.members.keys()
         elif False in sample.beside:
             lost = {f for f in counts if counts[f] == len(whole)} - sample.members.keys()
-        elif not sample.sealed and any(written[field] == 1 for field in sample.members):
+        elif not sample.checksummed and any(written[field] == 1 for field in sample.members):
             lost = {f for f in counts if counts[f] == len(whole) - 1} - sample.members.keys()
         else:
             continue

@@ -120,11 +120,11 @@ class _Shard:
         known = key in self.samples
         sample = self.samples.setdefault(key, Sample(key))
         if known and sample is not self._last:
-            sample.apart = True
+            sample.scattered = True
         # Zeros inside of a sample are no end of a shard that others were appended to.
         sample.beside |= {True} if kinds and sample is self._last else kinds
         sample.stray, self._stray = sample.stray or self._stray, False
-        sample.sealed = sample.sealed and member.sealed
+        sample.checksummed = sample.checksummed and member.checksummed
         self._last = sample
         _place(sample, member, field.lower())
         if name.startswith("/") or ".." in name.split("/") or "\\" in name:
@@ -164,8 +164,8 @@ def _place(sample: Sample, member: Member, field: str) -> None:
         sample.faults.append("its name has control characters")
     elif member.fault:
         sample.faults.append(f"{field} {member.fault}")
-    elif member.odd:
-        sample.odd.append(field)
+    elif member.special:
+        sample.special.append(field)
     elif not member.plain:
         sample.faults.append(f"{field} is a link, a device or a sparse file, not plain content")
     elif field in sample.members:

@@ -16,7 +16,7 @@ from stmeta._errors import DataError
 from stmeta._util.files import open_regular
 from stmeta._util.machine_errors import StorageError as StorageError
 from stmeta._util.machine_errors import patiently
-from stmeta._util.timers import Times
+from stmeta._util.timers import Timers
 from stmeta.data.storage.config import StorageConfig
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
 class Folder(Protocol):
     """Reads the shards of a split; may be called from many threads."""
 
-    def read(self, shard: str, offset: int, size: int, times: Times) -> bytes:
+    def read(self, shard: str, offset: int, size: int, times: Timers) -> bytes:
         """Read a part of a shard.
 
         Args:
@@ -54,7 +54,7 @@ class LocalFolder:
         """Read the shards of a folder."""
         self.path = path
 
-    def read(self, shard: str, offset: int, size: int, times: Times) -> bytes:
+    def read(self, shard: str, offset: int, size: int, times: Timers) -> bytes:
         """See `Folder`."""
         content = read_part(self.path / shard, offset, size)
         times.add("bytes", size)
@@ -144,7 +144,7 @@ def stored_stride(root: Root) -> int:
     return stride if isinstance(stride, int) and stride > 0 else 1
 
 
-def reading_stats(times: Times) -> dict[str, Any]:
+def reading_stats(times: Timers) -> dict[str, Any]:
     """What `Folder.read` added up, named as in the loader's `stats`."""
     return {
         "bytes_read": int(times["bytes"]),

@@ -13,7 +13,7 @@ from typing import Any
 from stmeta._errors import DataError
 from stmeta._util.cache_folder import cache_folder
 from stmeta._util.machine_errors import StorageError
-from stmeta._util.timers import Times
+from stmeta._util.timers import Timers
 from stmeta.data.storage.config import StorageConfig
 from stmeta.data.storage.disk_cache import DiskCache
 from stmeta.data.storage.transport import (
@@ -88,7 +88,7 @@ class RemoteFolder:
         address = self._transport.address(name, above=above)
         if address is None:
             return None
-        times = Times()
+        times = Timers()
         try:
             size = self._try(address, times, self._transport.size, address)
             if size > _LARGEST_FILE:
@@ -101,7 +101,7 @@ class RemoteFolder:
                 return None
             raise self._refusal(address, error) from error
 
-    def read(self, shard: str, offset: int, size: int, times: Times) -> bytes:
+    def read(self, shard: str, offset: int, size: int, times: Timers) -> bytes:
         """See `stmeta.data.storage.folder.Folder`."""
         if shard not in self.shards:
             raise DataError("the index has no such shard")
@@ -132,7 +132,7 @@ class RemoteFolder:
         number: int,
         offset: int,
         size: int,
-        times: Times,
+        times: Timers,
     ) -> bytes:
         """What block `number` of a shard has of the bytes from `offset`."""
         stamp = self.shards[shard]
@@ -157,7 +157,7 @@ class RemoteFolder:
         times.add("disk_hit", 1)
         return part
 
-    def _get(self, address: str, begin: int, end: int, length: int, times: Times) -> bytes:
+    def _get(self, address: str, begin: int, end: int, length: int, times: Timers) -> bytes:
         """Bytes of a file, request by request."""
         parts = []
         for first in range(begin, end, _REQUEST):
@@ -167,7 +167,7 @@ class RemoteFolder:
             times.add("bytes", last - first)
         return b"".join(parts) if len(parts) != 1 else parts[0]
 
-    def _try(self, address: str, times: Times, request: Any, *arguments: Any) -> Any:
+    def _try(self, address: str, times: Timers, request: Any, *arguments: Any) -> Any:
         """Make a request until it is answered, `tries` times at most."""
         began = time.monotonic()
         for number in range(1, self.config.tries + 1):

@@ -90,7 +90,7 @@ def _checked(
     faults = [*(_strict_faults(sample) if own else ()), *sample.faults]
     faults += [f"{field} occurs more than once" for field in sample.repeated]
     faults += [f"the name {name[:80]!r} leads out of the folder" for name in sample.paths[:1]]
-    if not own and sample.odd and not (sample.members or sample.faults):
+    if not own and sample.special and not (sample.members or sample.faults):
         return
     videos: list[Video] = []
     try:
@@ -101,16 +101,16 @@ def _checked(
     for video in videos:
         yield _video(sample, video, fd, classes, own, faults)
     if not videos:
-        yield TarSample(sample.shown, sample.members, "", -1, -1, faults)
+        yield TarSample(sample.printable_key, sample.members, "", -1, -1, faults)
 
 
 def _strict_faults(sample: Sample) -> Iterator[str]:
-    for field in sample.odd:
+    for field in sample.special:
         yield f"{field} is a link, a device or a sparse file, not plain content"
-    if sample.apart:
+    if sample.scattered:
         yield "its members do not lie next to each other in the shard"
     if not sample.paths and not _KEY.fullmatch(sample.key):
-        yield f"the key {sample.shown[:80]!r} may only have letters, digits, '_' and '-'"
+        yield f"the key {sample.printable_key[:80]!r} may only have letters, digits, '_' and '-'"
     for field, (_, size) in sample.members.items():
         limit = LARGEST_VIDEO if field.rpartition(".")[2] in EXTENSIONS else _LARGEST_OTHER
         if size > limit:

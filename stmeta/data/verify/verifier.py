@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +15,7 @@ import pyarrow.compute as pc
 from stmeta._errors import DataError
 from stmeta._util.workers import ordered_map
 from stmeta.data.shards.classes import read_classes
+from stmeta.data.shards.index import BadSample
 from stmeta.data.shards.index_file import INDEX_NAME, load
 from stmeta.data.shards.paths import find_shards
 from stmeta.data.shards.tar_index import SampleInfo, bad_sample
@@ -39,22 +39,6 @@ _COLUMNS = [
     "error",
     "sha256",
 ]
-
-
-class BadSample(NamedTuple):
-    """A sample that did not pass; without a key, a whole shard or an index.
-
-    Attributes:
-        shard: path of the shard.
-        key: name of the sample.
-        level: the first level that it failed.
-        reason: everything that was found, in words.
-    """
-
-    shard: str
-    key: str
-    level: str
-    reason: str
 
 
 @dataclasses.dataclass
@@ -205,8 +189,8 @@ class _Run:
         bad = []
         if found.faults:
             reason = "; ".join(dict.fromkeys(reason for _, reason in found.faults))
-            bad = [BadSample(job.path, job.key, found.faults[0][0], reason)]
-        noted = [BadSample(job.path, job.key, "header", found.remark)] if found.remark else []
+            bad = [BadSample(job.path, job.key, reason, found.faults[0][0])]
+        noted = [BadSample(job.path, job.key, found.remark, "header")] if found.remark else []
         report.bad += bad
         report.remarks += noted
         report.samples += bool(job.key)
@@ -214,8 +198,8 @@ class _Run:
         if record:
             record.samples += bool(job.key)
             record.frames += found.frames
-            record.bad += [list(entry[1:]) for entry in bad]
-            record.remarks += [list(entry[1:]) for entry in noted]
+            record.bad += [[entry.key, entry.level, entry.reason] for entry in bad]
+            record.remarks += [[entry.key, entry.level, entry.reason] for entry in noted]
             if not job.key:
                 self._finish(path, self.open.pop(job.path))
         if self.progress:
@@ -240,8 +224,8 @@ class _Run:
             report.frames + record.frames,
         )
         report.bytes += self.sizes[path]
-        report.bad += [BadSample(str(path), *entry) for entry in record.bad]
-        report.remarks += [BadSample(str(path), *entry) for entry in record.remarks]
+        report.bad += _from_record(path, record.bad)
+        report.remarks += _from_record(path, record.remarks)
         self.done[path.parent] += self.sizes[path]
 
     def save(self) -> None:
@@ -275,6 +259,10 @@ class _Index:
         part = self._table.filter(pc.call_function("equal", [names, pa.scalar(shard)]))
         rows = part.select(_COLUMNS).to_pylist()
         return {row["key"]: bad_sample(shard, "")._replace(**row) for row in rows}
+
+
+def _from_record(path: Path, entries: list[list[str]]) -> list[BadSample]:
+    return [BadSample(str(path), key, reason, level) for key, level, reason in entries]
 
 
 def _mib(size: int) -> int:

@@ -12,7 +12,7 @@ _SLICES = (1, 2, 5)  # of ITU-T H.264, table 7-1: slices that open a picture
 _HEAD = 64  # bytes of a unit that are looked at
 
 
-def spare_test(codec: str, extradata: bytes | None) -> Callable[[bytes], bool]:
+def disposable_test(codec: str, extradata: bytes | None) -> Callable[[bytes], bool]:
     """A function that tells whether a packet, as the container holds it, is spare.
 
     H.264 says so in `nal_ref_idc` (ITU-T H.264, 7.4.1). Other codecs, and packets that do not

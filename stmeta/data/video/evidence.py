@@ -13,7 +13,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 
-from stmeta.data.video.first_bytes import Look, look_into
+from stmeta.data.video.first_bytes import PacketFacts, packet_parser
 from stmeta.data.video.h264_sps import frames_only
 
 CODECS = {"h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "mjpeg"}
@@ -27,14 +27,14 @@ class Doubt(NamedTuple):
 
     Attributes:
         reason: in words; "" = they do.
-        settled: whether it is settled once a decode shows just the frames of these packets; packets
-            are then as good as others.
-        every: and only if each packet shows one.
+        resolvable: whether one decode can settle it: if that shows just the frames of these
+            packets, they are as good as others.
+        one_per_packet: and only if each packet shows one.
     """
 
     reason: str = ""
-    settled: bool = False
-    every: bool = False
+    resolvable: bool = False
+    one_per_packet: bool = False
 
 
 class Evidence:
@@ -47,41 +47,41 @@ class Evidence:
         self.delay = codec.reorder_depth
         whole = frames_only(codec.extradata) if codec.name == "h264" else True
         self._fields = codec.field_order not in _PROGRESSIVE if whole is None else not whole
-        self._look = look_into(codec.name, codec.extradata)
+        self._parse = packet_parser(codec.name, codec.extradata)
         self.pts: list[int | None] = []
         self.key: list[bool] = []
         """Whether decoding can start at a packet: the container and the packet say so."""
         self.shown: list[bool] = []
         self.lengths: list[int] = []
-        self._kept: list[bool] = []  # packets of which no decoder shows anything
-        self._first, self._waits, self._odd = Look(), False, False
+        self._never_shown: list[bool] = []  # packets of which no decoder shows anything
+        self._first, self._reordered, self._ambiguous = PacketFacts(), False, False
 
     @property
-    def hopeless(self) -> bool:
+    def unsupported(self) -> bool:
         """Whether no packets of such a stream prove anything."""
         return self.codec not in CODECS or self.name not in CONTAINERS
 
-    def add(self, packet: av.Packet, content: bytes) -> Look:
+    def add(self, packet: av.Packet, content: bytes) -> PacketFacts:
         """Take the next packet, and what is in it; returns what that tells."""
-        look = self._look(content)
+        facts = self._parse(content)
         if not self.pts:
-            self._first = look._replace(starts=look.starts and packet.is_keyframe)
+            self._first = facts._replace(random_access=facts.random_access and packet.is_keyframe)
         self.pts.append(packet.pts)
-        self.key.append(look.starts and packet.is_keyframe)
-        self.shown.append(look.shows > 0 and not packet.is_discard)
+        self.key.append(facts.random_access and packet.is_keyframe)
+        self.shown.append(facts.frames > 0 and not packet.is_discard)
         self.lengths.append(packet.duration or 0)
-        self._kept.append(not look.shows)
-        self._waits |= look.waits
-        self._odd |= look.odd
-        return look
+        self._never_shown.append(not facts.frames)
+        self._reordered |= facts.reordered
+        self._ambiguous |= facts.ambiguous
+        return facts
 
     def doubt(self) -> Doubt:
         """Why the packets taken so far prove nothing."""
-        if self.hopeless:
+        if self.unsupported:
             return Doubt(f"{self.codec} in {self.name}")
-        if self._odd:
+        if self._ambiguous:
             return Doubt("packets do not hold one frame each")
-        times = [pts for pts, kept in zip(self.pts, self._kept, strict=True) if not kept]
+        times = [pts for pts, kept in zip(self.pts, self._never_shown, strict=True) if not kept]
         if None in self.pts or len(set(times)) < len(times):
             return Doubt("times are missing or repeat")
         depth = reorder_depth(np.array(self.pts, np.int64))
@@ -89,11 +89,11 @@ class Evidence:
             return Doubt("times go back")
         if self._fields:
             return Doubt("pictures may be coded as fields", True, True)
-        if not (self._first.starts and self._first.closed):
+        if not (self._first.random_access and self._first.closed_gop):
             return Doubt("it does not start with a closed group of pictures", True)
         if self.codec not in ("h264", "hevc"):
             return Doubt("times go back" if depth else "")
-        if depth > self.delay or (depth == 0 and self._waits and self._unordered()):
+        if depth > self.delay or (depth == 0 and self._reordered and self._unordered()):
             # AVI numbers its packets, whatever is shown first.
             return Doubt("the times are not those of showing", self.name != "avi")
         return Doubt()

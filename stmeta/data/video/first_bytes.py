@@ -17,31 +17,31 @@ _IRAP, _IDR, _BLA, _END = range(16, 24), (19, 20), (16, 17, 18), (36, 37)
 _SLICES = (1, 2, 5)  # ITU-T H.264, table 7-1: slices that open a picture
 
 
-class Look(NamedTuple):
+class PacketFacts(NamedTuple):
     """What a packet shows of itself.
 
     Attributes:
-        shows: frames; 0 = the decoder keeps it to itself.
-        starts: whether a decoder can start here, as far as the packet itself tells.
-        closed: whether in addition nothing behind it refers to what was before it.
-        waits: whether it may be shown in another order than packets come.
-        odd: whether what is shown here depends on more than this packet.
-        spare: whether no other frame needs it (H.264 alone tells).
+        frames: frames; 0 = the decoder keeps it to itself.
+        random_access: whether a decoder can start here, as far as the packet itself tells.
+        closed_gop: whether in addition nothing behind it refers to what was before it.
+        reordered: whether it may be shown in another order than packets come.
+        ambiguous: whether what is shown here depends on more than this packet.
+        disposable: whether no other frame needs it (H.264 alone tells).
     """
 
-    shows: int = 1
-    starts: bool = True
-    closed: bool = True
-    waits: bool = False
-    odd: bool = False
-    spare: bool = False
+    frames: int = 1
+    random_access: bool = True
+    closed_gop: bool = True
+    reordered: bool = False
+    ambiguous: bool = False
+    disposable: bool = False
 
 
-_DAMAGED = Look(starts=False, closed=False)
-_ODD = Look(starts=False, closed=False, odd=True)
+_DAMAGED = PacketFacts(random_access=False, closed_gop=False)
+_AMBIGUOUS = PacketFacts(random_access=False, closed_gop=False, ambiguous=True)
 
 
-def look_into(codec: str, extradata: bytes | None) -> Callable[[bytes], Look]:
+def packet_parser(codec: str, extradata: bytes | None) -> Callable[[bytes], PacketFacts]:
     """A function that looks into the packets of a stream, as the container holds them.
 
     Args:
@@ -57,23 +57,25 @@ def look_into(codec: str, extradata: bytes | None) -> Callable[[bytes], Look]:
     if codec == "hevc":
         units = nal_units(extradata, 21, 2)
         return lambda packet: _hevc(units(packet))
-    return {"vp8": _vp8, "vp9": _vp9}.get(codec, lambda packet: Look())
+    return {"vp8": _vp8, "vp9": _vp9}.get(codec, lambda packet: PacketFacts())
 
 
-def _h264(units: Iterator[bytes]) -> Look:
+def _h264(units: Iterator[bytes]) -> PacketFacts:
     """Of the first slice: its unit's type, and the kind of the slice (ITU-T H.264, 7.3.3)."""
-    recovers, look = False, _DAMAGED
+    recovers, facts = False, _DAMAGED
     for unit in units:
         kind = unit[0] & 31
         if kind in _SLICES:
             return _slice(unit[0], unit[1] if len(unit) > 1 else 0, recovers)
         if kind == 6:
             recovers |= _recovers(unit)
-        look = _ODD if 6 <= kind <= 15 else _DAMAGED  # messages and headers without a picture
-    return look
+        facts = (
+            _AMBIGUOUS if 6 <= kind <= 15 else _DAMAGED
+        )  # messages and headers without a picture
+    return facts
 
 
-def _h264_after_lengths(packet: bytes, width: int) -> Look:
+def _h264_after_lengths(packet: bytes, width: int) -> PacketFacts:
     """The same, faster for the most usual packets."""
     if len(packet) > width + 1 and packet[width] & 31 in _SLICES:
         return _slice(packet[width], packet[width + 1], False)
@@ -81,17 +83,19 @@ def _h264_after_lengths(packet: bytes, width: int) -> Look:
 
 
 @functools.cache
-def _slice(header: int, bits: int, recovers: bool) -> Look:
+def _slice(header: int, bits: int, recovers: bool) -> PacketFacts:
     """Of a slice's first two bytes.
 
     first_mb_in_slice is 0, one bit; slice_type comes next: B slices are of types 1 and 6.
     """
     slice_type = _exp_golomb(bits & 127, 7) if bits & 128 else -1
     if slice_type < 0:
-        return _DAMAGED._replace(spare=not header >> 5 & 3)
-    closed = header & 31 == 5
-    starts = slice_type % 5 == 2 and (closed or recovers)
-    return Look(1, starts, closed, slice_type % 5 == 1, spare=not header >> 5 & 3)
+        return _DAMAGED._replace(disposable=not header >> 5 & 3)
+    closed_gop = header & 31 == 5
+    random_access = slice_type % 5 == 2 and (closed_gop or recovers)
+    return PacketFacts(
+        1, random_access, closed_gop, slice_type % 5 == 1, disposable=not header >> 5 & 3
+    )
 
 
 def _recovers(unit: bytes) -> bool:
@@ -105,25 +109,25 @@ def _recovers(unit: bytes) -> bool:
     return False
 
 
-def _hevc(units: Iterator[bytes]) -> Look:
+def _hevc(units: Iterator[bytes]) -> PacketFacts:
     """Of the first picture unit, by its type; what follows an end of sequence starts anew."""
-    look = _DAMAGED
+    facts = _DAMAGED
     for unit in units:
         kind = unit[0] >> 1 & 63
         if kind in _END or kind in _BLA:
-            return _ODD
+            return _AMBIGUOUS
         if kind < 32:
-            return Look(1, kind in _IRAP, kind in _IDR, True)
-        look = _ODD if kind < 48 else _DAMAGED
-    return look
+            return PacketFacts(1, kind in _IRAP, kind in _IDR, True)
+        facts = _AMBIGUOUS if kind < 48 else _DAMAGED
+    return facts
 
 
-def _vp8(packet: bytes) -> Look:
+def _vp8(packet: bytes) -> PacketFacts:
     """RFC 6386, 9.1: bit 0 = not a key frame, bit 4 = shown."""
-    return Look(packet[0] >> 4 & 1, not packet[0] & 1, not packet[0] & 1)
+    return PacketFacts(packet[0] >> 4 & 1, not packet[0] & 1, not packet[0] & 1)
 
 
-def _vp9(packet: bytes) -> Look:
+def _vp9(packet: bytes) -> PacketFacts:
     """VP9 bitstream specification, 6.2 and annex B: a packet may hold several frames."""
     frames = _superframe(packet)
     shown, key = 0, False
@@ -137,7 +141,7 @@ def _vp9(packet: bytes) -> Look:
             continue
         shown += bits >> place - 2 & 1
         key |= number == 0 and not bits >> place - 1 & 1
-    return Look(shown, key, key, odd=shown > 1)
+    return PacketFacts(shown, key, key, ambiguous=shown > 1)
 
 
 def _superframe(packet: bytes) -> list[bytes]:

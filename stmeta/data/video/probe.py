@@ -26,7 +26,7 @@ from stmeta.data.video.display import Display, display_of
 from stmeta.data.video.evidence import Doubt, Evidence
 from stmeta.data.video.file import ENCRYPTED, films_of, is_encrypted, open_video, video_stream
 from stmeta.data.video.reasons import check_end, why_not_decoded, why_not_read
-from stmeta.data.video.timeline import Sequence, in_order, read_sequence
+from stmeta.data.video.timeline import Timeline, in_order, read_timeline
 
 # Containers written by a recorder that may end anywhere: a cut last packet is normal there.
 _STREAMED = {"mpegts", "mpeg", "h264", "hevc", "flv"}
@@ -178,15 +178,15 @@ def _scan(
     container: InputContainer, stream: av.VideoStream
 ) -> tuple[av.VideoFrame | None, list[av.Packet], Evidence]:
     """Read every packet, and decode the first key frame if it comes out at once."""
-    first, packets, fed, evidence = None, [], 0, Evidence(container, stream)
+    first, packets, tried, evidence = None, [], 0, Evidence(container, stream)
     for packet in container.demux(stream):
         if packet.size == 0:
             continue
         if is_encrypted(packet):
             raise DataError(ENCRYPTED)
         # Keyframe, then flush: the frame comes out at once, whatever the reordering delay.
-        if first is None and fed < 4 and packet.is_keyframe and not packet.is_discard:
-            fed += 1
+        if first is None and tried < 4 and packet.is_keyframe and not packet.is_discard:
+            tried += 1
             decoded = _decoded_alone(stream.codec_context, packet)
             first = decoded[0] if decoded else None
             stream.codec_context.flush_buffers()
@@ -195,7 +195,7 @@ def _scan(
     return first, packets, evidence
 
 
-def _packets_shown(evidence: Evidence) -> Sequence:
+def _packets_shown(evidence: Evidence) -> Timeline:
     """The frames, where each is that of a packet."""
     pts = np.array(evidence.pts, np.int64)
     order = np.argsort(pts, kind="stable")
@@ -204,7 +204,7 @@ def _packets_shown(evidence: Evidence) -> Sequence:
         raise DataError("no frame of the video is shown")
     ticks = pts[order] - pts[order[0]]
     length = evidence.lengths[order[-1]] or round(float(np.median(np.diff(ticks, prepend=0))))
-    return Sequence(ticks, pts[order].tolist(), np.array(evidence.key)[order], length, 0)
+    return Timeline(ticks, pts[order].tolist(), np.array(evidence.key)[order], length, 0)
 
 
 def _decoded_alone(codec: VideoCodecContext, packet: av.Packet) -> list[av.VideoFrame]:
@@ -215,10 +215,10 @@ def _decoded_alone(codec: VideoCodecContext, packet: av.Packet) -> list[av.Video
         raise DataError(f"the first frame cannot be decoded ({codec.name}): {reason}") from error
 
 
-def _frames_shown(video: Video, packets: int) -> Sequence:
+def _frames_shown(video: Video, packets: int) -> Timeline:
     """The frames that a decode from the start gives."""
     with open_video(video) as container:  # some containers cannot go back
-        shown, stopped = read_sequence(container, video_stream(container))
+        shown, stopped = read_timeline(container, video_stream(container))
     if stopped is not None:
         reason = getattr(stopped, "strerror", None) or str(stopped)
         raise DataError(f"decoding stopped after {len(shown.ticks)} of {packets} frames: {reason}")

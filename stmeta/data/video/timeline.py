@@ -21,7 +21,7 @@ _LEAP = 10  # seconds; as ffmpeg's -dts_delta_threshold
 _PACKED = ("mpeg4", "msmpeg4v3", "msmpeg4v2")
 
 
-class Sequence(NamedTuple):
+class Timeline(NamedTuple):
     """Frames in the order in which they are shown; F frames.
 
     Attributes:
@@ -130,9 +130,9 @@ def in_order(packets: Iterable[av.Packet]) -> Iterator[av.VideoFrame]:
             yield frame
 
 
-def read_sequence(
+def read_timeline(
     container: InputContainer, stream: av.VideoStream
-) -> tuple[Sequence, FFmpegError | None]:
+) -> tuple[Timeline, FFmpegError | None]:
     """Decode a stream to its end, keeping no pictures.
 
     Args:
@@ -152,4 +152,4 @@ def read_sequence(
     except FFmpegError as error:
         stopped = error
     found = np.array(ticks, np.int64)
-    return Sequence(found, pts, np.array(key, bool), clock.length(frame), clock.breaks), stopped
+    return Timeline(found, pts, np.array(key, bool), clock.length(frame), clock.breaks), stopped

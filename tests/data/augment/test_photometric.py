@@ -11,10 +11,10 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from stmeta.data.augment import pixel_ops
-from stmeta.data.augment.photometric import Appearance
+from stmeta.data.augment.photometric import Photometric
 from stmeta.data.augment.rand_augment import OPERATIONS, RandAugment
-from stmeta.data.augment.random_erasing import Erasing
-from stmeta.data.augment.rng import Draws
+from stmeta.data.augment.random_erasing import RandomErasing
+from stmeta.data.augment.rng import Rng
 from stmeta.data.decode import dali_problem
 from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 from stmeta.data.shards.writer import EncodedSample, write_shards
@@ -115,7 +115,9 @@ def test_operations_are_those_of_the_imaging_library(name):
 
 def test_a_device_computes_the_same_values():
     """Its kernels, run by torch on the CPU."""
-    change = Appearance((0.4, 0.4, 0.4), RandAugment.parse("rand-m9-n3-p1"), Erasing(chance=0.5))
+    change = Photometric(
+        (0.4, 0.4, 0.4), RandAugment.parse("rand-m9-n3-p1"), RandomErasing(chance=0.5)
+    )
     for seed in range(60):
         host = np.stack([picture(seed), picture(seed + 1)])
         device = torch.from_numpy(host.copy())
@@ -131,7 +133,9 @@ def test_all_frames_of_a_clip_are_changed_alike():
     still = np.repeat(picture(3)[None], 4, 0)
     for seed in range(40):
         clip = still.copy()
-        change = Appearance((0.4, 0.4, 0.4), RandAugment.parse(FINE_TUNING), Erasing(chance=0.5))
+        change = Photometric(
+            (0.4, 0.4, 0.4), RandAugment.parse(FINE_TUNING), RandomErasing(chance=0.5)
+        )
         change(clip, seed)
         assert (clip == clip[:1]).all()
 
@@ -141,7 +145,7 @@ def test_jitter_multiplies_by_factors_in_its_range():
     found = set()
     for seed in range(300):
         clip = grey.copy()
-        Appearance((0.3, 0.0, 0.0))(clip, seed)
+        Photometric((0.3, 0.0, 0.0))(clip, seed)
         assert (clip == clip[0, 0, 0, 0]).all()
         found.add(int(clip[0, 0, 0, 0]))
     assert min(found) in range(70, 73) and max(found) in range(128, 131) and len(found) > 50
@@ -150,7 +154,7 @@ def test_jitter_multiplies_by_factors_in_its_range():
 def test_randaugment_draws_what_its_string_says():
     policy = RandAugment.parse(FINE_TUNING)
     assert policy == RandAugment(7, 2, 0.5, 10, True, 0.5)
-    drawn = [policy.draw(Draws(seed, "rand")) for seed in range(4000)]
+    drawn = [policy.sample(Rng(seed, "rand")) for seed in range(4000)]
     counts = Counter(len(chosen) for chosen in drawn)
     for number, share in ((0, 0.25), (1, 0.5), (2, 0.25)):
         assert abs(counts[number] / 4000 - share) < 0.03
@@ -179,8 +183,8 @@ def test_policies_that_are_none(text, message):
 
 
 def test_a_box_is_erased_from_all_frames():
-    erasing = Erasing(chance=0.25, area=(0.1, 0.2), ratio=(0.5, 2.0))
-    boxes = [erasing.box(Draws(seed, "erase"), 40, 60) for seed in range(2000)]
+    erasing = RandomErasing(chance=0.25, area=(0.1, 0.2), ratio=(0.5, 2.0))
+    boxes = [erasing.box(Rng(seed, "erase"), 40, 60) for seed in range(2000)]
     found = np.array([box for box in boxes if box is not None])
     assert abs(len(found) / 2000 - 0.25) < 0.03
     area = found[:, 2] * found[:, 3] / 2400
@@ -188,9 +192,9 @@ def test_a_box_is_erased_from_all_frames():
     assert (found[:, 0] + found[:, 2] <= 40).all() and (found[:, 1] + found[:, 3] <= 60).all()
     clip = np.random.default_rng(0).integers(0, 255, (5, 40, 60, 3), np.uint8)
     before = clip.copy()
-    Erasing(chance=1.0, fill="mean")(clip, Draws(1, "erase"))
+    RandomErasing(chance=1.0, fill="mean")(clip, Rng(1, "erase"))
     changed = (clip != before).any((0, 3))
-    top, left, height, width = Erasing(chance=1.0).box(Draws(1, "erase"), 40, 60) or (0,) * 4
+    top, left, height, width = RandomErasing(chance=1.0).box(Rng(1, "erase"), 40, 60) or (0,) * 4
     outside = changed.copy()
     outside[top : top + height, left : left + width] = False
     assert changed.sum() > 0.9 * height * width and not outside.any()

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from stmeta._errors import BackendUnavailableError, DataError
 from stmeta.data.augment.crop import Window, centre_window, crop_resize, plain_window, random_window
-from stmeta.data.decode import choose, dali, dali_problem, pyav
+from stmeta.data.decode import choose_decoder, dali, dali_problem, pyav
 from stmeta.data.ingest.encode import encode_frames
 from stmeta.data.video.display import AS_STORED, Display
 from stmeta.data.video.probe import probe
@@ -249,29 +249,29 @@ def test_resize_matches_float64(window, flip):
 
 
 def test_auto_on_a_cpu_is_pyav():
-    assert choose("auto", "cpu", fits=False)[:2] == ("pyav", "cpu")
-    assert choose("pyav", "cpu", fits=False).reason == "asked for"
+    assert choose_decoder("auto", "cpu", fits=False)[:2] == ("pyav", "cpu")
+    assert choose_decoder("pyav", "cpu", fits=False).reason == "asked for"
 
 
 def test_a_missing_gpu_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BackendUnavailableError, match="torch finds no GPU"):
-        choose("auto", "cuda", fits=False)
+        choose_decoder("auto", "cuda", fits=False)
 
 
 def test_a_missing_dali(monkeypatch):
     monkeypatch.setattr("stmeta.data.decode.dali_problem", lambda: "it cannot be imported")
     with pytest.raises(BackendUnavailableError, match=r"it cannot be imported; pip install"):
-        choose("dali", "cpu", fits=False)
+        choose_decoder("dali", "cpu", fits=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert choose("auto", "cuda", fits=False) == ("pyav", "cuda", "it cannot be imported")
+    assert choose_decoder("auto", "cuda", fits=False) == ("pyav", "cuda", "it cannot be imported")
 
 
 def test_dali_on_a_gpu_unless_all_is_cached(monkeypatch):
     monkeypatch.setattr("stmeta.data.decode.dali_problem", lambda: "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert choose("auto", "auto", fits=False)[:2] == ("dali", "cuda")
-    assert choose("auto", "cuda:1", fits=True)[:2] == ("pyav", "cuda:1")
+    assert choose_decoder("auto", "auto", fits=False)[:2] == ("dali", "cuda")
+    assert choose_decoder("auto", "cuda:1", fits=True)[:2] == ("pyav", "cuda:1")
 
 
 def test_what_dali_decodes():

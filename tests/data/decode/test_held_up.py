@@ -39,13 +39,13 @@ def loading(split, **options) -> ClipLoader:
 
 def test_a_decoders_process_that_is_stopped_is_replaced(split):
     with loading(split) as loader:
-        exact = loader.load([loader.plan.clip(i) for i in range(6)])
+        exact = loader.load([loader.sampler.clip(i) for i in range(6)])
     with loading(split, processes=1) as loader:
-        loader.load([loader.plan.clip(0)])
-        (worker,) = loader.batcher._source._workers.values()  # type: ignore[union-attr]
+        loader.load([loader.sampler.clip(0)])
+        (worker,) = loader.collator._source._workers.values()  # type: ignore[union-attr]
         os.kill(worker.process, signal.SIGSTOP)
         began = time.monotonic()
-        found = loader.load([loader.plan.clip(i) for i in range(6)])
+        found = loader.load([loader.sampler.clip(i) for i in range(6)])
         assert time.monotonic() - began < 60
         assert (found.video == exact.video).all() and not loader.skipped
 
@@ -54,8 +54,8 @@ def test_a_loader_with_a_stopped_process_closes(split, monkeypatch):
     monkeypatch.setattr(watchdog, "PATIENCE", 5.0)
     monkeypatch.setattr("stmeta.data.decode.process._LAST", 0.2)
     loader = loading(split, processes=1)
-    loader.load([loader.plan.clip(0)])
-    (worker,) = loader.batcher._source._workers.values()  # type: ignore[union-attr]
+    loader.load([loader.sampler.clip(0)])
+    (worker,) = loader.collator._source._workers.values()  # type: ignore[union-attr]
     os.kill(worker.process, signal.SIGSTOP)
     began = time.monotonic()
     loader.close()
@@ -100,8 +100,8 @@ def test_a_loader_that_was_used_is_not_for_a_fork(split, processes):
     with loading(split, train=True, processes=processes) as loader:
         batches = iter(loader)
         next(batches)
-        loader.settle()
-        for use in (lambda: next(batches), lambda: loader.load([loader.plan.clip(0)])):
+        loader.wait_for_prefetch()
+        for use in (lambda: next(batches), lambda: loader.load([loader.sampler.clip(0)])):
             assert "before this process was forked" in forked(lambda use=use: error(use))
         assert forked(lambda: error(loader.close)) == "no error"
         assert len(next(batches)) == 3  # this process's own still works

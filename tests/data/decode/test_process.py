@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from stmeta._errors import DataError
-from stmeta._util.timers import Times
+from stmeta._util.timers import Timers
 from stmeta.data.decode.process import ProcessDecoder
 from stmeta.data.decode.sample import SampleDecoder, VideoPlace
 from stmeta.data.loading.loader import ClipLoader, LoaderConfig
@@ -53,9 +53,9 @@ def test_the_same_frames_as_in_a_thread(index):
     try:
         for sample in (0, 3, 3, 1):
             indices = np.arange(sample, 20, 3)
-            times = Times()
+            times = Timers()
             ours = there.decode(sample, place(index, sample), indices, times)
-            theirs = here.decode(sample, place(index, sample), indices, Times())
+            theirs = here.decode(sample, place(index, sample), indices, Timers())
             np.testing.assert_array_equal(ours.video, theirs.video)
             np.testing.assert_array_equal(ours.pts_seconds, theirs.pts_seconds)
             assert times["decode"] > 0
@@ -84,8 +84,10 @@ def test_a_clip_larger_than_the_shared_memory(tmp_path, make_video):
     source = ProcessDecoder(index.root, 1)
     try:
         for count in (4, 30, 4):
-            video = source.decode(0, place(index, 0), np.arange(count), Times()).video
-            theirs = SampleDecoder(index.root).decode(0, place(index, 0), np.arange(count), Times())
+            video = source.decode(0, place(index, 0), np.arange(count), Timers()).video
+            theirs = SampleDecoder(index.root).decode(
+                0, place(index, 0), np.arange(count), Timers()
+            )
             np.testing.assert_array_equal(video, theirs.video)
     finally:
         source.close()
@@ -95,10 +97,10 @@ def test_damage_is_an_error_with_its_reason(index):
     source = ProcessDecoder(index.root, 1)
     try:
         with pytest.raises(DataError, match=r"the shard ends inside this sample"):
-            source.decode(0, place(index, 0)._replace(offset=10**9), np.arange(3), Times())
+            source.decode(0, place(index, 0)._replace(offset=10**9), np.arange(3), Timers())
         with pytest.raises(DataError, match=r"the index says 23 frames, the file has 24"):
-            source.decode(0, place(index, 0)._replace(frames=23), np.arange(3), Times())
-        assert len(source.decode(1, place(index, 1), np.arange(3), Times()).video) == 3
+            source.decode(0, place(index, 0)._replace(frames=23), np.arange(3), Timers())
+        assert len(source.decode(1, place(index, 1), np.arange(3), Timers()).video) == 3
     finally:
         source.close()
 
@@ -106,12 +108,12 @@ def test_damage_is_an_error_with_its_reason(index):
 def test_a_dead_process_costs_one_sample(index):
     source = ProcessDecoder(index.root, 1)
     try:
-        source.decode(0, place(index, 0), np.arange(3), Times())
+        source.decode(0, place(index, 0), np.arange(3), Timers())
         (pid,) = decoder_processes()
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(DataError, match=r"ended the decoder's process \(status -9\)"):
-            source.decode(0, place(index, 0), np.arange(3), Times())
-        assert len(source.decode(0, place(index, 0), np.arange(3), Times()).video) == 3
+            source.decode(0, place(index, 0), np.arange(3), Timers())
+        assert len(source.decode(0, place(index, 0), np.arange(3), Timers()).video) == 3
     finally:
         source.close()
 
@@ -122,10 +124,10 @@ def test_processes_end_with_their_parent(index):
         "import os, signal, numpy as np\n"
         "from stmeta.data.decode.process import ProcessDecoder\n"
         "from stmeta.data.decode.sample import VideoPlace\n"
-        "from stmeta._util.timers import Times\n"
+        "from stmeta._util.timers import Timers\n"
         "from pathlib import Path\n"
         f"source = ProcessDecoder(Path({str(index.root)!r}), 1)\n"
-        f"source.decode(0, VideoPlace(*{tuple(place(index, 0))!r}), np.arange(3), Times())\n"
+        f"source.decode(0, VideoPlace(*{tuple(place(index, 0))!r}), np.arange(3), Timers())\n"
         "print(source._workers[0]._process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )

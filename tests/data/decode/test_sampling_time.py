@@ -11,7 +11,7 @@ import torch
 from stmeta.data.decode import dali_problem, pyav
 from stmeta.data.ingest.encode import encode_frames
 from stmeta.data.loading.loader import ClipLoader, LoaderConfig
-from stmeta.data.loading.sampler import ClipPlan, ClipRequest, nearest_frames
+from stmeta.data.loading.sampler import ClipRequest, ClipSampler, nearest_frames
 from stmeta.data.shards.writer import EncodedSample, ShardIndex, write_shards
 from tests.data._videos import moving_bars, remux
 
@@ -73,32 +73,34 @@ def test_nearest_frames():
 
 
 def test_a_clip_that_starts_between_two_frames_does_not_waver():
-    plan = ClipPlan(np.array([40]), clip_frames=16, batch_size=1, fps=12.5, train=False)
+    plan = ClipSampler(np.array([40]), clip_frames=16, batch_size=1, fps=12.5, train=False)
     # The middle: 0.18 s, as far from frame 4 as from frame 5, and so on at every step.
     found = plan.indices(plan.request(0, 0), np.arange(40) / 25)
     assert np.diff(found).tolist() == [2] * 15 and found[0] == 4
 
 
 def test_a_plan_draws_a_share_of_the_time_that_is_left():
-    plan = ClipPlan(np.full(3, 50), clip_frames=5, batch_size=3, fps=5.0)
+    plan = ClipSampler(np.full(3, 50), clip_frames=5, batch_size=3, fps=5.0)
     starts = [r.start for epoch in range(300) for r in plan.batch(epoch, 0)]
     assert 0 <= min(starts) < 0.01 and 0.99 < max(starts) < 1
     assert abs(np.mean(starts) - 0.5) < 0.05
     seconds = np.arange(50) / 25  # room for 1.96 - 0.8 s
     assert plan.indices(ClipRequest(0, 0.0, 0), seconds).tolist() == [0, 5, 10, 15, 20]
     assert plan.indices(ClipRequest(0, 0.999, 0), seconds).tolist() == [29, 34, 39, 44, 49]
-    views = ClipPlan(np.full(1, 50), clip_frames=5, batch_size=3, fps=5.0, train=False, views=3)
+    views = ClipSampler(np.full(1, 50), clip_frames=5, batch_size=3, fps=5.0, train=False, views=3)
     firsts = [int(views.indices(r, seconds)[0]) for r in views.batch(0, 0)]
     assert firsts == [0, 14, 29]
     with pytest.raises(ValueError, match="fps must be above 0, got 0"):
-        ClipPlan(np.full(3, 50), clip_frames=5, batch_size=3, fps=0)
+        ClipSampler(np.full(3, 50), clip_frames=5, batch_size=3, fps=0)
 
 
 @pytest.mark.parametrize("options", [{}, {"train": False, "views": 3}])
 def test_frames_are_the_nearest_in_time(split, options):
     with make(split, **options) as loader:
         epochs = 3 if options else 8
-        requests = [loader.plan.clip(i, epoch=e, view=e) for e in range(epochs) for i in range(5)]
+        requests = [
+            loader.sampler.clip(i, epoch=e, view=e) for e in range(epochs) for i in range(5)
+        ]
         batch = loader.load(requests)
     starts = {}
     for i, key in enumerate(batch.key):
@@ -162,7 +164,7 @@ def test_views_that_begin_with_the_same_frame_are_not_mixed_up(split):
 def test_times_are_the_files_own_where_packets_are_not_listed(split, monkeypatch):
     monkeypatch.setattr(pyav, "read_packets", lambda video: None)
     with make(split) as loader:
-        np.testing.assert_allclose(loader.batcher.reader.seconds(2), times("varying"), atol=1e-6)
+        np.testing.assert_allclose(loader.collator.reader.seconds(2), times("varying"), atol=1e-6)
 
 
 def test_a_varying_file_is_listed_once(split, monkeypatch):
@@ -170,7 +172,7 @@ def test_a_varying_file_is_listed_once(split, monkeypatch):
     listed = pyav.read_packets
     monkeypatch.setattr(pyav, "read_packets", lambda video: calls.append(1) or listed(video))
     with make(split) as loader:
-        reader = loader.batcher.reader
+        reader = loader.collator.reader
         first = reader.seconds(4)
         assert reader.seconds(4) is first and len(calls) == 1
         reader.seconds(0)

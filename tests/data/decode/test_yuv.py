@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from stmeta._util.timers import Times
+from stmeta._util.timers import Timers
 from stmeta.data.augment.crop import Window, crop_resize
 from stmeta.data.decode import pyav, yuv
 from stmeta.data.decode.process import ProcessDecoder
@@ -198,7 +198,7 @@ def test_a_loader_delivers_the_same_clips_without_the_extension(index, monkeypat
 
     def clips(expected: type) -> list[np.ndarray]:
         with ClipLoader(index, config) as loader:
-            clip = loader.batcher.reader.yuv_clip(1, np.array([3, 5, 9, 9]))
+            clip = loader.collator.reader.yuv_clip(1, np.array([3, 5, 9, 9]))
             assert isinstance(clip.video, expected) and clip.video.shape[0] == 4
             return [batch.video.numpy().copy() for batch in loader]
 
@@ -211,12 +211,12 @@ def test_a_loader_delivers_the_same_clips_without_the_extension(index, monkeypat
 def test_planes_from_a_process(index, place):
     source, indices = ProcessDecoder(index.root, 1), np.array([1, 4, 7])
     try:
-        found = source.decode_yuv(2, place, indices, Times())
-        source.decode_yuv(2, place, np.arange(9), Times())  # must not change what was found
+        found = source.decode_yuv(2, place, indices, Timers())
+        source.decode_yuv(2, place, np.arange(9), Timers())  # must not change what was found
     finally:
         source.close()
     assert isinstance(found, pyav.YuvFrames)
-    theirs = SampleDecoder(index.root).decode(2, place, indices, Times())
+    theirs = SampleDecoder(index.root).decode(2, place, indices, Timers())
     np.testing.assert_array_equal(found.pts_seconds, theirs.pts_seconds)
     out, whole = np.empty_like(theirs.video), Window(0, 0, *theirs.video.shape[1:3], False)
     crop_resize(found.video, whole, out)
@@ -225,8 +225,8 @@ def test_planes_from_a_process(index, place):
 
 def test_turned_frames_are_converted(index, place):
     turned = SampleDecoder(index.root).decode_yuv(
-        2, place._replace(rotation=90), np.arange(3), Times()
+        2, place._replace(rotation=90), np.arange(3), Timers()
     )
-    theirs = SampleDecoder(index.root).decode(2, place, np.arange(3), Times())
+    theirs = SampleDecoder(index.root).decode(2, place, np.arange(3), Timers())
     assert isinstance(turned, pyav.Frames)
     np.testing.assert_array_equal(turned.video, np.rot90(theirs.video, -1, (1, 2)))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stmeta.data.episodes.clips import EpisodeLoader, EpisodePlan, instance_numbers
+from stmeta.data.episodes.clips import EpisodeLoader, EpisodeSampler, instance_numbers
 from stmeta.data.ingest.encode import encode_frames
 from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 from stmeta.data.shards.writer import EncodedSample, write_shards
@@ -13,7 +13,7 @@ LABELS = np.repeat(np.arange(8), 6)  # 8 classes of 6 samples
 
 
 def test_an_episode_has_every_class_equally_often():
-    plan = EpisodePlan(LABELS, ways=3, instances=4, seed=1)
+    plan = EpisodeSampler(LABELS, ways=3, instances=4, seed=1)
     for number in range(50):
         episode = plan(number)
         assert len(episode.samples) == len(set(episode.samples)) == 12
@@ -25,7 +25,7 @@ def test_an_episode_has_every_class_equally_often():
 
 
 def test_names_and_order_change_from_episode_to_episode():
-    plan = EpisodePlan(LABELS, ways=3, instances=4)
+    plan = EpisodeSampler(LABELS, ways=3, instances=4)
     episodes = [plan(number) for number in range(300)]
     names = {(int(c), int(n)) for e in episodes for n, c in zip(e.labels, e.class_ids, strict=True)}
     assert len(names) == 8 * 3
@@ -37,24 +37,24 @@ def test_names_and_order_change_from_episode_to_episode():
 
 
 def test_a_plan_is_a_pure_function():
-    plan, again = EpisodePlan(LABELS, seed=5, ways=2, instances=3), None
+    plan, again = EpisodeSampler(LABELS, seed=5, ways=2, instances=3), None
     forwards = [plan(i).samples.tolist() for i in range(10)]
-    again = EpisodePlan(LABELS, seed=5, ways=2, instances=3)
+    again = EpisodeSampler(LABELS, seed=5, ways=2, instances=3)
     assert [again(i).samples.tolist() for i in reversed(range(10))] == forwards[::-1]
-    other = EpisodePlan(LABELS, seed=6, ways=2, instances=3)
+    other = EpisodeSampler(LABELS, seed=6, ways=2, instances=3)
     assert [other(i).samples.tolist() for i in range(10)] != forwards
 
 
 def test_classes_can_be_kept_apart():
-    train = EpisodePlan(LABELS, ways=2, instances=3, classes=range(5))
-    test = EpisodePlan(LABELS, ways=2, instances=3, classes=[5, 6, 7])
+    train = EpisodeSampler(LABELS, ways=2, instances=3, classes=range(5))
+    test = EpisodeSampler(LABELS, ways=2, instances=3, classes=[5, 6, 7])
     seen = {c for i in range(40) for c in train(i).class_ids.tolist()}
     unseen = {c for i in range(40) for c in test(i).class_ids.tolist()}
     assert seen == {0, 1, 2, 3, 4} and unseen == {5, 6, 7}
 
 
 def test_a_length_makes_counts_differ():
-    plan = EpisodePlan(LABELS, ways=3, length=7)
+    plan = EpisodeSampler(LABELS, ways=3, length=7)
     episodes = [plan(i) for i in range(100)]
     assert {len(e.labels) for e in episodes} == {7}
     assert len({tuple(np.bincount(e.labels, minlength=3)) for e in episodes}) > 10
@@ -63,12 +63,12 @@ def test_a_length_makes_counts_differ():
 
 def test_unlabelled_and_rare_samples_are_not_drawn():
     labels = np.array([0] * 4 + [1] * 4 + [2] * 3 + [-1] * 9)
-    plan = EpisodePlan(labels, ways=2, instances=4)
+    plan = EpisodeSampler(labels, ways=2, instances=4)
     assert plan.classes.tolist() == [0, 1]
     with pytest.raises(ValueError, match=r"3 classes with 4 samples each .* 2 have .*fewer: \[2\]"):
-        EpisodePlan(labels, ways=3, instances=4)
+        EpisodeSampler(labels, ways=3, instances=4)
     with pytest.raises(ValueError, match="must be at least 1"):
-        EpisodePlan(labels, ways=0)
+        EpisodeSampler(labels, ways=0)
 
 
 def test_instance_numbers():
@@ -84,7 +84,7 @@ def table(views: int = 2) -> dict:
 
 
 def test_features():
-    plan = EpisodePlan(LABELS, ways=3, instances=2)
+    plan = EpisodeSampler(LABELS, ways=3, instances=2)
     loader = EpisodeLoader(plan, batch_size=4, episodes=10, **table())
     batches = list(loader)
     assert [len(batch) for batch in batches] == [4, 4, 2] and len(loader) == 3
@@ -107,7 +107,7 @@ def test_features():
 @pytest.mark.parametrize("stop", [1, 3, 4])
 def test_resume_is_exact(stop):
     def make() -> EpisodeLoader:
-        plan = EpisodePlan(LABELS, ways=3, instances=2)
+        plan = EpisodeSampler(LABELS, ways=3, instances=2)
         return EpisodeLoader(plan, batch_size=4, episodes=10, **table())
 
     def take(loader: EpisodeLoader, count: int) -> list:
@@ -152,7 +152,7 @@ def split(tmp_path_factory):
 def test_clips(split):
     config = LoaderConfig(frames=4, size=16, batch_size=5, device="cpu")
     with ClipLoader(split, config) as clips:
-        plan = EpisodePlan(clips.index.labels, ways=2, instances=3)
+        plan = EpisodeSampler(clips.index.labels, ways=2, instances=3)
         loader = EpisodeLoader(plan, clips=clips, batch_size=2, episodes=5)
         batches = list(loader)
         again = EpisodeLoader(plan, clips=clips, batch_size=2, episodes=5)
@@ -173,7 +173,7 @@ def test_clips(split):
 
 
 def test_errors(split):
-    plan = EpisodePlan(LABELS, ways=2, instances=2)
+    plan = EpisodeSampler(LABELS, ways=2, instances=2)
     with pytest.raises(ValueError, match="either clips or features"):
         EpisodeLoader(plan, batch_size=1, episodes=1)
     with pytest.raises(ValueError, match=r"\[views, n, D\], got \[48, 4\]"):

@@ -9,7 +9,7 @@ import torch
 
 from stmeta._util.hashing import uniform
 from stmeta.data.datasets.omniglot import load_omniglot
-from stmeta.data.episodes.clips import EpisodePlan, instance_numbers
+from stmeta.data.episodes.clips import EpisodeSampler, instance_numbers
 from stmeta.data.episodes.images import ImageEpisodeBatch, ImageEpisodes, _turn, _uniform
 
 CLASSES, COUNT, HEIGHT, WIDTH = 9, 6, 8, 10
@@ -36,7 +36,7 @@ def test_offset():
     loader = make(instances=4, names=[f"n{i}" for i in range(CLASSES)])
     batches = list(loader)
     assert [len(batch) for batch in batches] == [4, 4, 2] and len(loader) == 3
-    plan = EpisodePlan(np.repeat(np.arange(CLASSES), COUNT), ways=3, instances=4, seed=2)
+    plan = EpisodeSampler(np.repeat(np.arange(CLASSES), COUNT), ways=3, instances=4, seed=2)
     for number in range(10):
         batch, row = batches[number // 4], number % 4
         episode = plan(number)

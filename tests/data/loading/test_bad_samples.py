@@ -38,7 +38,7 @@ def index(tmp_path_factory, make_video) -> ShardIndex:
 
 def run(loader: ClipLoader, epochs: int) -> tuple[list, Counter]:
     """What is delivered, epoch by epoch, and how often each sample was tried."""
-    tried, engine = Counter(), loader.batcher._engine
+    tried, engine = Counter(), loader.collator._engine
     prepare = engine.prepare
 
     def counted(requests, indices, out):

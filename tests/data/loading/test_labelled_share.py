@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 from stmeta.data.loading.loader import ClipLoader, LoaderConfig
-from stmeta.data.loading.sampler import ClipPlan
+from stmeta.data.loading.sampler import ClipSampler
 from stmeta.data.shards.writer import EncodedSample, ShardIndex, write_shards
 
 LABELS = np.array([i % 3 if i % 4 == 1 else -1 for i in range(60)])  # 15 of 60 have a label
 
 
-def make(labels=LABELS, **options) -> ClipPlan:
+def make(labels=LABELS, **options) -> ClipSampler:
     options = {"clip_frames": 8, "batch_size": 8, "labelled_share": 0.25, **options}
-    return ClipPlan(np.full(len(labels), 40, np.int32), labels=labels, **options)
+    return ClipSampler(np.full(len(labels), 40, np.int32), labels=labels, **options)
 
 
-def whole(plan: ClipPlan, epoch: int = 0) -> list:
+def whole(plan: ClipSampler, epoch: int = 0) -> list:
     return [plan.batch(epoch, i) for i in range(len(plan))]
 
 
@@ -79,7 +79,7 @@ def test_substitutes_keep_the_ratio():
     for request in make().batch(0, 0):
         label = LABELS[request.sample]
         count = int((LABELS == label).sum())
-        found = [make().substitutes(request, attempt) for attempt in range(count)]
+        found = [make().substitute(request, attempt) for attempt in range(count)]
         assert (
             sorted(other.sample for other in found if other)
             == np.flatnonzero(LABELS == label).tolist()
@@ -90,14 +90,16 @@ def test_the_plan_takes_eight_bytes_a_sample():
     plan = make(labels=np.tile(LABELS, 1000))
     for label in range(-1, 3):
         if len(samples := np.flatnonzero(plan.labels == label)):
-            plan.substitutes(plan.clip(int(samples[0])), 0)
-    assert plan.mixed is not None
-    kept = {id(array): array.nbytes for array in [*plan.mixed.parts, *plan._members.values()]}
+            plan.substitute(plan.clip(int(samples[0])), 0)
+    assert plan.labelled_sampler is not None
+    kept = {
+        id(array): array.nbytes for array in [*plan.labelled_sampler.parts, *plan._members.values()]
+    }
     assert sum(kept.values()) <= 8 * len(plan.frames)
 
 
 def test_without_it_nothing_changes():
-    plain = ClipPlan(np.full(60, 40, np.int32), labels=LABELS, clip_frames=8, batch_size=8)
+    plain = ClipSampler(np.full(60, 40, np.int32), labels=LABELS, clip_frames=8, batch_size=8)
     assert whole(plain, 3) == whole(make(labelled_share=None), 3)
     # As it was before shares were there.
     assert [request.sample for request in plain.batch(0, 0)] == [3, 37, 10, 38, 28, 8, 53, 13]

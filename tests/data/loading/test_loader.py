@@ -77,7 +77,7 @@ def test_short_videos_hold_their_last_frame(split):
 
 def test_load_takes_any_number_of_clips(split):
     with ClipLoader(split, config()) as loader:
-        requests = loader.plan.batch(3, 1) + loader.plan.batch(0, 0)[:3]
+        requests = loader.sampler.batch(3, 1) + loader.sampler.batch(0, 0)[:3]
         batch = loader.load(requests)
         loader.set_epoch(3)
         second = list(loader)[1]

@@ -27,7 +27,7 @@ def test_broken_videos_are_replaced_and_reported(broken):
         for epoch in range(2):
             for position in range(6):
                 batch = found[6 * epoch + position]
-                planned = [index.row(r.sample).key for r in loader.plan.batch(epoch, position)]
+                planned = [index.row(r.sample).key for r in loader.sampler.batch(epoch, position)]
                 for key, wanted in zip(batch.key, planned, strict=True):
                     assert key == wanted or wanted in BROKEN
                     assert key not in BROKEN and label[key] == label[wanted]

@@ -106,7 +106,7 @@ def test_the_path_of_a_gpu(mixed, monkeypatch):
     plain = batches(mixed, decoder="pyav", train=False)
     with ClipLoader(mixed, config(decoder="dali", train=False)) as loader:
         found = list(loader)
-        refused = {loader.index.row(i).codec for i in loader.batcher._engine.refused}
+        refused = {loader.index.row(i).codec for i in loader.collator._engine.refused}
         assert not loader.skipped
     assert refused == {"h264"}  # a pipeline on a CPU cannot decode it: an error, and then PyAV
     luma = torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)

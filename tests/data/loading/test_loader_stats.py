@@ -17,7 +17,7 @@ def test_nothing_is_decoded_twice_when_the_set_fits(split, monkeypatch):
     with ClipLoader(split, config(cache_mib=64)) as loader:
         for _ in range(4):  # an epoch drops two of the 26
             list(loader)
-        list(loader.load([loader.plan.clip(i) for i in range(COUNT)]).key)
+        list(loader.load([loader.sampler.clip(i) for i in range(COUNT)]).key)
         for name in ("decode", "decode_yuv"):
             monkeypatch.setattr(pyav, name, lambda *_, **__: pytest.fail("decoded again"))
         for _ in range(2):

@@ -13,10 +13,10 @@ import torch
 
 from stmeta._errors import DataError
 from stmeta.data.augment.crop import crop_resize
-from stmeta.data.decode import Choice, pyav
+from stmeta.data.decode import DecoderChoice, pyav
 from stmeta.data.decode.dali import DaliGraph
 from stmeta.data.loading.loader import ClipLoader, LoaderConfig
-from stmeta.data.loading.sampler import ClipPlan, ClipRequest
+from stmeta.data.loading.sampler import ClipRequest, ClipSampler
 from stmeta.data.shards.writer import EncodedSample, ShardIndex, write_shards
 from tests.data._loading import all_same, copied, needs_dali, overwrite
 
@@ -50,47 +50,47 @@ def batches(root: Path, count: int, **options) -> list:
 
 def test_a_plan_puts_the_repeats_of_a_sample_next_to_each_other():
     frames = np.full(20, 40)
-    plan = ClipPlan(frames, clip_frames=8, batch_size=12, repeats=4)
+    plan = ClipSampler(frames, clip_frames=8, batch_size=12, repeats=4)
     assert len(plan) == 20 * 4 // 12
     requests = [r for i in range(len(plan)) for r in plan.batch(5, i)]
     for i in range(0, len(requests), 4):
         group = requests[i : i + 4]
         assert [r.repeat for r in group] == [0, 1, 2, 3]
         assert len({(r.sample, r.start) for r in group}) == 1
-        assert len({r.draw for r in group}) == 4
+        assert len({r.augment_seed for r in group}) == 4
     assert len({r.sample for r in requests}) == 18  # whole batches only: 72 clips of 80
-    once = ClipPlan(frames, clip_frames=8, batch_size=3)
+    once = ClipSampler(frames, clip_frames=8, batch_size=3)
     assert [r for i in range(6) for r in once.batch(5, i)] == requests[::4]
 
 
 def test_repeats_are_shared_by_ranks_and_go_round_a_small_set():
     frames = np.full(20, 40)
-    alone = ClipPlan(frames, clip_frames=8, batch_size=12, repeats=3)
+    alone = ClipSampler(frames, clip_frames=8, batch_size=12, repeats=3)
     ranks = [
-        ClipPlan(frames, clip_frames=8, batch_size=6, repeats=3, rank=rank, world_size=2)
+        ClipSampler(frames, clip_frames=8, batch_size=6, repeats=3, rank=rank, world_size=2)
         for rank in range(2)
     ]
     assert {len(plan) for plan in ranks} == {len(alone)} == {5}
     for i in range(5):
         assert alone.batch(1, i) == [r for plan in ranks for r in plan.batch(1, i)]
-    small = ClipPlan(np.full(2, 40), clip_frames=8, batch_size=12, repeats=2)
+    small = ClipSampler(np.full(2, 40), clip_frames=8, batch_size=12, repeats=2)
     assert len(small) == 1
     batch = small.batch(0, 0)
     assert Counter(r.sample for r in batch) == {0: 6, 1: 6}
-    assert len({r.draw for r in batch}) == 12
+    assert len({r.augment_seed for r in batch}) == 12
 
 
 def test_substitutes_of_repeats_are_repeats():
-    plan = ClipPlan(np.full(9, 40), clip_frames=8, batch_size=6, repeats=3, labels=np.zeros(9))
+    plan = ClipSampler(np.full(9, 40), clip_frames=8, batch_size=6, repeats=3, labels=np.zeros(9))
     group = plan.batch(0, 0)[:3]
     for attempt in range(4):
-        found = [plan.substitutes(request, attempt) for request in group]
+        found = [plan.substitute(request, attempt) for request in group]
         assert len({(r.sample, r.start, r.seed) for r in found}) == 1
         assert [r.repeat for r in found] == [0, 1, 2]
 
 
 def test_an_evaluation_repeats_nothing():
-    plan = ClipPlan(np.full(9, 40), clip_frames=8, batch_size=4, repeats=3, train=False)
+    plan = ClipSampler(np.full(9, 40), clip_frames=8, batch_size=4, repeats=3, train=False)
     assert [r.sample for i in range(len(plan)) for r in plan.batch(0, i)] == list(range(9))
 
 
@@ -104,12 +104,14 @@ def test_the_same_frames_decoded_once_and_cut_anew(split, monkeypatch, processes
     with make(root=split, cache_mib=0, processes=processes, prefetch=0) as loader:
         assert len(loader) == COUNT * 3 // 6
         batch = next(iter(loader))
-        requests = loader.plan.batch(0, 0)
+        requests = loader.sampler.batch(0, 0)
         misses = loader.stats()["cache_misses"]
         for i, request in enumerate(requests):
-            clip = loader.batcher.reader.clip(request.sample, batch.frame_index[i].numpy())
+            clip = loader.collator.reader.clip(request.sample, batch.frame_index[i].numpy())
             out = np.empty((8, 32, 32, 3), np.uint8)
-            crop_resize(clip.video, loader.config.window(request.draw, *clip.video.shape[1:3]), out)
+            crop_resize(
+                clip.video, loader.config.window(request.augment_seed, *clip.video.shape[1:3]), out
+            )
             np.testing.assert_array_equal(batch.video[i].permute(0, 2, 3, 1).numpy(), out)
     assert misses == 2
     assert len(decoded) == (0 if processes else 2 + 6)
@@ -207,7 +209,8 @@ def test_on_a_gpu_repeats_are_decoded_on_the_cpu():
 def test_auto_says_why_it_does_not_take_dali(split, monkeypatch, caplog):
     monkeypatch.setattr(LoaderConfig, "host_only", lambda *_, **__: "repeats = 3: decoded once")
     monkeypatch.setattr(
-        "stmeta.data.loading.loader.choose", lambda *_, **__: Choice("dali", "cpu", "x")
+        "stmeta.data.loading.loader.choose_decoder",
+        lambda *_, **__: DecoderChoice("dali", "cpu", "x"),
     )
     with caplog.at_level(logging.INFO, "stmeta.data"), make(root=split):
         pass
@@ -233,5 +236,5 @@ def test_errors():
     with pytest.raises(ValueError, match="repeats must be 1 or more, got 0"):
         LoaderConfig(repeats=0)
     with pytest.raises(ValueError, match="must be a multiple of repeats = 4, got 6"):
-        ClipPlan(np.full(9, 40), clip_frames=8, batch_size=6, repeats=4)
+        ClipSampler(np.full(9, 40), clip_frames=8, batch_size=6, repeats=4)
     assert LoaderConfig(batch_size=6, repeats=4, train=False).repeats == 4

@@ -5,13 +5,13 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from stmeta._util.hashing import mix, shuffled, uniform
-from stmeta.data.loading.sampler import ClipPlan, ClipRequest
+from stmeta._util.hashing import hash64, shuffled, uniform
+from stmeta.data.loading.sampler import ClipRequest, ClipSampler
 
 
-def make(n: int = 50, frames: int = 40, **options) -> ClipPlan:
+def make(n: int = 50, frames: int = 40, **options) -> ClipSampler:
     options = {"clip_frames": 16, "batch_size": 4, **options}
-    return ClipPlan(np.full(n, frames, np.int32), **options)
+    return ClipSampler(np.full(n, frames, np.int32), **options)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 16, 97, 1000, 1025])
@@ -32,7 +32,7 @@ def test_neighbours_are_torn_apart():
 
 
 def test_uniform_fills_the_interval():
-    values = np.array([uniform(mix(5, i), 0) for i in range(4000)])
+    values = np.array([uniform(hash64(5, i), 0) for i in range(4000)])
     assert 0 <= values.min() and values.max() < 1
     counts = np.histogram(values, bins=10, range=(0, 1))[0]
     assert counts.min() > 320 and counts.max() < 480
@@ -133,10 +133,10 @@ def test_substitutes_have_the_same_label_and_run_out():
     labels = np.arange(50) % 5
     plan = make(labels=labels)
     request = plan.batch(0, 0)[0]
-    found = [plan.substitutes(request, attempt) for attempt in range(10)]
+    found = [plan.substitute(request, attempt) for attempt in range(10)]
     assert {r.sample for r in found} == set(np.flatnonzero(labels == labels[request.sample]))
-    assert plan.substitutes(request, 10) is None
-    assert found == [plan.substitutes(request, attempt) for attempt in range(10)]
+    assert plan.substitute(request, 10) is None
+    assert found == [plan.substitute(request, attempt) for attempt in range(10)]
     assert len({r.seed for r in found}) == 10
 
 
@@ -158,7 +158,9 @@ def test_errors(options, message):
 @pytest.mark.parametrize("train", [True, False])
 def test_aligned_clips_start_at_multiples(train):
     frames = np.array([70, 61, 10, 200])
-    plan = ClipPlan(frames, clip_frames=16, stride=4, batch_size=2, train=train, views=3, align=4)
+    plan = ClipSampler(
+        frames, clip_frames=16, stride=4, batch_size=2, train=train, views=3, align=4
+    )
     requests = [plan.request(epoch, i) for epoch in range(9) for i in range(4 * plan.views)]
     assert all(request.start % 4 == 0 for request in requests)
     assert all(request.start + 61 <= max(61, frames[request.sample]) for request in requests)

@@ -5,8 +5,9 @@ import sys
 import pytest
 
 from stmeta._errors import DataError
+from stmeta.data.shards.index import BadSample
 from stmeta.data.shards.paths import find_shards
-from stmeta.data.verify.verifier import BadSample, verify
+from stmeta.data.verify.verifier import verify
 from tests.data._shards import shards, split
 
 __all__ = ["split"]  # a fixture
@@ -21,7 +22,7 @@ def test_names_of_shards(split, tmp_path, monkeypatch):
     assert find_shards([f"{split}/*"]) == find_shards([f"{tmp_path}/tr*"]) == {split: names}
     report = verify([f"{split}/00000{{0..{len(names)}}}.tar"], level="tar")
     assert report.bad == [
-        BadSample(str(split / f"{len(names):06d}.tar"), "", "tar", "the shard is missing")
+        BadSample(str(split / f"{len(names):06d}.tar"), "", "the shard is missing", "tar")
     ]
     for name in (tmp_path / "nothing", f"{split}/*.zip", f"{split}/{{a,b}}.tar"):
         with pytest.raises(DataError, match="there is no such file or folder"):

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from stmeta._errors import BackendUnavailableError, DataError
-from stmeta._util.timers import Times
+from stmeta._util.timers import Timers
 from stmeta.data.decode.sample import SampleDecoder, VideoPlace
 from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 from stmeta.data.shards.writer import ShardIndex
@@ -59,7 +59,7 @@ def test_bytes_are_those_of_the_file(split, memory, tmp_path):
     """Ranges that begin, end and cross anywhere, against the plain file."""
     root = ShardIndex.open(memory[0], storage(tmp_path, block_mib=2**-10)).root
     shard = min(split.glob("*.tar"))
-    whole, times = shard.read_bytes(), Times()
+    whole, times = shard.read_bytes(), Timers()
     for begin, end in [(0, 1), (1023, 1025), (1024, 2048), (100, 5000), (0, len(whole)), (7, 7)]:
         for _ in range(2):
             assert root.read(shard.name, begin, end - begin, times) == whole[begin:end]
@@ -72,7 +72,7 @@ def test_bytes_are_those_of_the_file(split, memory, tmp_path):
 
 def test_short_answers_are_tried_again_and_then_refused(split, memory, tmp_path, monkeypatch):
     index = ShardIndex.open(memory[0], storage(tmp_path, tries=4, cache_gib=0))
-    exact, times, left = ShardIndex.open(split).read(0), Times(), [2]
+    exact, times, left = ShardIndex.open(split).read(0), Timers(), [2]
     whole = type(memory[1]).cat_file
 
     def short(self, *arguments):
@@ -127,7 +127,7 @@ def test_when_one_gives_up_the_others_do_too(memory, tmp_path):
     ).root
     assert isinstance(root, remote.RemoteFolder)
     answering, root._transport = root._transport, Failing()
-    shard, times, failed = next(iter(root.shards)), Times(), []
+    shard, times, failed = next(iter(root.shards)), Timers(), []
 
     def read() -> None:
         try:
@@ -245,15 +245,15 @@ def test_a_local_folder_needs_no_network_code(split):
     index = ShardIndex.open(split)
     row = index.row(0)
     place = VideoPlace(row.shard, row.offset, row.size, row.frames, row.rotation, row.fps)
-    exact = SampleDecoder(split).decode(0, place, np.arange(3), Times()).video
+    exact = SampleDecoder(split).decode(0, place, np.arange(3), Timers()).video
     code = (
         "import sys, numpy as np; from pathlib import Path\n"
         "import stmeta.data.decode.worker\n"
         "from stmeta.data.decode.sample import SampleDecoder, VideoPlace\n"
-        "from stmeta._util.timers import Times\n"
+        "from stmeta._util.timers import Timers\n"
         f"place = VideoPlace(*{tuple(place)!r})\n"
         f"decoder = SampleDecoder(Path({str(split)!r}))\n"
-        "video = decoder.decode(0, place, np.arange(3), Times()).video\n"
+        "video = decoder.decode(0, place, np.arange(3), Timers()).video\n"
         "heavy = {'fsspec', 'urllib.request', 'stmeta.data.storage.remote', 'torch'}\n"
         "print(int(video.sum()), sorted(heavy & set(sys.modules)))\n"
     )

@@ -11,7 +11,7 @@ import pytest
 
 from stmeta import cli
 from stmeta._errors import DataError
-from stmeta._util.timers import Times
+from stmeta._util.timers import Timers
 from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 from stmeta.data.shards.writer import ShardIndex
 from stmeta.data.storage.config import StorageConfig
@@ -155,7 +155,7 @@ def test_a_login_goes_in_a_header_and_is_not_shown(site, tmp_path):
     shard = next(iter(root.shards))
     root.config = config(tmp_path, tries=1).storage
     with pytest.raises(StorageError) as caught:
-        root.read(shard, 0, 9, Times())
+        root.read(shard, 0, 9, Timers())
     assert "secret" not in str(caught.value) and f"127.0.0.1:{site.port}" in str(caught.value)
 
 

@@ -68,7 +68,7 @@ def test_a_loader_goes_on_once_descriptors_are_free(split):
     with loading(split, train=True, prefetch=0) as loader:
         next(iter(loader))
         with no_descriptors():
-            future = loader.submit(loader.plan.batch(3, 0))
+            future = loader.submit(loader.sampler.batch(3, 0))
             time.sleep(0.05)  # meanwhile every open fails
         assert len(future.result()) == 3
         assert not loader.skipped
@@ -76,12 +76,12 @@ def test_a_loader_goes_on_once_descriptors_are_free(split):
 
 def test_a_loader_stops_where_descriptors_stay_short(split):
     with loading(split, prefetch=0) as loader:
-        loader.load([loader.plan.clip(0)])
+        loader.load([loader.sampler.clip(0)])
         with (
             no_descriptors(),
             pytest.raises(machine_errors.StorageError, match="Too many open files"),
         ):
-            loader.load([loader.plan.clip(1)])
+            loader.load([loader.sampler.clip(1)])
         assert not loader.skipped
         assert sum(len(batch) for batch in loader) == 6
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from stmeta._util.timers import Times
+from stmeta._util.timers import Timers
 from stmeta.data.decode import pyav
 from stmeta.data.decode.sample import SampleDecoder, VideoPlace
 from stmeta.data.ingest.transcode import check_decodes, transcode
 from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 from stmeta.data.verify.video import decode_fault
 from stmeta.data.video.evidence import reorder_depth
-from stmeta.data.video.first_bytes import look_into
+from stmeta.data.video.first_bytes import packet_parser
 from stmeta.data.video.h264_sps import frames_only
 from stmeta.data.video.probe import VideoInfo, probe
 from tests.data._loading import needs_dali
@@ -144,10 +144,10 @@ def test_clips_are_those_frames_at_those_times(kind, tmp_path):
     random, count = np.random.default_rng(0), len(frames)
     clips = [np.arange(count), np.array([count - 1]), np.array([0, count // 2])]
     clips += [np.unique(random.integers(0, count, 5)) for _ in range(6)]
-    times = source.seconds(0, place, Times())
+    times = source.seconds(0, place, Timers())
     np.testing.assert_allclose(times, seconds, atol=1e-2 / 2)
     for indices in clips:
-        clip = source.decode(0, place, indices, Times())
+        clip = source.decode(0, place, indices, Timers())
         np.testing.assert_array_equal(clip.video, exact[indices])
         np.testing.assert_allclose(clip.pts_seconds, times[indices], atol=1e-9)
 
@@ -173,34 +173,36 @@ def test_the_reorder_depth_is_the_number_of_packets_that_come_before_earlier_fra
 
 
 def test_vp9_packets_tell_what_they_show():
-    look = look_into("vp9", None)
+    look = packet_parser("vp9", None)
     key, hidden, inter, again = b"\x82", b"\x84", b"\x86", b"\x88"  # profile 0
     assert look(key) == look(b"\xb1\x00")  # profile 3 has one bit more
-    assert (look(key).shows, look(key).starts) == (1, True)
-    assert [look(packet).shows for packet in (hidden, inter, again)] == [0, 1, 1]
-    assert not any(look(packet).starts for packet in (hidden, inter, again))
+    assert (look(key).frames, look(key).random_access) == (1, True)
+    assert [look(packet).frames for packet in (hidden, inter, again)] == [0, 1, 1]
+    assert not any(look(packet).random_access for packet in (hidden, inter, again))
 
     def superframe(*frames: bytes) -> bytes:
         mark = bytes([0xC0 | len(frames) - 1])
         return b"".join(frames) + mark + bytes(len(frame) for frame in frames) + mark
 
     both = look(superframe(hidden + b"ab", inter + b"c"))
-    assert (both.shows, both.odd) == (1, False)
-    assert look(superframe(inter, again)).odd
-    assert not look(b"\x01").starts  # damaged
+    assert (both.frames, both.ambiguous) == (1, False)
+    assert look(superframe(inter, again)).ambiguous
+    assert not look(b"\x01").random_access  # damaged
 
 
 def test_h264_packets_tell_where_decoding_can_start():
-    look = look_into("h264", None)
+    look = packet_parser("h264", None)
     idr, intra, b, message = b"\0\0\1\x65\x88", b"\0\0\1\x41\x88", b"\0\0\1\x01\x9e", b"\0\0\1\x06"
-    assert look(idr).starts and look(idr).closed
-    assert not look(intra).starts  # frames behind it may need frames before it
+    assert look(idr).random_access and look(idr).closed_gop
+    assert not look(intra).random_access  # frames behind it may need frames before it
     at_once, later = message + b"\x06\x01\xc4\x80", message + b"\x06\x01\x24\x80"
-    assert look(at_once + intra).starts and not look(at_once + intra).closed
-    assert not look(later + intra).starts
-    assert look(message + b"\x01\x01\x34\x06\x01\xc4\x80" + intra).starts  # the second message
-    assert look(b).waits and not look(idr).waits
-    assert look(message + b"\x05\x01\x00\x80").odd  # no picture
+    assert look(at_once + intra).random_access and not look(at_once + intra).closed_gop
+    assert not look(later + intra).random_access
+    assert look(
+        message + b"\x01\x01\x34\x06\x01\xc4\x80" + intra
+    ).random_access  # the second message
+    assert look(b).reordered and not look(idr).reordered
+    assert look(message + b"\x05\x01\x00\x80").ambiguous  # no picture
 
 
 @pytest.mark.parametrize("profile", ["baseline", "high", "high444"])
@@ -249,7 +251,7 @@ def test_dali_gets_no_file_whose_packets_are_not_its_frames(made, tmp_path):
     config = {"batch_size": 2, "frames": 12, "size": 48, "train": False, "device": "cpu"}
     with ClipLoader(tmp_path / "train", LoaderConfig(decoder="dali", **config)) as loader:
         (batch,) = loader
-        assert {loader.index.row(i).key for i in loader.batcher._engine.refused} == {"hidden"}
+        assert {loader.index.row(i).key for i in loader.collator._engine.refused} == {"hidden"}
     with ClipLoader(tmp_path / "train", LoaderConfig(decoder="pyav", **config)) as loader:
         (plainly,) = loader
     assert batch.key == plainly.key and torch.equal(batch.frame_index, plainly.frame_index)

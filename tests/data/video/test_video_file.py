@@ -84,7 +84,7 @@ def test_a_cut_of_a_film_reads_no_other_file(make_video, other):
     packets = pyav.read_packets(make_video())
     assert packets is not None
     with pytest.raises(DataError):
-        remux.cut(TEXTS["ffconcat"].encode(), packets, np.arange(2), np.arange(2))
+        remux.remux_packets(TEXTS["ffconcat"].encode(), packets, np.arange(2), np.arange(2))
 
 
 def test_there_is_one_way_to_open_a_video():
