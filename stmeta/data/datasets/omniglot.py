@@ -15,6 +15,7 @@ import hashlib
 import io
 import os
 import re
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from stmeta._errors import DataError
@@ -38,8 +40,11 @@ _MEMBER = re.compile(r"images_(\w+)/([^/\\\x00-\x1f]{1,64})/(character\d\d)/\d{4
 _MAX_PICTURE, _MAX_TABLE = 1 << 16, 1 << 20  # bytes; the real ones have about 200 and 71,000
 _PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x69\0\0\0\x69"
 _AGAIN = "get the official images_*.zip from github.com/brendenlake/omniglot (folder python)"
-# What a damaged or foreign file can make zipfile, csv and int() raise.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, csv.Error, EOFError, OSError, KeyError, ValueError)
+# What a damaged or foreign file can make zipfile, csv, int() and numpy raise.
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, csv.Error, tokenize.TokenError),
+    *(EOFError, OSError, KeyError, ValueError),
+)
 
 
 @dataclass(frozen=True)
@@ -206,15 +211,18 @@ def _array_names(root: Path, part: str) -> tuple[list[str], list[list[str]]]:
 
 
 def _array_drawings(archive: zipfile.ZipFile, part: str) -> Iterator[np.ndarray]:
-    """Ink of one character after the other; by hand, as numpy makes room for what a header says."""
+    """Ink of one character after the other.
+
+    Not by `np.load`, which makes room for whatever a header says.
+    """
     count = _CHARACTERS[part]
-    shape = f"({count},{DRAWINGS},{SIDE},{SIDE})"
+    expected = (count, DRAWINGS, SIDE, SIDE)
     with archive.open("images.npy") as member:
-        start = member.read(10)
-        header = member.read(int.from_bytes(start[8:], "little")).decode("latin1")
-        expected = f"{{'descr':'|b1','fortran_order':False,'shape':{shape},}}"
-        if start[:8] != b"\x93NUMPY\x01\x00" or "".join(header.split()) != expected:
-            raise DataError(f"`images` must be bool {shape}, got {header.strip()[:200]!r}")
+        np.lib.format.read_magic(member)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(member, 256)
+        if (shape, fortran, dtype) != (expected, False, np.dtype(bool)):
+            order = " in Fortran's order" if fortran else ""
+            raise DataError(f"`images` must be bool {expected}, got {dtype} {shape}{order}")
         one = DRAWINGS * SIDE**2
         for number in range(count):
             content = member.read(one)
@@ -258,42 +266,31 @@ def _drawings(archive: zipfile.ZipFile, rows: list[list[str]]) -> Iterator[np.nd
                 raise DataError(f"{name}: must be a PNG of {SIDE}×{SIDE} pixels")
             try:
                 pictures.append(_ink(content))
-            except (zlib.error, ValueError, IndexError) as error:
-                raise DataError(f"{name}: damaged, or not grey with 1 or 8 bits") from error
+            except (OSError, SyntaxError, ValueError, zlib.error) as error:
+                raise DataError(f"{name}: damaged, or not grey with at most 8 bits") from error
         yield np.stack(pictures)
 
 
 def _ink(content: bytes) -> np.ndarray:
-    """Bool [105, 105] of a grey PNG (W3C PNG, sections 5, 7 and 9).
+    """Bool [105, 105] of a grey PNG.
 
-    By hand, as FFmpeg dithers pictures of 1 bit, adds them up and takes half a file for a whole.
+    By Pillow, as FFmpeg dithers pictures of 1 bit and adds them up.
     """
-    depth = content[24]
-    if depth not in (1, 8) or content[25:29] != bytes(4):
-        raise ValueError
-    data, at = b"", 8
-    while at < len(content):
-        size = int.from_bytes(content[at : at + 4], "big")
-        data += content[at + 8 : at + 8 + size] if content[at + 4 : at + 8] == b"IDAT" else b""
-        at += size + 12
-    width = (SIDE * depth + 7) // 8 + 1
-    lines = zlib.decompressobj().decompress(data, SIDE * width)
-    rows = np.frombuffer(lines, np.uint8).reshape(SIDE, width)
-    levels = _unfiltered(rows) if rows[:, 0].any() else rows[:, 1:]
-    return np.unpackbits(levels, axis=1)[:, :SIDE] == 0 if depth == 1 else levels < 128
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+        if image.mode not in ("1", "L") or image.info.get("interlace"):
+            raise ValueError("neither grey nor plain")
+        if not _has_all_rows(content, SIDE * (1 + (SIDE * content[24] + 7) // 8)):
+            raise ValueError("rows are missing")
+        return np.asarray(image.convert("L")) < 128
 
 
-def _unfiltered(rows: np.ndarray) -> np.ndarray:
-    """Undo what PNG predicts from the bytes to the left, above, and above to the left."""
-    done = [[0] * rows.shape[1]]
-    for kind, *line in rows.tolist():
-        above, now = done[-1], [0]
-        if kind == 2:  # nearly every row of a bilevel picture, so it has a short way
-            done.append([0, *(value + b & 255 for value, b in zip(line, above[1:], strict=True))])
-            continue
-        for value, b, c in zip(line, above[1:], above, strict=False):
-            a = now[-1]
-            paeth = min((abs(b - c), 0, a), (abs(a - c), 1, b), (abs(a + b - 2 * c), 2, c))[2]
-            now.append(value + (0, a, b, (a + b) // 2, paeth)[kind] & 255)
-        done.append(now)
-    return np.array(done, np.uint8)[1:, 1:]
+def _has_all_rows(content: bytes, size: int) -> bool:
+    """Whether the pixels unpack to `size` bytes; Pillow and FFmpeg take missing ones for black."""
+    unpacker, unpacked, at = zlib.decompressobj(), 0, 8
+    while at < len(content) and unpacked < size:
+        length = int.from_bytes(content[at : at + 4], "big")
+        if content[at + 4 : at + 8] == b"IDAT":
+            chunk = content[at + 8 : at + 8 + length]
+            unpacked += len(unpacker.decompress(chunk, size - unpacked))
+        at += length + 12
+    return unpacked == size
