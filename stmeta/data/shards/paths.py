@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from braceexpand import braceexpand
+
 from stmeta._errors import DataError
 
 
@@ -57,13 +59,6 @@ def _expand(name: str) -> list[Path]:
 def _braces(text: str) -> list[str]:
     if "{" not in text or os.path.exists(text):
         return [text]
-    try:
-        from braceexpand import braceexpand
-    except ImportError:
-        raise ValueError(
-            f"verify: braces as in {text!r} need the package braceexpand, which comes with "
-            "webdataset; pip install braceexpand, or use * and ?"
-        ) from None
     try:
         return list(braceexpand(text))
     except ValueError as error:  # its UnbalancedBracesError

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+import webdataset
 
 from stmeta.data.shards.writer import ShardIndex, build_index
 from stmeta.data.verify.verifier import verify
@@ -51,6 +52,22 @@ def test_foreign_shards_are_judged_by_their_videos(video, tmp_path):
     assert bad.keys() == {"b", "e"}
     index = build_index(path.parent)
     assert index.keys == ["v x!/a b", "c", "d"] and {row.key for row in index.bad} == {"b", "e"}
+
+
+def test_shards_that_webdataset_wrote(video, make_video, tmp_path):
+    videos = [video, make_video(1, frames=10), make_video(2, frames=6)]
+    (tmp_path / "s").mkdir()
+    pattern = str(tmp_path / "s" / "%06d.tar")
+    with webdataset.ShardWriter(pattern, maxcount=2, verbose=0) as shards:
+        for number, content in enumerate(videos):
+            label = {"label": number, "caption": "a clip"} if number else {"caption": "a clip"}
+            fields = {"mp4": content, "json": label} | ({} if number else {"cls": 7})
+            shards.write({"__key__": f"clip{number}", **fields})
+    index = build_index(tmp_path / "s")
+    assert [index.row(i).shard for i in range(3)] == [*["000000.tar"] * 2, "000001.tar"]
+    assert index.keys == ["clip0", "clip1", "clip2"] and index.labels.tolist() == [7, 1, 2]
+    assert [index.read(i) for i in range(3)] == videos and not index.bad
+    assert not verify([tmp_path / "s"], level="decode", workers=1).bad
 
 
 @pytest.mark.parametrize("suffix", ["ts", "m4v", "3gp", "flv", "mpg", "ogv", "m2ts", "264", "3g2"])
