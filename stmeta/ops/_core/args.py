@@ -46,11 +46,16 @@ def check_shapes(op: str, **arguments: tuple[Tensor, str]) -> dict[str, int]:
     return sizes
 
 
-def check_dense(op: str, **tensors: Tensor | None) -> None:
-    """Raise ValueError unless each is a dense tensor, neither sparse nor nested, or None."""
+def check_dense(op: str, **tensors: Tensor) -> None:
+    """Raise ValueError unless each is a dense tensor, neither sparse nor nested."""
     for name, x in tensors.items():
-        if x is not None and (not isinstance(x, Tensor) or x.layout != torch.strided):
+        if not isinstance(x, Tensor) or x.layout != torch.strided:
             raise ValueError(_not_dense(op, name, x))
+
+
+def check_optional(op: str, **tensors: Tensor | None) -> None:
+    """Raise ValueError unless each is None or a dense tensor."""
+    check_dense(op, **{name: x for name, x in tensors.items() if x is not None})
 
 
 def _not_dense(op: str, name: str, x: object) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from stmeta.ops._core.args import bounds, check_dense
+from stmeta.ops._core.args import bounds, check_dense, check_optional
 from stmeta.ops.video._input_checks import check_units, size_hint, swap_hint
 
 Offsets = Sequence[tuple[int, int, int]]
@@ -133,7 +133,7 @@ def check_norm(
     eps: float,
     op: str = "patch_shift",
 ) -> None:
-    check_dense(op, norm_weight=weight, norm_bias=bias)
+    check_optional(op, norm_weight=weight, norm_bias=bias)
     if (weight is None) != (bias is None):
         raise ValueError(f"{op}: norm_weight and norm_bias go together, got one of them; pass both")
     features = size * video.shape[1]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stmeta.ops._core.args import check_dense, check_float, check_ids, check_shapes
+from stmeta.ops._core.args import check_dense, check_float, check_ids, check_optional, check_shapes
 from stmeta.ops._core.dispatch import resolve, run
 from stmeta.ops._core.register import register
 from stmeta.ops.video import _patch_shift_args as video_args
@@ -98,7 +98,8 @@ def _check(
     norm_pix: bool,
 ) -> None:
     video_args.check(video, tubelet, patch, "none", mean, std, None, op=_OP)
-    check_dense(_OP, pred=pred, ids=ids, mask=mask)
+    check_dense(_OP, pred=pred)
+    check_optional(_OP, ids=ids, mask=mask)
     check_float(_OP, "pred", pred)
     if (ids is None) == (mask is None):
         got = "neither" if ids is None else "both"

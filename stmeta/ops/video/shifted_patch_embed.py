@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stmeta.ops._core.args import FLOATS, check_dense, check_shapes, needs_gradient
+from stmeta.ops._core.args import (
+    FLOATS,
+    check_dense,
+    check_optional,
+    check_shapes,
+    needs_gradient,
+)
 from stmeta.ops._core.dispatch import resolve, run
 from stmeta.ops._core.register import register
 from stmeta.ops.video._input_checks import swap_hint
@@ -87,6 +93,7 @@ def shifted_patch_embed(
         BackendUnavailableError: the named backend cannot run here.
     """
     check_dense(_OP, weight=weight)
+    check_optional(_OP, bias=bias, pos=pos)
     dtype = dtype or _default_dtype(weight)
     if dtype not in FLOATS:
         raise ValueError(

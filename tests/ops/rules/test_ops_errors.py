@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from stmeta.ops import random_masking
 from tests.ops._harness import load, make_inputs
+from tests.ops._harness.calls import valid_calls
+
+VALID = valid_calls()
 
 
 def _ones(*shape: int, **kwargs: Any) -> torch.Tensor:
@@ -154,3 +158,17 @@ def test_errors(name, changes, message, backend_name):
 def test_errors_of_random_masking(changes, message):
     with pytest.raises(ValueError, match=re.escape("random_masking: " + message)):
         random_masking(**({"batch": 2, "tokens": 16, "ratio": 0.9} | changes))
+
+
+@pytest.mark.parametrize("instead", [None, 0.5, [1.0], np.ones(2, np.float32)], ids=repr)
+@pytest.mark.parametrize("name", VALID)
+def test_what_is_no_tensor(name, instead):
+    """An error that names the argument, or a result where the argument is optional."""
+    call = VALID[name]
+    for argument in [n for n, x in call.arguments.items() if isinstance(x, torch.Tensor)]:
+        try:
+            call.function(**(call.arguments | {argument: instead}))
+        except (ValueError, TypeError) as error:
+            assert argument in str(error), (argument, error)
+        else:
+            assert instead is None, argument
