@@ -1,4 +1,10 @@
-"""Runs a function over many items in processes, in order; a process that dies costs one item."""
+"""Runs a function over many items in processes, in order; a process that dies costs one item.
+
+On the pool of the standard library, which loses all items when a process dies; here they are tried
+again. Other pools were tried with the same tests: pebble's workers share one pipe, and one that is
+killed while it holds the pipe leaves the others waiting for ever; loky passes, but replaces nothing
+of this, and takes twice the time for many small items.
+"""
 
 from __future__ import annotations
 
