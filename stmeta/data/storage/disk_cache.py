@@ -4,8 +4,8 @@ A block is a file that is written under another name and renamed; the time of it
 time of change. `used` holds the bytes of all blocks, kept under a lock and never too low: what a
 killed process leaves is counted, and put right by the next look through the folder.
 
-fsspec's own caches have no limit, and are not for several processes; a part of a block takes 0.07 ms
-here, 0.3 to 0.7 ms there.
+fsspec's own caches have no limit, and are not for several processes; a part of a block takes
+0.07 ms here, 0.3 to 0.7 ms there.
 """
 
 from __future__ import annotations
