@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from transformers import VideoMAEConfig, VideoMAEForPreTraining, VideoMAEForVideoClassification
 
 import stmeta
+from stmeta.data import ClipLoader, LoaderConfig
 from stmeta.data.datasets import motions
-from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 from stmeta.ops import random_masking
 
 SIZE, FRAMES, TUBELET, PATCH = 64, 16, 2, 8

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stmeta.data import ClipLoader, LoaderConfig
 from stmeta.data.datasets import motions
-from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 from stmeta.memory import NTMConfig
 from stmeta.nn import NTMMemory
 

@@ -14,8 +14,8 @@ import argparse
 import torch
 from torch import Tensor, nn
 
+from stmeta.data import ClipLoader, LoaderConfig
 from stmeta.data.datasets import motions
-from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 from stmeta.nn import MaskedTokens, ShiftedPatchEmbed
 from stmeta.ops import masked_patch_loss, random_masking
 

@@ -60,6 +60,11 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"stmeta {stmeta.__version__}\n"
 
 
+def test_the_package_runs_as_the_command():
+    done = subprocess.run([sys.executable, "-m", "stmeta", "--version"], capture_output=True)
+    assert (done.returncode, done.stdout.decode()) == (0, f"stmeta {stmeta.__version__}\n")
+
+
 def test_wrong_use(capsys):
     assert run() == run("bogus") == run("index") == run("shard", "--bogus") == 2
     assert "bogus" in capsys.readouterr().err

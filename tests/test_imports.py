@@ -32,6 +32,7 @@ ALLOWED = {
     "recipes": {"memory", "models", "train"},
     "train.__main__": {"_errors", "_openmp", "_util", "recipes", "train"},
     "commands": {"_errors", "_util", "data", "train"},
+    "__main__": {"cli"},
     "cli": {"_errors", "_openmp", "_util", "commands"},
 }
 

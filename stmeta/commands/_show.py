@@ -23,6 +23,12 @@ def print_json(value: object) -> None:
     print(text)
 
 
+def count(number: int, noun: str) -> str:
+    """A number and its noun: "1 shard", "2 shards", "3 classes"."""
+    plural = noun if number == 1 else f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{number} {plural}"
+
+
 def print_bad(heading: str, bad: Iterable[tuple[str, str]]) -> None:
     """Print a list of (what, reason), or nothing where there is none."""
     rows = list(bad)

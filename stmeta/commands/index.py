@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from stmeta.commands._show import print_bad
+from stmeta.commands._show import count, print_bad
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,9 @@ class Index:
             print(json.dumps(counts, indent=1))
         else:
             frames = int(index.frames.sum())
-            print(f"{self.split}: {len(index)} samples, {frames} frames, {len(bad)} bad")
+            print(
+                f"{self.split}: {count(len(index), 'sample')}, {count(frames, 'frame')}, "
+                f"{len(bad)} bad"
+            )
             print_bad("cannot be used", bad)
         return 1 if bad else 0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.filesize import decimal
 from tyro.conf import Positional
 
-from stmeta.commands._show import plain, print_bad, print_json, print_table
+from stmeta.commands._show import count, plain, print_bad, print_json, print_table
 
 if TYPE_CHECKING:
     from stmeta.data.verify.inspect import Picture, Sample, Summary
@@ -77,8 +77,8 @@ class Inspect:
 def _print_summary(summary: Summary) -> None:
     hours = f"{summary.seconds / 3600:.1f} h" if summary.seconds >= 5400 else ""
     print(
-        f"{summary.path}: {summary.shards} shards, {summary.samples} samples, "
-        f"{summary.frames} frames, {hours or f'{summary.seconds / 60:.1f} min'}, "
+        f"{summary.path}: {count(summary.shards, 'shard')}, {count(summary.samples, 'sample')}, "
+        f"{count(summary.frames, 'frame')}, {hours or f'{summary.seconds / 60:.1f} min'}, "
         f"{decimal(summary.bytes)}, {len(summary.bad)} bad"
     )
     _print_counts("class", summary.classes)

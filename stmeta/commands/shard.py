@@ -10,7 +10,7 @@ from typing import Literal
 from tyro.conf import OmitArgPrefixes, Positional
 
 from stmeta._util.progress import ProgressBar
-from stmeta.commands._show import plain, print_bad, print_table
+from stmeta.commands._show import count, plain, print_bad, print_table
 from stmeta.commands._store import StoreOptions
 
 
@@ -82,12 +82,29 @@ class Shard:
             print(json.dumps(dataclasses.asdict(report) | lists, indent=1))
         else:
             _print_splits(report.splits, len(report.classes), report.seconds)
+            if not report.classes:
+                print(
+                    f"No video has a label: {self._how_labels_are_given()} Training without labels "
+                    "(pretraining) works with these shards; classification does not."
+                )
             print_bad("were taken in, but", [(x.source, x.reason) for x in report.remarks])
             print_bad("could not be taken in", [(bad.source, bad.reason) for bad in report.bad])
             if report.others:
                 kinds = [f"{n} {end} ({path})" for end, (n, path) in report.others.items()]
                 print(plain(f"left out, as they are no videos by their name: {', '.join(kinds)}"))
         return 1 if report.bad else 0
+
+    def _how_labels_are_given(self) -> str:
+        if self.annotations:
+            return (
+                "the annotations name no labels. Name their column with --label-column, or write "
+                '"path label" lines.'
+            )
+        return (
+            f"the videos lie in {self.videos} itself, not in folders of classes. Labels are given "
+            "by folders, VIDEOS/CLASS/... or VIDEOS/SPLIT/CLASS/..., or by lists of "
+            '"path label" lines (--annotations).'
+        )
 
 
 def _print_splits(splits: dict[str, dict[str, int]], classes: int, seconds: float) -> None:
@@ -102,4 +119,4 @@ def _print_splits(splits: dict[str, dict[str, int]], classes: int, seconds: floa
         for name, counts in splits.items()
     ]
     print_table("", "split >samples >frames >shards >MiB", rows)
-    print(f"{classes} classes, {seconds:.1f} s")
+    print(f"{count(classes, 'class')}, {seconds:.1f} s")

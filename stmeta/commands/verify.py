@@ -10,7 +10,7 @@ from rich.markup import escape
 from tyro.conf import Positional
 
 from stmeta._util.progress import ProgressBar
-from stmeta.commands._show import plain
+from stmeta.commands._show import count, plain
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,8 @@ class Verify:
             print(plain(f"{entry.shard}: {entry.key or '(shard)'}: {entry.level}: {entry.reason}"))
         earlier = f" ({report.resumed} of them earlier)" if report.resumed else ""
         print(
-            f"{report.shards} shards{earlier}, {report.samples} samples, {report.frames} frames, "
+            f"{count(report.shards, 'shard')}{earlier}, {count(report.samples, 'sample')}, "
+            f"{count(report.frames, 'frame')}, "
             f"{report.bytes / 2**20:.1f} MiB: {len(report.bad) or 'none'} bad at level "
             f"{self.level}, {report.seconds:.1f} s{'; stopped there' if report.stopped else ''}"
         )

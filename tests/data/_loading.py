@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from stmeta.data.decode import dali_problem
+from stmeta.data.decode.choice import dali_problem
 from stmeta.data.ingest.encode import encode_frames
 from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 from stmeta.data.shards.writer import EncodedSample, ShardIndex, write_shards

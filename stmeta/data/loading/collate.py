@@ -12,7 +12,7 @@ import torch
 
 from stmeta._errors import DataError
 from stmeta._util.timers import Timers
-from stmeta.data.decode import DecoderChoice
+from stmeta.data.decode.choice import DecoderChoice
 from stmeta.data.decode.dali import DaliGraph
 from stmeta.data.decode.process import ProcessDecoder
 from stmeta.data.loading.bad_samples import BadSamples

@@ -14,7 +14,7 @@ import torch
 
 from stmeta._errors import DataError
 from stmeta._util.timers import Timers
-from stmeta.data.decode import DecoderChoice, choose_decoder
+from stmeta.data.decode.choice import DecoderChoice, choose_decoder
 from stmeta.data.loading.batch import ClipBatch
 from stmeta.data.loading.collate import Collator
 from stmeta.data.loading.config import LoaderConfig

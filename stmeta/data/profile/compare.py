@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stmeta._errors import BackendUnavailableError, DataError
-from stmeta.data.decode import dali_problem
+from stmeta.data.decode.choice import dali_problem
 from stmeta.data.loading.config import LoaderConfig
 from stmeta.data.profile.candidates import (
     CachedBatchCandidate,

@@ -15,7 +15,7 @@ from stmeta.data.augment.photometric import Photometric
 from stmeta.data.augment.rand_augment import OPERATIONS, RandAugment
 from stmeta.data.augment.random_erasing import RandomErasing
 from stmeta.data.augment.rng import Rng
-from stmeta.data.decode import dali_problem
+from stmeta.data.decode.choice import dali_problem
 from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 from stmeta.data.shards.writer import EncodedSample, write_shards
 

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from stmeta._errors import BackendUnavailableError, DataError
 from stmeta.data.augment.crop import Window, centre_window, crop_resize, plain_window, random_window
-from stmeta.data.decode import choose_decoder, dali, dali_problem, pyav
+from stmeta.data.decode import dali, pyav
+from stmeta.data.decode.choice import choose_decoder, dali_problem
 from stmeta.data.ingest.encode import encode_frames
 from stmeta.data.video.display import AS_STORED, Display
 from stmeta.data.video.probe import probe
@@ -260,7 +261,7 @@ def test_a_missing_gpu_is_an_error(monkeypatch):
 
 
 def test_a_missing_dali(monkeypatch):
-    monkeypatch.setattr("stmeta.data.decode.dali_problem", lambda: "it cannot be imported")
+    monkeypatch.setattr("stmeta.data.decode.choice.dali_problem", lambda: "it cannot be imported")
     with pytest.raises(BackendUnavailableError, match=r"it cannot be imported; pip install"):
         choose_decoder("dali", "cpu", fits=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -268,7 +269,7 @@ def test_a_missing_dali(monkeypatch):
 
 
 def test_dali_on_a_gpu_unless_all_is_cached(monkeypatch):
-    monkeypatch.setattr("stmeta.data.decode.dali_problem", lambda: "")
+    monkeypatch.setattr("stmeta.data.decode.choice.dali_problem", lambda: "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert choose_decoder("auto", "auto", fits=False)[:2] == ("dali", "cuda")
     assert choose_decoder("auto", "cuda:1", fits=True)[:2] == ("pyav", "cuda:1")

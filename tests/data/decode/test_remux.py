@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stmeta.data.decode import dali, dali_problem, pyav
+from stmeta.data.decode import dali, pyav
+from stmeta.data.decode.choice import dali_problem
 from stmeta.data.decode.remux import drop_disposable, needed, remux_packets
 from tests.data._videos import decode, remux
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from stmeta.data.decode import dali_problem, pyav
+from stmeta.data.decode import pyav
+from stmeta.data.decode.choice import dali_problem
 from stmeta.data.ingest.encode import encode_frames
 from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 from stmeta.data.loading.sampler import ClipRequest, ClipSampler, nearest_frames

@@ -197,6 +197,18 @@ def test_wrong_use(tmp_path, capsys):
     assert run("shard", tmp_path, "--codec", "divx", "--out", tmp_path) == 2
 
 
+def test_a_flat_folder_says_how_labels_are_given(clips, tmp_path, capsys):
+    (tmp_path / "1.mp4").write_bytes(clips[0])
+    assert run("shard", tmp_path, "--out", tmp_path / "out", *FAST) == 0
+    shown = capsys.readouterr().out
+    assert "0 classes" in shown and f"the videos lie in {tmp_path} itself" in shown
+    assert "VIDEOS/CLASS/" in shown and "--annotations" in shown
+    listed = tmp_path / "list.csv"
+    listed.write_text("path\n1.mp4\n")
+    assert run("shard", tmp_path, "--out", tmp_path / "b", "--annotations", listed, *FAST) == 0
+    assert "--label-column" in capsys.readouterr().out
+
+
 def test_index_command(clips, tmp_path, capsys):
     (tmp_path / "in" / "a").mkdir(parents=True)
     (tmp_path / "in" / "a" / "1.mp4").write_bytes(clips[0])
@@ -204,7 +216,7 @@ def test_index_command(clips, tmp_path, capsys):
     (tmp_path / "out" / "train" / "index.parquet").unlink()
     capsys.readouterr()
     assert run("index", tmp_path / "out" / "train") == 0
-    assert "1 samples, 8 frames, 0 bad" in capsys.readouterr().out
+    assert "1 sample, 8 frames, 0 bad" in capsys.readouterr().out
     (tmp_path / "out" / "train" / "x.tar").write_bytes(b"?")
     assert run("index", tmp_path / "out" / "train", "--json") == 1
     assert json.loads(capsys.readouterr().out)["bad"][0]["source"] == "x.tar: "

@@ -13,7 +13,8 @@ import torch
 
 from stmeta._errors import DataError
 from stmeta.data.augment.crop import crop_resize
-from stmeta.data.decode import DecoderChoice, pyav
+from stmeta.data.decode import pyav
+from stmeta.data.decode.choice import DecoderChoice
 from stmeta.data.decode.dali import DaliGraph
 from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 from stmeta.data.loading.sampler import ClipRequest, ClipSampler

@@ -131,7 +131,7 @@ def test_pictures_of_damage(mixed, make_video, tmp_path):
 def test_command(mixed, tmp_path, capsys):
     assert run("inspect", mixed) == 1
     shown = capsys.readouterr().out
-    assert "1 shards, 5 samples, 86 frames" in shown and "2 bad" in shown
+    assert "1 shard, 5 samples, 86 frames" in shown and "2 bad" in shown
     bars = {line.split()[1]: line.count("█") for line in shown.splitlines() if "%" in line}
     assert bars["wave"] == 24 and bars["bend"] == 8 and bars["jump"] == 0
     assert "garbage: not a video" in shown and "1 turned" in shown
