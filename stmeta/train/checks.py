@@ -18,7 +18,6 @@ from stmeta._errors import DataError
 from stmeta.data.episodes.clips import EpisodeSampler
 from stmeta.data.loading.bad_samples import bad_in_index, check_error_rate
 from stmeta.data.loading.config import LoaderConfig
-from stmeta.data.loading.loader import make_sampler
 from stmeta.data.shards.classes import trained_classes
 from stmeta.data.shards.index import ShardIndex
 from stmeta.models.classifier import VideoClassifier
@@ -175,7 +174,7 @@ class StageChecks:
     def _plan(self, stage: str, split: str, made: LoaderConfig) -> ShardIndex:
         """Open a split and plan its clips as the stage will."""
         index = self._open(stage, split)
-        plan = make_sampler(index, made)
+        plan = made.sampler(index)
         bad = bad_in_index(index)
         check_error_rate(str(index.root), bad, len(index) + len(bad), made.max_error_rate)
         short = int((index.frames < plan.span).sum())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,14 +25,6 @@ class Window(NamedTuple):
     height: int
     width: int
     flip: bool
-
-
-class Planes(Protocol):
-    """Frames as a decoder left them, which are cropped and resized on the way to RGB."""
-
-    def crop_resize(self, window: Window, out: np.ndarray) -> None:
-        """See `crop_resize`."""
-        ...
 
 
 def random_window(
@@ -125,18 +117,16 @@ def _scaled(begin: int, size: int, old: int, new: int) -> tuple[int, int]:
     return first, max(1, min(new, round((begin + size) * new / old)) - first)
 
 
-def crop_resize(video: np.ndarray | Planes, window: Window, out: np.ndarray) -> None:
+def crop_resize(video: np.ndarray, window: Window, out: np.ndarray) -> None:
     """Cut the window out of each frame and resize it, bilinear with antialiasing.
 
     A window of the right size is copied. Runs on the calling thread alone.
 
     Args:
-        video: uint8 [T, H, W, 3], or frames as they were decoded.
+        video: uint8 [T, H, W, 3].
         window: lies within H × W.
         out: uint8 [T, h, w, 3], written.
     """
-    if not isinstance(video, np.ndarray):
-        return video.crop_resize(window, out)
     top, left, height, width, flip = window
     clip = video[:, top : top + height, left : left + width]
     if (height, width) != out.shape[1:3]:

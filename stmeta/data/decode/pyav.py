@@ -17,6 +17,7 @@ import numpy as np
 from av.video.codeccontext import VideoCodecContext
 
 from stmeta._errors import DataError
+from stmeta.data.augment.crop import Window, crop_resize
 from stmeta.data.decode import yuv
 from stmeta.data.decode.packets import PacketList, WholeFile, read_packets, read_times
 from stmeta.data.video import limits
@@ -43,12 +44,17 @@ class Frames(NamedTuple):
     """Decoded frames.
 
     Attributes:
-        video: uint8 [F, H, W, 3], RGB, upright, at the size of the source.
+        video: uint8 [F, H, W, 3], RGB, upright, at the size of the source. What the reader gives
+            may be a view of cached memory: read only.
         pts_seconds: float64 [F], time after the video's first frame.
     """
 
     video: np.ndarray
     pts_seconds: np.ndarray
+
+    def crop_resize(self, window: Window, out: np.ndarray) -> None:
+        """Write a window of each frame, resized, into uint8 [F, h, w, 3]."""
+        crop_resize(self.video, window, out)
 
 
 class YuvFrames(NamedTuple):
@@ -61,6 +67,10 @@ class YuvFrames(NamedTuple):
 
     video: yuv.YuvVideo
     pts_seconds: np.ndarray
+
+    def crop_resize(self, window: Window, out: np.ndarray) -> None:
+        """Write a window of each frame, converted and resized, into uint8 [F, h, w, 3]."""
+        self.video.crop_resize(window, out)
 
 
 def decode(

@@ -19,8 +19,8 @@ from stmeta.data.loading.bad_samples import BadSamples
 from stmeta.data.loading.batch import ClipBatch
 from stmeta.data.loading.config import LoaderConfig
 from stmeta.data.loading.dali_engine import DaliEngine
-from stmeta.data.loading.engine import Engine, HostEngine, PendingClip
-from stmeta.data.loading.reader import ClipReader
+from stmeta.data.loading.engine import Engine, PendingClip
+from stmeta.data.loading.reader import ClipReader, HostEngine
 from stmeta.data.loading.sampler import ClipRequest, ClipSampler
 from stmeta.data.shards.index import BadSample, ShardIndex
 from stmeta.data.storage.folder import StorageError
@@ -90,8 +90,8 @@ class Collator:
             self._pid = os.getpid()
             self._readers = ThreadPoolExecutor(self.config.threads, "stmeta-read")
             self._assembler = ThreadPoolExecutor(1, "stmeta-join")
-        room = self._engine.allocate(len(requests))
-        out = [None] * len(requests) if room is None else list(room.numpy())
+        output = self._engine.allocate(len(requests))
+        out = [None] * len(requests) if output is None else list(output.numpy())
         begins = _group_begins(requests)
         # A task for each clip would cost as much as a small clip; one a thread would leave gaps.
         step = max(1, len(begins) // (4 * self.config.threads))
@@ -100,7 +100,7 @@ class Collator:
             self._readers.submit(self._read, requests[i:j], out[i:j], replace)
             for i, j in pairwise(bounds)
         ]
-        return self._assembler.submit(self._collate, parts, room, replace)
+        return self._assembler.submit(self._collate, parts, output, replace)
 
     def require_same_process(self) -> None:
         """Threads are not there after a fork, and what waits for them waits for ever.
@@ -209,16 +209,16 @@ class Collator:
     def _collate(
         self,
         parts: list[Future[list[PendingClip | None]]],
-        room: torch.Tensor | None,
+        output: torch.Tensor | None,
         replace: bool,
     ) -> ClipBatch:
         found = [item for part in parts for item in part.result()]
         places = [place for place, item in enumerate(found) if item is not None]
-        if room is not None and len(places) < len(found):
-            room = room[places]
+        if output is not None and len(places) < len(found):
+            output = output[places]
         items = [item for item in found if item is not None]
         while True:
-            video, failed = self._engine.finish(items, room)
+            video, failed = self._engine.finish(items, output)
             if not failed:
                 return self._batch(items, video)
             for place, reason in failed.items():

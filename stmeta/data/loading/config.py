@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from stmeta.data.augment import crop
 from stmeta.data.augment.photometric import Photometric
 from stmeta.data.augment.rand_augment import RandAugment
 from stmeta.data.augment.random_erasing import RandomErasing
+from stmeta.data.loading.sampler import ClipSampler
 from stmeta.data.storage.config import StorageConfig
+from stmeta.data.storage.folder import stored_stride
+
+if TYPE_CHECKING:
+    from stmeta.data.shards.index import ShardIndex
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +150,38 @@ class LoaderConfig:
             ),
         )
         return made if self.train and made.active else None
+
+    def sampler(self, index: ShardIndex, *, rank: int = 0, world_size: int = 1) -> ClipSampler:
+        """The sampler of a split's clips, as a loader has it.
+
+        Raises:
+            ValueError: a setting is out of range, or the split has no samples with (or without) a
+                label where `labelled_share` needs both.
+        """
+        return ClipSampler(
+            index.frames,
+            labels=index.labels,
+            clip_frames=self.frames,
+            stride=self.stride,
+            fps=self.fps,
+            batch_size=self.batch_size,
+            train=self.train,
+            views=self.views,
+            repeats=self.repeats,
+            labelled_share=self.labelled_share,
+            align=self._alignment(index),
+            seed=self.seed,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _alignment(self, index: ShardIndex) -> int:
+        if self.fps is not None:
+            return 1
+        if self.align != "auto":
+            return self.align
+        stride = stored_stride(index.root)
+        return stride if self.stride % stride == 0 else 1
 
     def host_only(self, *, gpu: bool) -> str:
         """Which settings DALI's graph does not serve on this kind of device; "" = none."""

@@ -14,8 +14,15 @@ from stmeta.data.augment.crop import Window, shown_window
 from stmeta.data.decode import dali
 from stmeta.data.decode.pyav import Frames
 from stmeta.data.decode.sample import EncodedFrames
-from stmeta.data.loading.engine import Outputs, PendingClip, PixelTransform, Requests, WindowFn
-from stmeta.data.loading.reader import CacheMiss, ClipReader
+from stmeta.data.loading.engine import (
+    CacheMiss,
+    Outputs,
+    PendingClip,
+    PixelTransform,
+    Requests,
+    WindowFn,
+)
+from stmeta.data.loading.reader import ClipReader
 from stmeta.data.loading.sampler import ClipRequest
 from stmeta.data.storage.folder import StorageError
 
@@ -79,7 +86,7 @@ class DaliEngine:
         return item
 
     def finish(
-        self, items: Sequence[PendingClip], room: Tensor | None
+        self, items: Sequence[PendingClip], output: Tensor | None
     ) -> tuple[Tensor, dict[int, str]]:
         """See `Engine`."""
         with self.graph.beside():

@@ -1,30 +1,46 @@
-"""Turns clip requests into the pixels of a batch: what an engine is, and the one of the host.
+"""What passes between the sampler, the engines and the collator on the way to a batch.
 
-An engine works in two steps. `prepare` runs on many threads, one clip each; `finish` runs on one
-thread, for the batch. A damaged sample is a DataError of `prepare`, or is named by `finish`.
+An engine turns clip requests into pixels, in two steps: `prepare` runs on many threads, one clip
+each; `finish` runs on one thread, for the batch. A damaged sample is a DataError of `prepare`, or
+is named by `finish`. `HostEngine` (in `reader`) and `DaliEngine` are the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from stmeta._util.timers import Timers
-from stmeta.data.augment.crop import Window, crop_resize, shown_window
+from stmeta.data.augment.crop import Window
 from stmeta.data.decode.pyav import Frames
 from stmeta.data.decode.sample import EncodedFrames
-from stmeta.data.loading.reader import CacheMiss, ClipReader
 from stmeta.data.loading.sampler import ClipRequest
 
 WindowFn = Callable[[int, int, int], Window]  # (seed, height, width) -> window
 Requests = Sequence[ClipRequest]
 Outputs = Sequence[np.ndarray | None]
-PixelTransform = Callable[[Any, int], None]  # changes a clip, `pixel_ops.Frames`, by a seed
+PixelTransform = Callable[[Any, int], None]  # changes a clip, `pixel_ops.Clip`, by a seed
+
+
+class CacheMiss(NamedTuple):
+    """Frames that are not in memory: what `ClipReader.store` needs once they are decoded.
+
+    Attributes:
+        sample: position in the index.
+        key: name in the cache.
+        frames: int64 [F], frames to decode, ascending: those of the clip, or the whole video.
+        indices: int64 [T], frames of the clip.
+        reserved: bytes that were set aside in the cache; 0 = will not be kept.
+    """
+
+    sample: int
+    key: int | tuple[int, bytes]
+    frames: np.ndarray
+    indices: np.ndarray
+    reserved: int
 
 
 @dataclass
@@ -68,7 +84,7 @@ class Engine(Protocol):
         ...
 
     def finish(
-        self, items: Sequence[PendingClip], room: Tensor | None
+        self, items: Sequence[PendingClip], output: Tensor | None
     ) -> tuple[Tensor, dict[int, str]]:
         """Return the batch, uint8 [B, T, size, size, 3], and reasons by place of damaged clips."""
         ...
@@ -76,61 +92,3 @@ class Engine(Protocol):
     def close(self) -> None:
         """Free what the engine holds."""
         ...
-
-
-class HostEngine:
-    """PyAV decodes, torch or the extension resizes: a clip is done when its thread is."""
-
-    def __init__(
-        self,
-        reader: ClipReader,
-        window_fn: WindowFn,
-        timers: Timers,
-        *,
-        frames: int,
-        size: int,
-        pin: bool,
-        transform: PixelTransform | None = None,
-    ) -> None:
-        """Make an engine; `pin` allocates batches in page-locked memory."""
-        self.reader, self.window_fn, self.transform, self.timers = (
-            reader,
-            window_fn,
-            transform,
-            timers,
-        )
-        self.shape, self.pin = (frames, size, size, 3), pin
-
-    def allocate(self, clips: int) -> Tensor:
-        """See `Engine`."""
-        return torch.empty((clips, *self.shape), dtype=torch.uint8, pin_memory=self.pin)
-
-    def prepare(self, requests: Requests, indices: np.ndarray, out: Outputs) -> list[PendingClip]:
-        """See `Engine`."""
-        pts = np.empty(len(indices))
-        display = self.reader.row(requests[0].sample).display
-        for part, (video, seconds) in self.reader.yuv_parts(requests[0].sample, indices):
-            pts[part] = seconds
-            _, height, width, _ = video.shape
-            with self.timers.measure("augment"):
-                for request, pixels in zip(requests, out, strict=True):
-                    assert pixels is not None
-                    window = shown_window(
-                        self.window_fn, request.augment_seed, height, width, display
-                    )
-                    crop_resize(video, window, pixels[part])
-        if self.transform is not None:
-            with self.timers.measure("augment"):
-                for request, pixels in zip(requests, out, strict=True):
-                    self.transform(pixels, request.augment_seed)
-        return [PendingClip(request, indices, pts_seconds=pts) for request in requests]
-
-    def finish(
-        self, items: Sequence[PendingClip], room: Tensor | None
-    ) -> tuple[Tensor, dict[int, str]]:
-        """See `Engine`."""
-        assert room is not None
-        return room, {}
-
-    def close(self) -> None:
-        """See `Engine`."""

@@ -19,9 +19,9 @@ from stmeta.data.loading.batch import ClipBatch
 from stmeta.data.loading.collate import Collator
 from stmeta.data.loading.config import LoaderConfig
 from stmeta.data.loading.resume import resume_position
-from stmeta.data.loading.sampler import ClipRequest, ClipSampler
+from stmeta.data.loading.sampler import ClipRequest
 from stmeta.data.shards.index import BadSample, ShardIndex
-from stmeta.data.storage.folder import reading_stats, stored_stride
+from stmeta.data.storage.folder import reading_stats
 
 _log = logging.getLogger("stmeta.data")
 
@@ -63,7 +63,7 @@ class ClipLoader:
         if len(index) == 0:
             reasons = "; ".join(sorted({bad.error for bad in index.bad}))
             raise DataError(f"{index.root}: none of {len(index.bad)} samples is good: {reasons}")
-        self.sampler = make_sampler(index, config, rank=rank, world_size=world_size)
+        self.sampler = config.sampler(index, rank=rank, world_size=world_size)
         self._timers = Timers()
         self.choice = self._choose()
         self.collator = Collator(
@@ -265,39 +265,3 @@ class ClipLoader:
             f"{names[choice.decoder]} ({choice.reason}), {config.threads} threads, "
             f"cache {config.cache_mib:g} MiB ({'holds all' if self._fits() else 'holds a part'})"
         )
-
-
-def make_sampler(
-    index: ShardIndex, config: LoaderConfig, *, rank: int = 0, world_size: int = 1
-) -> ClipSampler:
-    """Plan the clips of a split as a loader does.
-
-    Raises:
-        ValueError: a setting is out of range, or the split has no samples with (or without) a label
-            where both are mixed.
-    """
-    return ClipSampler(
-        index.frames,
-        labels=index.labels,
-        clip_frames=config.frames,
-        stride=config.stride,
-        fps=config.fps,
-        batch_size=config.batch_size,
-        train=config.train,
-        views=config.views,
-        repeats=config.repeats,
-        labelled_share=config.labelled_share,
-        align=_alignment(index, config),
-        seed=config.seed,
-        rank=rank,
-        world_size=world_size,
-    )
-
-
-def _alignment(index: ShardIndex, config: LoaderConfig) -> int:
-    if config.fps is not None:
-        return 1
-    if config.align != "auto":
-        return config.align
-    stride = stored_stride(index.root)
-    return stride if config.stride % stride == 0 else 1

@@ -1,42 +1,34 @@
-"""Frames of samples: from memory, or from their shards."""
+"""Frames of samples, from memory or from their shards; and clips cut from them on the host."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from stmeta._errors import DataError
 from stmeta._util.fill_once_cache import FillOnceCache
 from stmeta._util.timers import Timers
+from stmeta.data.augment.crop import shown_window
 from stmeta.data.decode.pyav import Frames, YuvFrames
 from stmeta.data.decode.sample import EncodedFrames, FrameSource, SampleDecoder, VideoPlace
-from stmeta.data.shards.writer import ShardIndex
+from stmeta.data.loading.engine import (
+    CacheMiss,
+    Outputs,
+    PendingClip,
+    PixelTransform,
+    Requests,
+    WindowFn,
+)
+from stmeta.data.shards.index import ShardIndex
 from stmeta.data.storage.folder import StorageError
 from stmeta.data.video import limits
 
 _TIMES_MIB = 64  # for times of frames of videos with a variable rate: 8 bytes a frame
 _WHOLE = 32  # a video is decoded whole, for the cache, up to so many clips long
-
-
-class CacheMiss(NamedTuple):
-    """Frames that are not in memory: what `ClipReader.store` needs once they are decoded.
-
-    Attributes:
-        sample: position in the index.
-        key: name in the cache.
-        frames: int64 [F], frames to decode, ascending: those of the clip, or the whole video.
-        indices: int64 [T], frames of the clip.
-        reserved: bytes that were set aside in the cache; 0 = will not be kept.
-    """
-
-    sample: int
-    key: int | tuple[int, bytes]
-    frames: np.ndarray
-    indices: np.ndarray
-    reserved: int
 
 
 class ClipReader:
@@ -223,6 +215,64 @@ class ClipReader:
             info.variable_rate,
             info.mirror,
         )
+
+
+class HostEngine:
+    """PyAV decodes, torch or the extension resizes: a clip is done when its thread is."""
+
+    def __init__(
+        self,
+        reader: ClipReader,
+        window_fn: WindowFn,
+        timers: Timers,
+        *,
+        frames: int,
+        size: int,
+        pin: bool,
+        transform: PixelTransform | None = None,
+    ) -> None:
+        """Make an engine; `pin` allocates batches in page-locked memory."""
+        self.reader, self.window_fn, self.transform, self.timers = (
+            reader,
+            window_fn,
+            transform,
+            timers,
+        )
+        self.shape, self.pin = (frames, size, size, 3), pin
+
+    def allocate(self, clips: int) -> Tensor:
+        """See `Engine`."""
+        return torch.empty((clips, *self.shape), dtype=torch.uint8, pin_memory=self.pin)
+
+    def prepare(self, requests: Requests, indices: np.ndarray, out: Outputs) -> list[PendingClip]:
+        """See `Engine`."""
+        pts = np.empty(len(indices))
+        display = self.reader.row(requests[0].sample).display
+        for part, frames in self.reader.yuv_parts(requests[0].sample, indices):
+            pts[part] = frames.pts_seconds
+            _, height, width, _ = frames.video.shape
+            with self.timers.measure("augment"):
+                for request, pixels in zip(requests, out, strict=True):
+                    assert pixels is not None
+                    window = shown_window(
+                        self.window_fn, request.augment_seed, height, width, display
+                    )
+                    frames.crop_resize(window, pixels[part])
+        if self.transform is not None:
+            with self.timers.measure("augment"):
+                for request, pixels in zip(requests, out, strict=True):
+                    self.transform(pixels, request.augment_seed)
+        return [PendingClip(request, indices, pts_seconds=pts) for request in requests]
+
+    def finish(
+        self, items: Sequence[PendingClip], output: Tensor | None
+    ) -> tuple[Tensor, dict[int, str]]:
+        """See `Engine`."""
+        assert output is not None
+        return output, {}
+
+    def close(self) -> None:
+        """See `Engine`."""
 
 
 def _distinct(indices: np.ndarray) -> np.ndarray:

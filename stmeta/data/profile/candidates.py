@@ -16,7 +16,7 @@ from stmeta.data.loading.batch import ClipBatch
 from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 from stmeta.data.profile.raw_decode import RawDecode
 from stmeta.data.profile.usage import usage
-from stmeta.data.shards.writer import ShardIndex
+from stmeta.data.shards.index import ShardIndex
 
 _STAGES = ("read", "decode", "augment")
 _RAW_CLIPS = 256

@@ -47,7 +47,7 @@ def cut(frames: list[av.VideoFrame], window: Window, size: tuple[int, int]) -> n
     video = yuv.gather(frames)
     assert video is not None
     out = np.full((len(frames), *size, 3), 77, np.uint8)
-    crop_resize(video, window, out)
+    video.crop_resize(window, out)
     return out
 
 
@@ -146,9 +146,9 @@ def test_fields_have_colours_of_their_own():
     frames = plain(video)
     assert all(frame.interlaced_frame for frame in frames)
     places, window = np.arange(len(frames)), Window(0, 0, 48, 64, False)
-    clip = pyav.decode_yuv(video, places, packets=pyav.read_packets(video)).video
+    clip = pyav.decode_yuv(video, places, packets=pyav.read_packets(video))
     out = np.empty((len(frames), 24, 24, 3), np.uint8)
-    crop_resize(clip, window, out)
+    clip.crop_resize(window, out)
     expected = np.empty_like(out)
     crop_resize(pictures(frames), window, expected)
     assert np.array_equal(out, expected)
@@ -219,7 +219,7 @@ def test_planes_from_a_process(index, place):
     theirs = SampleDecoder(index.root).decode(2, place, indices, Timers())
     np.testing.assert_array_equal(found.pts_seconds, theirs.pts_seconds)
     out, whole = np.empty_like(theirs.video), Window(0, 0, *theirs.video.shape[1:3], False)
-    crop_resize(found.video, whole, out)
+    found.crop_resize(whole, out)
     np.testing.assert_array_equal(out, theirs.video)
 
 
