@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -10,6 +12,16 @@ from rich.table import Table
 
 Row = dict[str, Any]
 _HEADER = ("op", "case", "pass", "backend", "median ms", "p95 ms", "GB/s", "% copy", "peak MiB")
+
+RENAMED = {"memory_scan": "lrua_scan"}  # ops, since results were stored
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Stored results, with the names that ops have now."""
+    results = json.loads(path.read_text())
+    for row in (*results["rows"], *results["left_out"]):
+        row["op"] = RENAMED.get(row["op"], row["op"])
+    return results
 
 
 def print_table(rows: list[Row], left_out: list[dict[str, str]]) -> None:

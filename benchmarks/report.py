@@ -7,11 +7,10 @@ draws the picture.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from benchmarks._plot import plot
-from benchmarks._table import across, markdown, print_table
+from benchmarks._table import across, load, markdown, print_table
 
 
 def main() -> None:
@@ -21,7 +20,7 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true", help="a Markdown table per op")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the picture")
     arguments = parser.parse_args()
-    results = json.loads(arguments.results.read_text())
+    results = load(arguments.results)
     ops = list(dict.fromkeys(row["op"] for row in results["rows"]))
     ops = [op for op in ops if not arguments.op or op in arguments.op]
     results["rows"] = [row for row in results["rows"] if row["op"] in ops]

@@ -25,11 +25,11 @@ if __name__ == "__main__":  # run as a file, the folder of the project is not wh
 import stmeta.ops
 from stmeta.ops import availability
 from tests.ops import _harness
-from tests.ops.scan import test_memory_scan, test_ntm_scan
+from tests.ops.scan import test_lrua_scan, test_ntm_scan
 from tests.ops.video import _patch_shift_cases
 
 FUSED = {"cuda": ("cuda", "triton"), "cpu": ("cpu",)}
-SCANS = {"memory_scan": test_memory_scan, "ntm_scan": test_ntm_scan}
+SCANS = {"lrua_scan": test_lrua_scan, "ntm_scan": test_ntm_scan}
 OPS = (*_harness.ALL_OPS, "patch_shift", *SCANS)
 
 

@@ -116,12 +116,12 @@ def test_benchmarks_leave_out_what_a_backend_does_not_take():
     """And time the other ways of the case."""
 
     def refuse():
-        raise BackendUnavailableError("memory_scan: backend 'cuda' cannot run: recurrent is bf16")
+        raise BackendUnavailableError("lrua_scan: backend 'cuda' cannot run: recurrent is bf16")
 
     called = []
     ways = {"cuda": refuse, "eager": lambda: _problem.Call(forward=lambda: called.append(1))}
     benchmark = Mock(disabled=True)
-    conftest.Compare("memory_scan", benchmark, "cpu", 0.1).ways({"bf16": ways})
+    conftest.Compare("lrua_scan", benchmark, "cpu", 0.1).ways({"bf16": ways})
     assert called and benchmark.called
     kept = [x for x in conftest._left_out if x["case"] == "bf16" and x["backend"] == "cuda"]
     assert kept[0]["reason"].endswith("recurrent is bf16")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from stmeta.ops.scan._common import check_lengths, within
-from stmeta.ops.scan.memory_scan import memory_scan
+from stmeta.ops.scan.lrua_scan import lrua_scan
 
 
 class MANNState(NamedTuple):
@@ -153,7 +153,7 @@ class MANNCell(nn.Module):
         x = within(x, lengths)
         key, add = (None if more is None else within(more, lengths) for more in (key, add))
         products = torch.bfloat16 if _multiplies_bf16(state.memory) else dtype
-        episode = memory_scan(
+        episode = lrua_scan(
             self.input(x).to(dtype),
             self.recurrent.weight.to(products),
             self.interface.weight.to(products),
@@ -207,7 +207,7 @@ def select(on: Tensor, new: Sequence[Tensor], old: Sequence[Any]) -> list[Tensor
 
 
 def _multiplies_bf16(memory: Tensor) -> bool:
-    """Whether autocast asks for products in bf16, where `memory_scan` has them."""
+    """Whether autocast asks for products in bf16, where `lrua_scan` has them."""
     asked = memory.is_cpu and memory.dtype == torch.float32 and torch.is_autocast_enabled("cpu")
     return asked and torch.get_autocast_dtype("cpu") == torch.bfloat16
 

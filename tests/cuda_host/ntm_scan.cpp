@@ -12,12 +12,12 @@ using Floats = std::vector<float>;
 struct Common {
   Floats recurrent, interface;
   std::vector<int64_t> lengths;
-  Most most;
+  BlockLimits limits;
   Scan scan;
 
   explicit Common(Case& io) {
     const auto sizes = io.array<int64_t>();    // B, T, H, A, R, N, M, K, S
-    const auto options = io.array<int64_t>();  // read_first, tanh_key, tanh_add, Most
+    const auto options = io.array<int64_t>();  // read_first, tanh_key, tanh_add, BlockLimits
     recurrent = io.array<float>(), interface = io.array<float>();
     lengths = io.array<int64_t>();
     scan = make_scan(sizes.at(0), sizes.at(5), sizes.at(6), sizes.at(3), sizes.at(4), sizes.at(1),
@@ -26,7 +26,7 @@ struct Common {
     scan.lengths = or_null(lengths);
     scan.read_first = options.at(0) != 0, scan.tanh_key = options.at(1) != 0;
     scan.tanh_add = options.at(2) != 0;
-    most = {options.at(3) != 0, static_cast<int>(options.at(4))};
+    limits = {options.at(3) != 0, static_cast<int>(options.at(4))};
     scan.eps = static_cast<float>(io.real());
   }
 };
@@ -66,11 +66,11 @@ void run_forward(Case& io) {
                            all * p.hidden,
                            all * p.numbers(),
                            all * p.weight_size(),
-                           batch * p.marks() * p.memory_size()};
-  float** places[] = {&p.y,     &p.memory_out, &p.weight_out, &p.c_out, &p.opened,
-                      &p.cells, &p.heads,      &p.weights,    &p.kept};
+                           batch * p.num_checkpoints() * p.memory_size()};
+  float** places[] = {&p.y,     &p.memory_out, &p.weight_out, &p.c_out,      &p.activated,
+                      &p.cells, &p.heads,      &p.weights,    &p.checkpoints};
   const auto out = make(sizes, places);
-  const Plan way = plan(p, c.most);
+  const Plan way = plan(p, c.limits);
   auto scratch = scratch_of(way.floats());
   forward(p, way, scratch.data(), nullptr);
   for (const auto& result : out) io.result(result);
@@ -80,8 +80,9 @@ void run_backward(Case& io) {
   Common c(io);
   Backward p{};
   static_cast<Scan&>(p) = c.scan;
-  const float** given[] = {&p.grad_y, &p.grad_memory, &p.grad_weight, &p.grad_c,  &p.previous, &p.c,
-                           &p.opened, &p.cells,       &p.heads,       &p.weights, &p.kept};
+  const float** given[] = {&p.grad_y,   &p.grad_memory, &p.grad_weight, &p.grad_c,
+                           &p.previous, &p.c,           &p.activated,   &p.cells,
+                           &p.heads,    &p.weights,     &p.checkpoints};
   const auto in = take(io, given);
   const int64_t batch = p.s.batch, all = batch * p.steps;
   const int64_t sizes[] = {all * 4 * p.hidden,      all * p.numbers(),   batch * p.memory_size(),
@@ -90,7 +91,7 @@ void run_backward(Case& io) {
   float** places[] = {&p.d_gates, &p.d_heads, &p.d_memory, &p.d_previous,
                       &p.d_reads, &p.d_h,     &p.d_c};
   const auto out = make(sizes, places);
-  const Plan way = plan(p, c.most);
+  const Plan way = plan(p, c.limits);
   auto scratch = scratch_of(way.floats());
   backward(p, way, scratch.data(), nullptr);
   for (const auto& result : out) io.result(result);

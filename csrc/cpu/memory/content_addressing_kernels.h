@@ -12,7 +12,7 @@ STMETA_FN void forward(const ContentAddressing& p, int64_t begin, int64_t end, f
     float* key = take_rows<T>(scratch, p.key, b, s.heads, s.width, s.wide);
     float* strength = take_rows<T>(scratch, p.strength, b, 1, s.heads, round_line(s.heads));
     float* weight = scratch.take(s.heads * s.padded);
-    soften(s, compare(s, memory, key, p.eps, scratch), strength, p.eps, weight);
+    softmax_of_scores(s, compare(s, memory, key, p.eps, scratch), strength, p.eps, weight);
     write_rows<T>(weight, s.heads, s.rows, s.padded, p.weight_out, b);
   }
 }

@@ -63,7 +63,7 @@ STMETA_FN inline void lrua_forward(const MemorySizes& s, const LruaOptions& o, c
     last.writes = 0;
   }
   const Content c = compare(s, seen, e.key, o.eps, scratch);
-  soften(s, c, e.strength, o.eps, out.weight);
+  softmax_of_scores(s, c, e.strength, o.eps, out.weight);
   const float* kept = o.read_first ? keep : nullptr;
   write_and_read(last, {out.weight, write, nullptr, e.add, kept, o.read_first}, seen, out.memory,
                  out.read);

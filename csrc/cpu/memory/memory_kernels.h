@@ -168,8 +168,8 @@ STMETA_FN inline Content compare(const MemorySizes& s, const float* memory, cons
 }
 
 // weight [H][padded] = softmax(strength * dot / (size + eps)).
-STMETA_FN inline void soften(const MemorySizes& s, const Content& c, const float* strength,
-                             float eps, float* weight) {
+STMETA_FN inline void softmax_of_scores(const MemorySizes& s, const Content& c,
+                                        const float* strength, float eps, float* weight) {
   for (int64_t h = 0; h < s.heads; ++h, weight += s.padded) {
     const float* products = c.dot + h * s.padded;
     for (int64_t n = 0; n < s.padded; n += kLanes) {

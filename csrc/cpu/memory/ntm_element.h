@@ -25,7 +25,7 @@ struct NtmOutputs {
 STMETA_FN inline void ntm_forward(const MemorySizes& s, const NtmInputs& e, const NtmOutputs& out,
                                   Scratch scratch) {
   const Content c = compare(s, e.memory, e.key, e.eps, scratch);
-  soften(s, c, e.strength, e.eps, out.content);
+  softmax_of_scores(s, c, e.strength, e.eps, out.content);
   for (int64_t h = 0; h < s.heads; ++h) {
     Scratch rest = scratch;
     const int64_t at = h * s.padded;
@@ -53,7 +53,7 @@ STMETA_FN inline void ntm_backward(const MemorySizes& s, const NtmInputs& e, con
   float* own = content == nullptr ? scratch.take(s.heads * s.padded) : nullptr;
   const Content c = compare(s, e.memory, e.key, e.eps, scratch);
   if (own != nullptr) {
-    soften(s, c, e.strength, e.eps, own);
+    softmax_of_scores(s, c, e.strength, e.eps, own);
     content = own;
   }
   access_backward(s, access_of(s, e, g.weight), e.memory,

@@ -33,12 +33,12 @@ STMETA_INLINE void close_gates(const float* in, const float* forget, const float
                                const float* grad_h, float* carried, float* d_in, float* d_forget,
                                float* d_value, float* d_out) {
   const Vec one = splat(1.0f), i = load(in), f = load(forget), g = load(value), o = load(out);
-  const Vec shown = tanh_of(load(cell)), d = load(grad_h);
-  const Vec dc = load(carried) + d * o * (one - shown * shown);
+  const Vec activated_cell = tanh_of(load(cell)), d = load(grad_h);
+  const Vec dc = load(carried) + d * o * (one - activated_cell * activated_cell);
   store(d_in, dc * g * i * (one - i));
   store(d_forget, dc * load(before) * f * (one - f));
   store(d_value, dc * i * (one - g * g));
-  store(d_out, d * shown * o * (one - o));
+  store(d_out, d * activated_cell * o * (one - o));
   store(carried, dc * f);
 }
 

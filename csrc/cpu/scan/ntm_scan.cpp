@@ -16,7 +16,7 @@ struct Options {
 };
 
 // `memory` is any tensor that ends in [N, M]; `read` = R * M.
-NtmScan make_scan(ScanInputs& t, const Ints& memory, int64_t read, int64_t steps, bool turned,
+NtmScan make_scan(ScanInputs& t, const Ints& memory, int64_t read, int64_t steps, bool transposed,
                   const Options& o) {
   const int64_t heads = t.previous.size(1), rows = memory[0], width = memory[1];
   check_product("ntm_scan: memory", {rows, width});
@@ -36,14 +36,14 @@ NtmScan make_scan(ScanInputs& t, const Ints& memory, int64_t read, int64_t steps
   p.tanh_key = o.tanh_key;
   p.tanh_add = o.tanh_add;
   p.eps = static_cast<float>(o.eps);
-  start_call(p, t, steps, turned);
+  start_call(p, t, steps, transposed);
   return p;
 }
 
 // Floats of a thread's scratch for the memory's own part.
 int64_t own_floats(const MemorySizes& s) {
-  const int64_t looks = s.heads * s.padded, vectors = (s.heads + s.writes) * s.wide;
-  return 4 * looks + 11 * vectors + 8 * (s.padded + s.heads * s.taps + s.taps) + 4096;
+  const int64_t weight_floats = s.heads * s.padded, vectors = (s.heads + s.writes) * s.wide;
+  return 4 * weight_floats + 11 * vectors + 8 * (s.padded + s.heads * s.taps + s.taps) + 4096;
 }
 
 using Nine = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -68,12 +68,13 @@ Nine ntm_scan(Tensor gates, Tensor recurrent, Tensor interface, Tensor bias, Ten
   Tensor gates_out = scan_output(memory, {s.batch, steps, 4 * p.hidden}, p.gates_out);
   Tensor cells = scan_output(memory, {s.batch, steps, p.hidden}, p.cells);
   Tensor heads = scan_output(memory, {s.batch, steps, p.numbers}, p.heads);
-  Tensor looked = scan_output(memory, {s.batch, steps, s.heads, s.rows}, p.weights);
-  Tensor marks = scan_output(memory, {s.batch, p.marks(), s.rows, s.width}, p.checkpoints);
+  Tensor step_weights = scan_output(memory, {s.batch, steps, s.heads, s.rows}, p.weights);
+  Tensor checkpoints =
+      scan_output(memory, {s.batch, p.num_checkpoints(), s.rows, s.width}, p.checkpoints);
   const auto kernel = STMETA_BY_ISA(forward);
   over_tiles(p, own_floats(s), false,
              [&](int64_t b, int64_t count, float* scratch) { kernel(p, b, count, scratch); });
-  return {y, memory_out, weights_out, c_out, gates_out, cells, heads, looked, marks};
+  return {y, memory_out, weights_out, c_out, gates_out, cells, heads, step_weights, checkpoints};
 }
 
 using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -83,22 +84,23 @@ using Seven = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 Seven ntm_scan_backward(Tensor grad_y, Tensor grad_memory, Tensor grad_weights, Tensor grad_c,
                         Tensor recurrent, Tensor interface, Tensor weights, Tensor c,
                         std::optional<Tensor> lengths, Tensor gates, Tensor cells, Tensor heads,
-                        Tensor looked, Tensor marks, int64_t taps, bool read_first, bool tanh_key,
-                        bool tanh_add, double eps) {
+                        Tensor step_weights, Tensor checkpoints, int64_t taps, bool read_first,
+                        bool tanh_key, bool tanh_add, double eps) {
   const int64_t steps = gates.size(1), read = grad_y.size(2) - c.size(1);
   ScanInputs t = {recurrent, interface, weights, c, lengths};
-  NtmScan p = make_scan(t, {marks.size(2), marks.size(3)}, read, steps, false,
+  NtmScan p = make_scan(t, {checkpoints.size(2), checkpoints.size(3)}, read, steps, false,
                         {taps, read_first, tanh_key, tanh_add, eps});
   const MemorySizes& s = p.sizes;
   take_grad(p, grad_y, "ntm_scan: grad_y");
   p.grad_memory = scan_data(grad_memory, {s.batch, s.rows, s.width}, "ntm_scan: grad_memory");
   p.grad_weight = scan_data(grad_weights, {s.batch, s.heads, s.rows}, "ntm_scan: grad_weights");
   p.grad_c = scan_data(grad_c, {s.batch, p.hidden}, "ntm_scan: grad_c");
-  p.gates_out = scan_kept(gates, {s.batch, steps, 4 * p.hidden}, "ntm_scan: opened");
+  p.gates_out = scan_kept(gates, {s.batch, steps, 4 * p.hidden}, "ntm_scan: activated");
   p.cells = scan_kept(cells, {s.batch, steps, p.hidden}, "ntm_scan: cells");
   p.heads = scan_kept(heads, {s.batch, steps, p.numbers}, "ntm_scan: heads");
-  p.weights = scan_kept(looked, {s.batch, steps, s.heads, s.rows}, "ntm_scan: looked");
-  p.checkpoints = scan_kept(marks, {s.batch, p.marks(), s.rows, s.width}, "ntm_scan: marks");
+  p.weights = scan_kept(step_weights, {s.batch, steps, s.heads, s.rows}, "ntm_scan: step_weights");
+  p.checkpoints = scan_kept(checkpoints, {s.batch, p.num_checkpoints(), s.rows, s.width},
+                            "ntm_scan: checkpoints");
   Tensor d_gates = scan_output(gates, {s.batch, steps, 4 * p.hidden}, p.d_gates);
   Tensor d_heads = scan_output(gates, {s.batch, steps, p.numbers}, p.d_heads);
   Tensor d_memory = scan_output(gates, {s.batch, s.rows, s.width}, p.d_memory);

@@ -123,7 +123,7 @@ STMETA_FN inline void forward(const NtmScan& p, int64_t first, int64_t rows, flo
   Scratch scratch = {floats};
   ScanTile t = take_scan_tile(p, first, rows, scratch);
   const HeadVectors vectors = take_vectors(s, scratch);
-  float *content = scratch.take(t.looks), *read = scratch.take(s.reads * s.wide);
+  float *content = scratch.take(t.weight_floats), *read = scratch.take(s.reads * s.wide);
   start_scan(p, t);
   for (int64_t step = 0; step < p.steps; ++step) {
     step_controller(p, t, step);
@@ -135,9 +135,9 @@ STMETA_FN inline void forward(const NtmScan& p, int64_t first, int64_t rows, flo
       float *heads = t.heads + i * p.interface.wide, *memory = t.memory + i * t.size;
       shape_heads(p, heads);
       copy(heads, p.numbers, p.heads + ((first + i) * p.steps + step) * p.numbers);
-      keep_mark(p, t, i, step);
-      const NtmInputs e = spread_heads(p, heads, vectors, memory, t.previous + i * t.looks);
-      ntm_forward(s, e, {memory, t.weight + i * t.looks, content, read}, scratch);
+      save_checkpoint(p, t, i, step);
+      const NtmInputs e = spread_heads(p, heads, vectors, memory, t.previous + i * t.weight_floats);
+      ntm_forward(s, e, {memory, t.weight + i * t.weight_floats, content, read}, scratch);
       show_step(p, t, i, step, read);
     }
     turn_weights(t);
@@ -152,9 +152,10 @@ STMETA_FN inline void repeat_segment(const NtmScan& p, const ScanTile& t, const 
                                      const HeadVectors& v, int64_t i, int64_t begin, int64_t end) {
   const MemorySizes& s = p.sizes;
   const int64_t b = t.first + i, reading = s.heads - s.writes;
-  float *past = c.past + i * p.every * t.size, *write = t.weight + i * t.looks;
-  const float* mark = p.checkpoints + (b * p.marks() + begin / p.every) * s.rows * s.width;
-  read_rows(mark, s.width, s.rows, s.width, s.wide, past);
+  float *past = c.past + i * p.every * t.size, *write = t.weight + i * t.weight_floats;
+  const float* checkpoint =
+      p.checkpoints + (b * p.num_checkpoints() + begin / p.every) * s.rows * s.width;
+  read_rows(checkpoint, s.width, s.rows, s.width, s.wide, past);
   MemorySizes writing = s;
   writing.reads = 0;
   for (int64_t step = begin; step + 1 < end && p.runs(b, step + 1); ++step) {
@@ -173,16 +174,16 @@ STMETA_FN inline void step_memory_back(const NtmScan& p, const ScanTile& t, cons
                                        const HeadVectors& v, const HeadVectors& d, int64_t i,
                                        int64_t step, int64_t begin, Scratch scratch) {
   const int64_t at = (t.first + i) * p.steps + step;
-  const float *heads = p.heads + at * p.numbers, *weight = t.weight + i * t.looks;
+  const float *heads = p.heads + at * p.numbers, *weight = t.weight + i * t.weight_floats;
   const float* memory = c.past + (i * p.every + step - begin) * t.size;
-  see_step(p, t, c, i, step);
-  const NtmInputs e = spread_heads(p, heads, v, memory, t.previous + i * t.looks);
+  load_step(p, t, c, i, step);
+  const NtmInputs e = spread_heads(p, heads, v, memory, t.previous + i * t.weight_floats);
   float *carried = c.memory + i * t.size, *out = c.d_heads + i * p.numbers;
-  ntm_backward(
-      p.sizes, e,
-      {weight, nullptr, carried, c.weight + i * t.looks, c.read, carried, c.spare + i * t.looks,
-       d.key, d.strength, d.gate, d.shift, d.sharpen, d.erase, d.add},
-      scratch);
+  ntm_backward(p.sizes, e,
+               {weight, nullptr, carried, c.weight + i * t.weight_floats, c.read, carried,
+                c.other_weight + i * t.weight_floats, d.key, d.strength, d.gate, d.shift, d.sharpen,
+                d.erase, d.add},
+               scratch);
   join_heads(p, heads, d, out);
   copy(out, p.numbers, p.d_heads + at * p.numbers);
 }

@@ -1,8 +1,8 @@
-// Products of a few rows with a matrix packed in panels, for one instruction set. No guard: each
-// instruction set includes it.
+// Products of a inner_every rows with a matrix packed in panels, for one instruction set. No guard:
+// each instruction set includes it.
 //
-// A controller multiplies the few rows of its batch by the same weights at every step. Packed, the
-// weights are read in one stream, and rows share what was read.
+// A controller multiplies the inner_every rows of its batch by the same weights at every step.
+// Packed, the weights are read in one stream, and rows share what was read.
 
 namespace stmeta::STMETA_ISA {
 

@@ -26,7 +26,7 @@ inline float* scan_kept(Tensor& tensor, const Ints& size, const char* name) {
   return const_cast<float*>(scan_data(tensor, size, name));
 }
 
-// The gradient of what was shown, with any strides: that of a sum is one number.
+// The gradient of y, with any strides: that of a sum is one number.
 inline void take_grad(Scan& p, const Tensor& grad, const char* name) {
   check_memory(grad, {p.sizes.batch, p.steps, p.hidden + p.read()}, ScalarType::Float, name);
   for (int d = 0; d < 3; ++d) p.grad_strides[d] = grad.stride(d);
@@ -40,12 +40,12 @@ inline Tensor scan_output(const Tensor& like_this, const Ints& size, float*& num
   return out;
 }
 
-// [inner][width], or with `turned` [width][inner], as panels with `group` rows side by side.
+// [inner][width], or with `transposed` [width][inner], as panels with `group` rows side by side.
 template <typename T>
-void pack_rows(const Tensor& matrix, bool turned, int64_t group, T* to) {
-  const int64_t inner = matrix.size(turned ? 1 : 0), width = matrix.size(turned ? 0 : 1);
+void pack_rows(const Tensor& matrix, bool transposed, int64_t group, T* to) {
+  const int64_t inner = matrix.size(transposed ? 1 : 0), width = matrix.size(transposed ? 0 : 1);
   const T* from = static_cast<const T*>(matrix.const_data_ptr());
-  const int64_t row = turned ? 1 : width, column = turned ? inner : 1;
+  const int64_t row = transposed ? 1 : width, column = transposed ? inner : 1;
   for (int64_t n = 0; n < width; n += kPanel) {
     for (int64_t k = 0; k < inner; k += group) {
       for (int64_t i = n; i < n + kPanel; ++i) {
@@ -58,18 +58,18 @@ void pack_rows(const Tensor& matrix, bool turned, int64_t group, T* to) {
 }
 
 // A matrix, dense fp32 or bf16, as panels in `buffer`.
-inline Panels pack(const Tensor& matrix, bool turned, Buffer<float>& buffer) {
+inline Panels pack(const Tensor& matrix, bool transposed, Buffer<float>& buffer) {
   Panels panels = {};
-  panels.inner = matrix.size(turned ? 1 : 0);
-  panels.wide = round_up(matrix.size(turned ? 0 : 1), kPanel);
+  panels.inner = matrix.size(transposed ? 1 : 0);
+  panels.wide = round_up(matrix.size(transposed ? 0 : 1), kPanel);
   if (matrix.scalar_type() == ScalarType::Float) {
     buffer = Buffer<float>(panels.wide * panels.inner);
     panels.data = buffer.get();
-    pack_rows(matrix, turned, 1, buffer.get());
+    pack_rows(matrix, transposed, 1, buffer.get());
   } else {
     buffer = Buffer<float>(panels.wide * panels.pairs());
     panels.rounded = reinterpret_cast<const bf16*>(buffer.get());
-    pack_rows(matrix, turned, 2, reinterpret_cast<bf16*>(buffer.get()));
+    pack_rows(matrix, transposed, 2, reinterpret_cast<bf16*>(buffer.get()));
   }
   return panels;
 }
@@ -87,22 +87,22 @@ struct ScanInputs {
   Buffer<float> packed[2] = {};
 };
 
-// Fills in all but the pointers of one direction; `p.sizes` and `p.numbers` are there. `turned`:
-// weights as the forward reads them.
-inline void start_call(Scan& p, ScanInputs& t, int64_t steps, bool turned) {
+// Fills in all but the pointers of one direction; `p.sizes` and `p.numbers` are there.
+// `transposed`: weights as the forward reads them.
+inline void start_call(Scan& p, ScanInputs& t, int64_t steps, bool transposed) {
   const MemorySizes& s = p.sizes;
   p.steps = steps;
   p.hidden = t.c.size(1);
-  p.fed = t.recurrent.size(1);
+  p.recurrent_size = t.recurrent.size(1);
   check_product("scan: a sequence", {steps, p.hidden});
-  check_product("scan: recurrent", {p.hidden, p.fed});
+  check_product("scan: recurrent", {p.hidden, p.recurrent_size});
   p.every = 1;
   while (p.every * p.every < steps) ++p.every;
   p.slots = p.every;
-  STD_TORCH_CHECK(p.fed == p.hidden || p.fed == p.hidden + p.read(),
+  STD_TORCH_CHECK(p.recurrent_size == p.hidden || p.recurrent_size == p.hidden + p.read(),
                   "scan: recurrent has a wrong shape");
   const ScalarType dtype = t.recurrent.scalar_type();
-  take_weights(t.recurrent, {4 * p.hidden, p.fed}, dtype, "scan: recurrent");
+  take_weights(t.recurrent, {4 * p.hidden, p.recurrent_size}, dtype, "scan: recurrent");
   take_weights(t.interface, {p.numbers, p.hidden}, dtype, "scan: interface");
   p.previous = scan_data(t.previous, {s.batch, s.heads, s.rows}, "scan: weights");
   p.c = scan_data(t.c, {s.batch, p.hidden}, "scan: c");
@@ -111,19 +111,20 @@ inline void start_call(Scan& p, ScanInputs& t, int64_t steps, bool turned) {
     t.lengths = torch::stable::contiguous(*t.lengths);
     p.lengths = t.lengths->const_data_ptr<int64_t>();
   }
-  p.recurrent = pack(t.recurrent, turned, t.packed[0]);
-  p.interface = pack(t.interface, turned, t.packed[1]);
+  p.recurrent = pack(t.recurrent, transposed, t.packed[0]);
+  p.interface = pack(t.interface, transposed, t.packed[1]);
 }
 
 // Floats of a thread's scratch, for a tile of `rows`, without the memory's own part.
 inline int64_t scan_floats(const Scan& p, int64_t rows, bool backward) {
   const MemorySizes& s = p.sizes;
-  const int64_t size = s.rows * s.wide, looks = s.heads * s.padded;
+  const int64_t size = s.rows * s.wide, weight_floats = s.heads * s.padded;
   const int64_t gates = 4 * p.hidden + kPanel, heads = p.numbers + kPanel;
-  int64_t floats = rows * (p.fed + p.hidden + gates + heads + size + 2 * looks + p.pairs());
+  int64_t floats =
+      rows * (p.recurrent_size + p.hidden + gates + heads + size + 2 * weight_floats + p.pairs());
   if (backward) {
-    floats += rows * (p.fed + 2 * p.hidden + 2 * kPanel + gates + heads + 2 * looks +
-                      (p.slots + 1) * size);
+    floats += rows * (p.recurrent_size + 2 * p.hidden + 2 * kPanel + gates + heads +
+                      2 * weight_floats + (p.slots + 1) * size);
   }
   return floats + s.reads * s.wide + 512;
 }

@@ -26,13 +26,13 @@ struct Scan {
   // The longest row that is multiplied, as pairs of bf16 numbers.
   int64_t pairs() const {
     const int64_t most = 4 * hidden > numbers ? 4 * hidden : numbers;
-    return ((most > fed ? most : fed) + 31) / 32 * 16;
+    return ((most > recurrent_size ? most : recurrent_size) + 31) / 32 * 16;
   }
-  int64_t marks() const { return (steps + every - 1) / every; }
+  int64_t num_checkpoints() const { return (steps + every - 1) / every; }
 
-  MemorySizes sizes;                    // B, N, M, A, R
-  int64_t steps, hidden, fed, numbers;  // T, H, K, P
-  int64_t every;                        // steps between two checkpoints
+  MemorySizes sizes;                               // B, N, M, A, R
+  int64_t steps, hidden, recurrent_size, numbers;  // T, H, K, P
+  int64_t every;                                   // steps between two checkpoints
   int64_t slots;  // memories that a thread's backward holds of an element, of a segment
   bool lean;      // the forward keeps cells and weights at checkpoints only: [B, S, ...]
   Panels recurrent, interface;  // forward: [K][4H], [H][P]; backward: [4H][K], [P][H]

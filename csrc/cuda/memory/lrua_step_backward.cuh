@@ -63,8 +63,8 @@ __device__ inline void begin(const Shape& s, const Place& at, const Backward<T>&
 
 // grad = the gradient of the weights, [rows, slots]. Call after a barrier; ends with one.
 template <typename T>
-__device__ inline void unread(const Shape& s, const Place& at, const Backward<T>& p,
-                              const BackwardShared<T>& shared) {
+__device__ inline void read_backward(const Shape& s, const Place& at, const Backward<T>& p,
+                                     const BackwardShared<T>& shared) {
   load_heads(s, at, p.grad_weight, shared.grad);
   __syncthreads();
   const Rows<T> rows{shared.tile, s.pitch};
@@ -75,8 +75,8 @@ __device__ inline void unread(const Shape& s, const Place& at, const Backward<T>
 // The staged gradient, of the memory after the write, becomes that of the memory before it. Gives
 // the gradients of previous, gate and add. Barriers inside; call after one.
 template <typename T>
-__device__ inline void unwrite(const Shape& s, const Place& at, const Backward<T>& p,
-                               const BackwardShared<T>& shared) {
+__device__ inline void write_backward(const Shape& s, const Place& at, const Backward<T>& p,
+                                      const BackwardShared<T>& shared) {
   const Rows<float> rows{shared.grad_tile, s.pitch};
   row_dots(s, at.rows, rows, shared.add, s.heads, false, shared.other, nullptr);
   column_sums(s, at.rows, rows, shared.write, s.heads, shared.scratch, shared.sums);
@@ -99,8 +99,8 @@ __device__ inline void unwrite(const Shape& s, const Place& at, const Backward<T
 // Adds the gradient of the memory that was read to the staged one; `grad` holds that of the scores.
 // Gives the gradients of key and strength. Barriers inside; call after one.
 template <typename T>
-__device__ inline void unscore(const Shape& s, const Place& at, const Backward<T>& p,
-                               const BackwardShared<T>& shared) {
+__device__ inline void score_backward(const Shape& s, const Place& at, const Backward<T>& p,
+                                      const BackwardShared<T>& shared) {
   add_outer(s, at.rows, shared.weights, shared.grad_read, s.heads, true, shared.grad_tile);
   float* grad_keys = shared.sums + s.heads * s.pitch;
   const content_addressing::RowsBackward rows{
@@ -117,11 +117,11 @@ __device__ inline void end(const Shape& s, const Place& at, const Backward<T>& p
   stage(s, at, p.grad_memory, shared.grad_tile);
   load_heads(s, at, p.weight, shared.weights);
   content_addressing::load_keys(s, at.batch, p.key, p.eps, shared.keys);  // and a barrier
-  if (p.read_first) unwrite(s, at, p, shared);
-  unscore(s, at, p, shared);
+  if (p.read_first) write_backward(s, at, p, shared);
+  score_backward(s, at, p, shared);
   if (!p.read_first) {
     __syncthreads();
-    unwrite(s, at, p, shared);
+    write_backward(s, at, p, shared);
   }
   __syncthreads();
   unstage(s, at, shared.grad_tile, p.d_memory);
@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const BackwardShared<T> shared(arena, s);
   const Place at = tile_of(s);
   begin(s, at, p, shared);
-  unread(s, at, p, shared);
+  read_backward(s, at, p, shared);
   content_addressing::softmax_backward(s, at, p.weight, shared.grad);
   end(s, at, p, f, shared, nullptr);
 }
@@ -144,21 +144,21 @@ __global__ void __launch_bounds__(kThreads, 1)
 // grads: fp32 [B, N, slots].
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
-    unread_kernel(const __grid_constant__ Shape s, const __grid_constant__ Backward<T> p,
-                  float* __restrict__ grads) {
+    read_backward_kernel(const __grid_constant__ Shape s, const __grid_constant__ Backward<T> p,
+                         float* __restrict__ grads) {
   Arena arena{dynamic_shared()};
   const BackwardShared<T> shared(arena, s);
   const Place at = tile_of(s);
   begin(s, at, p, shared);
-  unread(s, at, p, shared);
+  read_backward(s, at, p, shared);
   copy(shared.grad, at.rows * s.slots, weights_at(s, at, grads));
 }
 
 // A block is an element.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
-    unaddress_kernel(const __grid_constant__ Shape s, const __grid_constant__ Backward<T> p,
-                     float* grads) {
+    address_backward_kernel(const __grid_constant__ Shape s, const __grid_constant__ Backward<T> p,
+                            float* grads) {
   const Place at = element_of(s);
   content_addressing::softmax_backward(s, at, p.weight, weights_at(s, at, grads));
 }
@@ -194,8 +194,8 @@ void backward(const Shape& s, const Backward<T>& p, float* scratch, Stream strea
     return launch(whole_backward_kernel<T>, blocks, s.threads, shared, stream, s, p, f);
   }
   float *grads = scratch, *partials = grads + s.weights();
-  launch(unread_kernel<T>, blocks, s.threads, shared, stream, s, p, grads);
-  launch(unaddress_kernel<T>, elements, element_threads(s), 0, stream, s, p, grads);
+  launch(read_backward_kernel<T>, blocks, s.threads, shared, stream, s, p, grads);
+  launch(address_backward_kernel<T>, elements, element_threads(s), 0, stream, s, p, grads);
   launch(end_kernel<T>, blocks, s.threads, shared, stream, s, p, f, grads, partials);
   finish_partials(s, f, partials, stream);
 }

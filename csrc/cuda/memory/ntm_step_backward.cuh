@@ -84,8 +84,8 @@ __device__ inline void add_read(const Shape& s, int rows, const Access& a, const
 // The gradient of the weights, and of erase and add; tile: the memory before the write. Afterwards
 // the staged gradient is that of the memory after the write. Barriers inside; call after one.
 template <typename T>
-__device__ inline void unaccess(const Shape& s, int rows, const Access& a, const T* tile,
-                                const AccessGrads& g) {
+__device__ inline void access_backward(const Shape& s, int rows, const Access& a, const T* tile,
+                                       const AccessGrads& g) {
   const erase_add::Writes writes = a.writes(s);
   if (a.heads.read_first) {
     row_dots(s, rows, Rows<T>{tile, s.pitch}, g.read, a.heads.reads, true, g.weights, nullptr);
@@ -122,20 +122,20 @@ __device__ inline AccessGrads grads_of(const Shape& s, const Backward<T>& p,
           shared.scratch};
 }
 
-// See `unaccess`.
+// See `access_backward`.
 template <typename T>
-__device__ inline void unwrite(const Shape& s, const Place& at, const Backward<T>& p,
-                               const BackwardShared<T>& shared) {
+__device__ inline void write_backward(const Shape& s, const Place& at, const Backward<T>& p,
+                                      const BackwardShared<T>& shared) {
   load_heads(s, at, p.grad_weight, shared.grad);
   __syncthreads();
-  unaccess(s, at.rows, access_of(p, shared), shared.tile, grads_of(s, p, shared));
+  access_backward(s, at.rows, access_of(p, shared), shared.tile, grads_of(s, p, shared));
 }
 
 // From the gradient of an element's weights to that of its scores, in place. Barriers inside; needs
 // none before where the same thread made `grad`.
 template <typename T>
-__device__ inline void unaddress(const Shape& s, const Place& at, const Backward<T>& p, float* grad,
-                                 float* gated, float* shifted) {
+__device__ inline void address_backward(const Shape& s, const Place& at, const Backward<T>& p,
+                                        float* grad, float* gated, float* shifted) {
   location_addressing::locate_backward(s, at, p.location, p.content, p.d_location, grad, gated,
                                        shifted);
   content_addressing::softmax_backward(s, at, p.content, grad);
@@ -144,8 +144,8 @@ __device__ inline void unaddress(const Shape& s, const Place& at, const Backward
 // The gradients of memory and keys from that of the scores. The staged gradient is that of the
 // memory after the write; `weights` is used up. Barriers inside; call after one.
 template <typename T>
-__device__ inline void unscore(const Shape& s, const Place& at, const Backward<T>& p,
-                               const BackwardShared<T>& shared) {
+__device__ inline void score_backward(const Shape& s, const Place& at, const Backward<T>& p,
+                                      const BackwardShared<T>& shared) {
   pass_write(s, at.rows, access_of(p, shared), grads_of(s, p, shared));
   content_addressing::load_keys(s, at.batch, p.key, p.eps, shared.keys);  // and a barrier
   float* grad_keys = shared.sums + 2 * p.heads.writes * s.pitch;
@@ -168,13 +168,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   const BackwardShared<T> shared(arena, s);
   const Place at = tile_of(s);
   begin(s, at, p, shared);
-  unwrite(s, at, p, shared);
+  write_backward(s, at, p, shared);
   // The weights lend their place as scratch, and are read again: two reads of them take less than
   // the shared memory of one more array.
-  unaddress(s, at, p, shared.grad, shared.other, shared.weights);
+  address_backward(s, at, p, shared.grad, shared.other, shared.weights);
   load_heads(s, at, p.weight, shared.weights);
   __syncthreads();
-  unscore(s, at, p, shared);
+  score_backward(s, at, p, shared);
   conclude(s, at, f, shared.sums, nullptr);
 }
 
@@ -187,14 +187,14 @@ __device__ inline float* partial_of(const Shape& s, const Finish<T>& f, float* p
 // grads: fp32 [B, N, slots].
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
-    unwrite_kernel(const __grid_constant__ Shape s, const __grid_constant__ Backward<T> p,
-                   const __grid_constant__ Finish<T> f, float* __restrict__ grads,
-                   float* __restrict__ partials) {
+    write_backward_kernel(const __grid_constant__ Shape s, const __grid_constant__ Backward<T> p,
+                          const __grid_constant__ Finish<T> f, float* __restrict__ grads,
+                          float* __restrict__ partials) {
   Arena arena{dynamic_shared()};
   const BackwardShared<T> shared(arena, s);
   const Place at = tile_of(s);
   begin(s, at, p, shared);
-  unwrite(s, at, p, shared);
+  write_backward(s, at, p, shared);
   copy(shared.grad, at.rows * s.slots, weights_at(s, at, grads));
   copy(shared.sums, 2 * p.heads.writes * s.pitch, partial_of(s, f, partials));
 }
@@ -202,19 +202,19 @@ __global__ void __launch_bounds__(kThreads, 1)
 // A block is an element. scratch: fp32 [2, B, N, slots].
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
-    unaddress_kernel(const __grid_constant__ Shape s, const __grid_constant__ Backward<T> p,
-                     float* grads, float* scratch) {
+    address_backward_kernel(const __grid_constant__ Shape s, const __grid_constant__ Backward<T> p,
+                            float* grads, float* scratch) {
   const Place at = element_of(s);
   const int64_t all = static_cast<int64_t>(s.batch) * s.rows * s.slots;
   float* gated = weights_at(s, at, scratch);
-  unaddress(s, at, p, weights_at(s, at, grads), gated, gated + all);
+  address_backward(s, at, p, weights_at(s, at, grads), gated, gated + all);
 }
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads, 1)
-    unscore_kernel(const __grid_constant__ Shape s, const __grid_constant__ Backward<T> p,
-                   const __grid_constant__ Finish<T> f, const float* __restrict__ grads,
-                   float* __restrict__ partials) {
+    score_backward_kernel(const __grid_constant__ Shape s, const __grid_constant__ Backward<T> p,
+                          const __grid_constant__ Finish<T> f, const float* __restrict__ grads,
+                          float* __restrict__ partials) {
   Arena arena{dynamic_shared()};
   const BackwardShared<T> shared(arena, s);
   const Place at = tile_of(s);
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   copy(weights_at(s, at, grads), at.rows * s.slots, shared.grad);
   if (!p.heads.read_first) add_read(s, at.rows, access_of(p, shared), grads_of(s, p, shared));
   __syncthreads();
-  unscore(s, at, p, shared);
+  score_backward(s, at, p, shared);
   const int first = 2 * p.heads.writes * s.pitch;
   copy(shared.sums + first, f.size(s) - first, partial_of(s, f, partials) + first);
 }
@@ -245,9 +245,9 @@ void backward(const Shape& s, const Backward<T>& p, float* scratch, Stream strea
     return launch(whole_backward_kernel<T>, blocks, s.threads, shared, stream, s, p, f);
   }
   float *grads = scratch, *others = grads + s.weights(), *partials = others + 2 * s.weights();
-  launch(unwrite_kernel<T>, blocks, s.threads, shared, stream, s, p, f, grads, partials);
-  launch(unaddress_kernel<T>, elements, element_threads(s), 0, stream, s, p, grads, others);
-  launch(unscore_kernel<T>, blocks, s.threads, shared, stream, s, p, f, grads, partials);
+  launch(write_backward_kernel<T>, blocks, s.threads, shared, stream, s, p, f, grads, partials);
+  launch(address_backward_kernel<T>, elements, element_threads(s), 0, stream, s, p, grads, others);
+  launch(score_backward_kernel<T>, blocks, s.threads, shared, stream, s, p, f, grads, partials);
   finish_partials(s, f, partials, stream);
 }
 

@@ -72,15 +72,16 @@ Nine ntm_scan_cuda(const Tensor& gates, const Tensor& recurrent, const Tensor& i
                          make({batch, hidden})};
   const Tensor kept[] = {make({batch, steps, 4 * hidden}), make({batch, steps, hidden}),
                          make({batch, steps, p.numbers()}), make({batch, steps, heads, rows}),
-                         make({batch, p.marks(), rows, width})};
+                         make({batch, p.num_checkpoints(), rows, width})};
   p.gates = data<const float>(in[0]), p.bias = data<const float>(in[1]);
   p.memory = data<const float>(in[2]), p.previous = data<const float>(in[3]);
   p.first_reads = data<const float>(in[4]), p.h = data<const float>(in[5]);
   p.c = data<const float>(in[6]), p.y = data<float>(y);
   p.memory_out = data<float>(last[0]), p.weight_out = data<float>(last[1]);
   p.c_out = data<float>(last[2]);
-  p.opened = data<float>(kept[0]), p.cells = data<float>(kept[1]), p.heads = data<float>(kept[2]);
-  p.weights = data<float>(kept[3]), p.kept = data<float>(kept[4]);
+  p.activated = data<float>(kept[0]), p.cells = data<float>(kept[1]),
+  p.heads = data<float>(kept[2]);
+  p.weights = data<float>(kept[3]), p.checkpoints = data<float>(kept[4]);
   const scan::Plan way = plan(p);
   const Tensor scratch = memory::scratch_like(memory, way.floats());
   forward(p, way, data<float>(scratch), scope.stream);
@@ -91,23 +92,24 @@ Seven ntm_scan_backward_cuda(const Tensor& grad_y, const Tensor& grad_memory,
                              const Tensor& grad_weights, const Tensor& grad_c,
                              const Tensor& recurrent, const Tensor& interface,
                              const Tensor& weights, const Tensor& c, const Optional& lengths,
-                             const Tensor& opened, const Tensor& cells, const Tensor& heads,
-                             const Tensor& looked, const Tensor& marks, int64_t taps,
+                             const Tensor& activated, const Tensor& cells, const Tensor& heads,
+                             const Tensor& step_weights, const Tensor& checkpoints, int64_t taps,
                              bool read_first, bool tanh_key, bool tanh_add, double eps) {
-  const DeviceScope scope(marks);
+  const DeviceScope scope(checkpoints);
   const Common common{contiguous(recurrent), contiguous(interface),
                       contiguous_as(lengths, ScalarType::Long)};
-  const Tensor in[] = {contiguous(grad_y), contiguous(grad_memory), contiguous(grad_weights),
-                       contiguous(grad_c), contiguous(weights),     contiguous(c),
-                       contiguous(opened), contiguous(cells),       contiguous(heads),
-                       contiguous(looked), contiguous(marks)};
-  const int64_t batch = weights.size(0), count = weights.size(1), steps = opened.size(1);
-  const int64_t rows = marks.size(2), width = marks.size(3), hidden = c.size(1);
+  const Tensor in[] = {contiguous(grad_y),       contiguous(grad_memory), contiguous(grad_weights),
+                       contiguous(grad_c),       contiguous(weights),     contiguous(c),
+                       contiguous(activated),    contiguous(cells),       contiguous(heads),
+                       contiguous(step_weights), contiguous(checkpoints)};
+  const int64_t batch = weights.size(0), count = weights.size(1), steps = activated.size(1);
+  const int64_t rows = checkpoints.size(2), width = checkpoints.size(3), hidden = c.size(1);
   ntm_scan::Backward p{};
-  static_cast<ntm_scan::Scan&>(p) = scan_of(common, marks, weights, c, grad_y.size(2) - hidden,
-                                            steps, {taps, read_first, tanh_key, tanh_add, eps});
+  static_cast<ntm_scan::Scan&>(p) =
+      scan_of(common, checkpoints, weights, c, grad_y.size(2) - hidden, steps,
+              {taps, read_first, tanh_key, tanh_add, eps});
   const auto make = [&](const std::vector<int64_t>& sizes) {
-    return empty(marks, sizes, ScalarType::Float);
+    return empty(checkpoints, sizes, ScalarType::Float);
   };
   const Tensor out[] = {make({batch, steps, 4 * hidden}),
                         make({batch, steps, p.numbers()}),
@@ -119,14 +121,14 @@ Seven ntm_scan_backward_cuda(const Tensor& grad_y, const Tensor& grad_memory,
   p.grad_y = data<const float>(in[0]), p.grad_memory = data<const float>(in[1]);
   p.grad_weight = data<const float>(in[2]), p.grad_c = data<const float>(in[3]);
   p.previous = data<const float>(in[4]), p.c = data<const float>(in[5]);
-  p.opened = data<const float>(in[6]), p.cells = data<const float>(in[7]);
+  p.activated = data<const float>(in[6]), p.cells = data<const float>(in[7]);
   p.heads = data<const float>(in[8]), p.weights = data<const float>(in[9]);
-  p.kept = data<const float>(in[10]);
+  p.checkpoints = data<const float>(in[10]);
   p.d_gates = data<float>(out[0]), p.d_heads = data<float>(out[1]);
   p.d_memory = data<float>(out[2]), p.d_previous = data<float>(out[3]);
   p.d_reads = data<float>(out[4]), p.d_h = data<float>(out[5]), p.d_c = data<float>(out[6]);
   const scan::Plan way = plan(p);
-  const Tensor scratch = memory::scratch_like(marks, way.floats());
+  const Tensor scratch = memory::scratch_like(checkpoints, way.floats());
   backward(p, way, data<float>(scratch), scope.stream);
   return {out[0], out[1], out[2], out[3], out[4], out[5], out[6]};
 }

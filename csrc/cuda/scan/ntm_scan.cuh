@@ -11,14 +11,14 @@ struct Forward : Scan {
   const float *memory, *previous, *first_reads;  // [B, N, M], [B, A, N], [B, R * M]
   const float *h, *c;                            // [B, H]
   float *y, *memory_out, *weight_out, *c_out;
-  float *opened, *cells, *heads, *weights;  // [B, T, 4H], [B, T, H], [B, T, P], [B, T, A, N]
-  float* kept;                              // [B, marks, N, M]
+  float *activated, *cells, *heads, *weights;  // [B, T, 4H], [B, T, H], [B, T, P], [B, T, A, N]
+  float* checkpoints;                          // [B, checkpoints, N, M]
 };
 
 struct Shared {
   float *tile, *content, *weights, *squares;
-  float *seen, *cell, *gates, *heads;  // [K], [H], [4H], [P]
-  float* sums;                         // [R, pitch]
+  float *input, *cell, *gates, *heads;  // [K], [H], [4H], [P]
+  float* sums;                          // [R, pitch]
   Asked asked;
   float *scratch, *all;
 
@@ -27,7 +27,7 @@ struct Shared {
         content(rows.take<float>(p.s.rows * p.s.slots)),
         weights(rows.take<float>(p.s.rows * p.s.slots)),
         squares(rows.take<float>(p.s.rows)),
-        seen(rest.take<float>(p.fed)),
+        input(rest.take<float>(p.recurrent_size)),
         cell(rest.take<float>(p.hidden)),
         gates(rest.take<float>(4 * p.hidden)),
         heads(rest.take<float>(p.numbers())),
@@ -40,8 +40,9 @@ struct Shared {
 // Ends with a barrier.
 __device__ inline void begin(const Forward& p, int64_t b, const Shared& m) {
   load_memory(p, p.memory + b * p.memory_size(), m.tile);
-  copy(p.h + b * p.hidden, p.hidden, m.seen);
-  if (p.fed > p.hidden) copy(p.first_reads + b * p.vectors(), p.vectors(), m.seen + p.hidden);
+  copy(p.h + b * p.hidden, p.hidden, m.input);
+  if (p.recurrent_size > p.hidden)
+    copy(p.first_reads + b * p.vectors(), p.vectors(), m.input + p.hidden);
   copy(p.c + b * p.hidden, p.hidden, m.cell);
   __syncthreads();
 }
@@ -49,9 +50,9 @@ __device__ inline void begin(const Forward& p, int64_t b, const Shared& m) {
 // The shifts of a head: softmax of their numbers, in place.
 __device__ inline void shape_shift(int taps, const float* bias, float* shift) {
   for (int k = 0; k < taps; ++k) shift[k] += bias[k];
-  float most = shift[0], sum = 0.0f;
-  for (int k = 1; k < taps; ++k) most = fmaxf(most, shift[k]);
-  for (int k = 0; k < taps; ++k) sum += shift[k] = expf(shift[k] - most);
+  float limits = shift[0], sum = 0.0f;
+  for (int k = 1; k < taps; ++k) limits = fmaxf(limits, shift[k]);
+  for (int k = 0; k < taps; ++k) sum += shift[k] = expf(shift[k] - limits);
   for (int k = 0; k < taps; ++k) shift[k] /= sum;
 }
 
@@ -99,7 +100,7 @@ __device__ inline void step(const Forward& p, int64_t at, const float* previous,
   for (int i = threadIdx.x; i < p.vectors(); i += blockDim.x) {
     const float x = m.sums[i / s.width * s.pitch + i % s.width];
     read[i] = x;
-    if (p.fed > p.hidden) m.seen[p.hidden + i] = x;
+    if (p.recurrent_size > p.hidden) m.input[p.hidden + i] = x;
   }
   __syncthreads();
 }
@@ -107,7 +108,7 @@ __device__ inline void step(const Forward& p, int64_t at, const float* previous,
 // What a step past the end of a sequence keeps.
 __device__ inline void rest(const Forward& p, int64_t at, const float* previous, const Shared& m) {
   fill(p.y + at * (p.hidden + p.vectors()), p.hidden + p.vectors(), 0.0f);
-  fill(p.opened + at * 4 * p.hidden, 4 * p.hidden, 0.0f);
+  fill(p.activated + at * 4 * p.hidden, 4 * p.hidden, 0.0f);
   fill(p.heads + at * p.numbers(), p.numbers(), 0.0f);
   copy(m.cell, p.hidden, p.cells + at * p.hidden);
   copy(previous, p.weight_size(), p.weights + at * p.weight_size());
@@ -118,8 +119,8 @@ template <bool kWhole>
 __global__ void __launch_bounds__(kThreads, 1)
     forward_kernel(const __grid_constant__ Forward p, float* work, int64_t floats) {
   const int64_t b = blockIdx.x;
-  Arena near{dynamic_shared()}, far{reinterpret_cast<unsigned char*>(work + b * floats)};
-  const Shared m(kWhole ? near : far, near, p);
+  Arena on_chip{dynamic_shared()}, in_memory{reinterpret_cast<unsigned char*>(work + b * floats)};
+  const Shared m(kWhole ? on_chip : in_memory, on_chip, p);
   if (kClusters && b >= p.s.batch) return only_assist(p, b, m);
   begin(p, b, m);
   const int length = p.length(b), longest = p.longest(b);
@@ -127,7 +128,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int t = 0; t < p.steps; ++t) {
     const int64_t at = b * p.steps + t;
     if (t % p.every == 0) {
-      store_memory(p, m.tile, p.kept + (b * p.marks() + t / p.every) * p.memory_size());
+      store_memory(p, m.tile,
+                   p.checkpoints + (b * p.num_checkpoints() + t / p.every) * p.memory_size());
     }
     if (t >= length) {
       rest(p, at, previous, m);
@@ -146,8 +148,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 constexpr std::array kForward = {forward_kernel<false>, forward_kernel<true>};
 
-inline Plan plan(Forward& p, const Most& most = {}) {
-  return make_plan<Shared>(p, true, 0, kForward, most);
+inline Plan plan(Forward& p, const BlockLimits& limits = {}) {
+  return make_plan<Shared>(p, true, 0, kForward, limits);
 }
 
 // scratch: [plan.floats()]

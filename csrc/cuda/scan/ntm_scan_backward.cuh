@@ -1,8 +1,8 @@
 // CUDA kernel of the backward of stmeta::ntm_scan and its launch; see ntm_scan_parts.cuh.
 //
 // A block walks back through its sequence. The memories of a segment of ceil(sqrt(T)) steps are
-// made again from the mark that the forward kept and from what was erased and added; they lie in
-// main memory (in L2, mostly), the gradient of the memory in shared memory.
+// made again from the checkpoint that the forward kept and from what was erased and added; they lie
+// in main memory (in L2, mostly), the gradient of the memory in shared memory.
 #pragma once
 
 #include "cuda/memory/ntm_step_backward.cuh"
@@ -13,14 +13,14 @@ namespace stmeta::ntm_scan {
 struct Backward : Scan {
   const float *grad_y, *grad_memory, *grad_weight, *grad_c;
   const float *previous, *c;
-  const float *opened, *cells, *heads, *weights, *kept;  // as the forward kept them
+  const float *activated, *cells, *heads, *weights, *checkpoints;  // as the forward kept them
   float *d_gates, *d_heads, *d_memory, *d_previous, *d_reads, *d_h, *d_c;
 };
 
 struct BackwardShared {
   float *grad_tile, *weights, *grad, *other, *squares;
-  float *content, *carried;                          // [A, N]
-  float *d_seen, *d_cell, *d_gates, *d_heads, *d_h;  // [K], [H], [4H], [P], [H]
+  float *content, *carried;                           // [A, N]
+  float *d_input, *d_cell, *d_gates, *d_heads, *d_h;  // [K], [H], [4H], [P], [H]
   float *grad_read, *d_units, *d_keys, *d_erase, *d_add;
   float *d_strength, *d_gate, *d_sharpen, *d_shift;
   Asked asked;
@@ -34,7 +34,7 @@ struct BackwardShared {
         squares(rows.take<float>(p.s.rows)),
         content(rows.take<float>(p.weight_size())),
         carried(rows.take<float>(p.weight_size())),
-        d_seen(rest.take<float>(p.fed)),
+        d_input(rest.take<float>(p.recurrent_size)),
         d_cell(rest.take<float>(p.hidden)),
         d_gates(rest.take<float>(4 * p.hidden)),
         d_heads(rest.take<float>(p.numbers())),
@@ -73,7 +73,8 @@ struct Episode {
 __device__ inline void repeat(const Backward& p, const Episode& e, int begin, int end,
                               const BackwardShared& m) {
   const Shape& s = p.s;
-  load_memory(p, p.kept + (e.b * p.marks() + begin / p.every) * p.memory_size(), e.memory(0));
+  load_memory(p, p.checkpoints + (e.b * p.num_checkpoints() + begin / p.every) * p.memory_size(),
+              e.memory(0));
   const Lanes by(s.lanes);
   for (int t = begin; t + 1 < end; ++t) {
     const int64_t at = e.b * p.steps + t;
@@ -107,7 +108,8 @@ __device__ inline void see(const Backward& p, int64_t at, const BackwardShared& 
   for (int i = threadIdx.x; i < p.reads * s.pitch; i += blockDim.x) {
     const int r = i / s.pitch, column = i % s.pitch, from = r * s.width + column;
     float x = 0.0f;
-    if (column < s.width) x = grad[from] + (p.fed > p.hidden ? m.d_seen[p.hidden + from] : 0.0f);
+    if (column < s.width)
+      x = grad[from] + (p.recurrent_size > p.hidden ? m.d_input[p.hidden + from] : 0.0f);
     m.grad_read[i] = x;
   }
   __syncthreads();
@@ -115,8 +117,8 @@ __device__ inline void see(const Backward& p, int64_t at, const BackwardShared& 
 
 // From the gradient of the weights of all heads to what they came from; adds to the gradient of the
 // memory. previous: the weights [A, N] before the step. Call after a barrier; ends with one.
-__device__ inline void unaddress(const Backward& p, const float* memory, const float* previous,
-                                 const BackwardShared& m) {
+__device__ inline void address_backward(const Backward& p, const float* memory,
+                                        const float* previous, const BackwardShared& m) {
   const Shape& s = p.s;
   const Place own = own_place(s);
   compare(p, memory, m.asked, m.squares, m.other);
@@ -169,10 +171,10 @@ __device__ inline void recall(const Backward& p, const Episode& e, int t, int be
   see(p, at, m);
   const Access access = m.access(p);
   const ntm_step::AccessGrads grads = m.access_grads();
-  ntm_step::unaccess(s, s.rows, access, memory, grads);
+  ntm_step::access_backward(s, s.rows, access, memory, grads);
   ntm_step::pass_write(s, s.rows, access, grads);
   __syncthreads();  // the weights lend their place from here on
-  unaddress(p, memory, previous, m);
+  address_backward(p, memory, previous, m);
   finish_keys(s, 0, Finish<float>{{}, {}, m.asked.keys, m.d_keys, {}, p.eps}, m.d_units);
   __syncthreads();
   const int64_t first = at * p.numbers();
@@ -197,11 +199,11 @@ __device__ inline void start(const Backward& p, int64_t b, const BackwardShared&
 __device__ inline void end(const Backward& p, int64_t b, const BackwardShared& m) {
   store_memory(p, m.grad_tile, p.d_memory + b * p.memory_size());
   copy(m.carried, p.weight_size(), p.d_previous + b * p.weight_size());
-  copy(m.d_seen, p.hidden, p.d_h + b * p.hidden);
+  copy(m.d_input, p.hidden, p.d_h + b * p.hidden);
   copy(m.d_cell, p.hidden, p.d_c + b * p.hidden);
   float* reads = p.d_reads + b * p.vectors();
-  if (p.fed > p.hidden) {
-    copy(m.d_seen + p.hidden, p.vectors(), reads);
+  if (p.recurrent_size > p.hidden) {
+    copy(m.d_input + p.hidden, p.vectors(), reads);
   } else {
     fill(reads, p.vectors(), 0.0f);
   }
@@ -212,8 +214,8 @@ template <bool kWhole>
 __global__ void __launch_bounds__(kThreads, 1)
     backward_kernel(const __grid_constant__ Backward p, float* work, int64_t floats) {
   const int64_t b = blockIdx.x, size = static_cast<int64_t>(p.s.rows) * p.s.pitch;
-  Arena near{dynamic_shared()}, far{reinterpret_cast<unsigned char*>(work + b * floats)};
-  const BackwardShared m(kWhole ? near : far, near, p);
+  Arena on_chip{dynamic_shared()}, in_memory{reinterpret_cast<unsigned char*>(work + b * floats)};
+  const BackwardShared m(kWhole ? on_chip : in_memory, on_chip, p);
   const Episode e{b, p.past + b * p.every * size, size};
   rest_controller(p, m);
   if (kClusters && b >= p.s.batch) return only_assist_back(p, b, m);
@@ -241,9 +243,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 constexpr std::array kBackward = {backward_kernel<false>, backward_kernel<true>};
 
-inline Plan plan(Backward& p, const Most& most = {}) {
+inline Plan plan(Backward& p, const BlockLimits& limits = {}) {
   const int64_t past = int64_t{p.s.batch} * p.every * p.s.rows * p.s.pitch;
-  return make_plan<BackwardShared>(p, false, past, kBackward, most);
+  return make_plan<BackwardShared>(p, false, past, kBackward, limits);
 }
 
 // scratch: [plan.floats()]

@@ -85,14 +85,14 @@ __device__ inline void compare(const Scan& p, const float* memory, const Asked& 
 
 // Sizes of a scan; pointers and options are the caller's to set.
 inline Scan make_scan(int64_t batch, int64_t rows, int64_t width, int64_t heads, int64_t reads,
-                      int64_t steps, int64_t hidden, int64_t fed, int64_t taps) {
+                      int64_t steps, int64_t hidden, int64_t recurrent_size, int64_t taps) {
   Scan p{};
   require(1 <= reads && reads < heads, "ntm_scan: R must be in [1, R + W)");
   require(taps % 2 == 1 && 1 <= taps && taps <= std::max<int64_t>(rows, 1),
           "ntm_scan: taps must be odd and in [1, N]");
   const int64_t per_head = width + 3 + taps;
-  size_sequence(p, "ntm_scan", batch, rows, width, heads, steps, hidden, fed, reads * width,
-                heads * per_head + 2 * (heads - reads) * width);
+  size_sequence(p, "ntm_scan", batch, rows, width, heads, steps, hidden, recurrent_size,
+                reads * width, heads * per_head + 2 * (heads - reads) * width);
   p.reads = static_cast<int>(reads), p.taps = static_cast<int>(taps);
   p.per_head = static_cast<int>(per_head);
   return p;

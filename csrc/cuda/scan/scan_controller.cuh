@@ -1,4 +1,4 @@
-// The controller of stmeta::memory_scan and stmeta::ntm_scan on a GPU: an LSTM beside a memory.
+// The controller of stmeta::lrua_scan and stmeta::ntm_scan on a GPU: an LSTM beside a memory.
 //
 // A block takes one episode, from its first step to its last, and keeps the episode's state in
 // shared memory. Weights of the controller come from L2 at every step. The blocks of a cluster
@@ -27,10 +27,10 @@ struct Matrix {
 struct Sequence {
   const char* op;                      // the host's, for its errors
   Shape s;                             // an element is one tile
-  int steps, hidden, fed;              // T, H, K
+  int steps, hidden, recurrent_size;   // T, H, K
   int of_reads, of_heads;              // R * M, and the numbers of all heads
-  int every;                           // steps between two marks
-  int cluster, slices;                 // blocks of a cluster; the most parts of a product's sum
+  int every;                           // steps between two checkpoints
+  int cluster, slices;                 // blocks of a cluster; the limits parts of a product's sum
   const float *recurrent, *interface;  // [4H, K], [numbers, H]
   Matrix by_recurrent, by_interface;   // transposed in the forward
   const int64_t* lengths;              // [B], or null: T each
@@ -40,7 +40,7 @@ struct Sequence {
 
   __host__ __device__ int vectors() const { return of_reads; }
   __host__ __device__ int numbers() const { return of_heads; }
-  __host__ __device__ int marks() const { return (steps + every - 1) / every; }
+  __host__ __device__ int num_checkpoints() const { return (steps + every - 1) / every; }
   __host__ __device__ int64_t memory_size() const { return int64_t{s.rows} * s.width; }
   __host__ __device__ int64_t weight_size() const { return int64_t{s.heads} * s.rows; }
   int64_t blocks() const { return ceil_divide(s.batch, cluster) * cluster; }
@@ -53,9 +53,9 @@ struct Sequence {
   // The steps of the longest episode of the cluster that has this one.
   __device__ int longest(int64_t batch) const {
     if (!kClusters) return length(batch);
-    int most = 0;
-    for (int i = 0; i < cluster; ++i) most = max(most, length(batch / cluster * cluster + i));
-    return most;
+    int limits = 0;
+    for (int i = 0; i < cluster; ++i) limits = max(limits, length(batch / cluster * cluster + i));
+    return limits;
   }
 };
 
@@ -173,14 +173,14 @@ __device__ inline void store_memory(const Sequence& p, const float* tile, float*
 // ---- the LSTM ----
 
 // The raw numbers of the heads but for their bias, in `heads`; opens the gates of step `at`. P:
-// `gates`, `opened`, `cells` and `y`; M: `seen`, `cell`, `gates`, `heads` and what `multiply`
+// `gates`, `activated`, `cells` and `y`; M: `input`, `cell`, `gates`, `heads` and what `multiply`
 // takes. Call after a barrier; ends with one.
 template <typename P, typename M>
 __device__ inline void control(const P& p, int64_t at, const M& m) {
   const int hidden = p.hidden;
-  multiply(p, p.by_recurrent, 4 * hidden, m.seen, m, m.gates);
+  multiply(p, p.by_recurrent, 4 * hidden, m.input, m, m.gates);
   const float* given = p.gates + at * 4 * hidden;
-  float* opened = p.opened + at * 4 * hidden;
+  float* activated = p.activated + at * 4 * hidden;
   for (int n = threadIdx.x; n < hidden; n += blockDim.x) {
     const auto raw = [&](int gate) {
       const int i = gate * hidden + n;
@@ -189,15 +189,15 @@ __device__ inline void control(const P& p, int64_t at, const M& m) {
     const float in = sigmoid(raw(0)), forget = sigmoid(raw(1));
     const float value = tanhf(raw(2)), out = sigmoid(raw(3));
     const float cell = forget * m.cell[n] + in * value, h = out * tanhf(cell);
-    opened[n] = in;
-    opened[hidden + n] = forget;
-    opened[2 * hidden + n] = value;
-    opened[3 * hidden + n] = out;
+    activated[n] = in;
+    activated[hidden + n] = forget;
+    activated[2 * hidden + n] = value;
+    activated[3 * hidden + n] = out;
     p.cells[at * hidden + n] = m.cell[n] = cell;
-    p.y[at * (hidden + p.vectors()) + n] = m.seen[n] = h;
+    p.y[at * (hidden + p.vectors()) + n] = m.input[n] = h;
   }
   __syncthreads();
-  multiply(p, p.by_interface, p.numbers(), m.seen, m, m.heads);
+  multiply(p, p.by_interface, p.numbers(), m.input, m, m.heads);
 }
 
 // A step of the other episodes of the cluster. Barriers on both sides.
@@ -205,14 +205,14 @@ template <typename M>
 __device__ inline void assist(const Sequence& p, const M& m) {
   if (!kClusters) return;
   __syncthreads();
-  multiply(p, p.by_recurrent, 4 * p.hidden, m.seen, m, m.gates);
-  multiply(p, p.by_interface, p.numbers(), m.seen, m, m.heads);
+  multiply(p, p.by_recurrent, 4 * p.hidden, m.input, m, m.gates);
+  multiply(p, p.by_interface, p.numbers(), m.input, m, m.heads);
 }
 
 // What a block past the end of the batch does.
 template <typename M>
 __device__ inline void only_assist(const Sequence& p, int64_t b, const M& m) {
-  fill(m.seen, p.fed, 0.0f);
+  fill(m.input, p.recurrent_size, 0.0f);
   for (int t = p.longest(b); t > 0; --t) assist(p, m);
 }
 
@@ -224,22 +224,23 @@ __device__ inline void uncontrol(const P& p, int64_t b, int t, const M& m) {
   const int64_t at = b * p.steps + t;
   multiply(p, p.by_interface, hidden, m.d_heads, m, m.d_h);
   const float* grad = p.grad_y + at * (hidden + p.vectors());
-  const float* opened = p.opened + at * 4 * hidden;
+  const float* activated = p.activated + at * 4 * hidden;
   const float* before = t == 0 ? p.c + b * hidden : p.cells + (at - 1) * hidden;
   for (int n = threadIdx.x; n < hidden; n += blockDim.x) {
-    const float in = opened[n], forget = opened[hidden + n];
-    const float value = opened[2 * hidden + n], out = opened[3 * hidden + n];
-    const float shown = tanhf(p.cells[at * hidden + n]), d = grad[n] + m.d_seen[n] + m.d_h[n];
-    const float cell = m.d_cell[n] + d * out * (1.0f - shown * shown);
+    const float in = activated[n], forget = activated[hidden + n];
+    const float value = activated[2 * hidden + n], out = activated[3 * hidden + n];
+    const float activated_cell = tanhf(p.cells[at * hidden + n]),
+                d = grad[n] + m.d_input[n] + m.d_h[n];
+    const float cell = m.d_cell[n] + d * out * (1.0f - activated_cell * activated_cell);
     m.d_gates[n] = cell * value * in * (1.0f - in);
     m.d_gates[hidden + n] = cell * before[n] * forget * (1.0f - forget);
     m.d_gates[2 * hidden + n] = cell * in * (1.0f - value * value);
-    m.d_gates[3 * hidden + n] = d * shown * out * (1.0f - out);
+    m.d_gates[3 * hidden + n] = d * activated_cell * out * (1.0f - out);
     m.d_cell[n] = cell * forget;
   }
   __syncthreads();
   copy(m.d_gates, 4 * hidden, p.d_gates + at * 4 * hidden);
-  multiply(p, p.by_recurrent, p.fed, m.d_gates, m, m.d_seen);
+  multiply(p, p.by_recurrent, p.recurrent_size, m.d_gates, m, m.d_input);
 }
 
 // The gradients that a controller starts from. No barriers.
@@ -247,7 +248,7 @@ template <typename M>
 __device__ inline void rest_controller(const Sequence& p, const M& m) {
   fill(m.d_heads, p.numbers(), 0.0f);
   fill(m.d_gates, 4 * p.hidden, 0.0f);
-  fill(m.d_seen, p.fed, 0.0f);
+  fill(m.d_input, p.recurrent_size, 0.0f);
 }
 
 // A step back of the other episodes of the cluster. Barriers on both sides.
@@ -256,8 +257,8 @@ __device__ inline void assist_back(const Sequence& p, const M& m) {
   if (!kClusters) return;
   __syncthreads();
   multiply(p, p.by_interface, p.hidden, m.d_heads, m, m.d_h);
-  multiply(p, p.by_recurrent, p.fed, m.d_gates, m, m.d_seen);
-  fill(m.d_seen, p.fed, 0.0f);
+  multiply(p, p.by_recurrent, p.recurrent_size, m.d_gates, m, m.d_input);
+  fill(m.d_input, p.recurrent_size, 0.0f);
   __syncthreads();
 }
 

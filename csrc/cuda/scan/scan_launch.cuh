@@ -1,4 +1,4 @@
-// How stmeta::memory_scan and stmeta::ntm_scan are launched on a GPU: packed weights, how many
+// How stmeta::lrua_scan and stmeta::ntm_scan are launched on a GPU: packed weights, how many
 // blocks a cluster has, and what lies in shared memory.
 #pragma once
 
@@ -12,8 +12,8 @@ inline int round_up(int n, int step) { return (n + step - 1) / step * step; }
 
 // Sizes of a sequence of `heads` heads; pointers and options are the caller's to set.
 inline void size_sequence(Sequence& p, const char* op, int64_t batch, int64_t rows, int64_t width,
-                          int64_t heads, int64_t steps, int64_t hidden, int64_t fed, int64_t read,
-                          int64_t numbers) {
+                          int64_t heads, int64_t steps, int64_t hidden, int64_t recurrent_size,
+                          int64_t read, int64_t numbers) {
   p.op = op;
   p.s = make_shape(op, batch, rows, width, heads);
   const int64_t large = int64_t{1} << 31;
@@ -24,10 +24,10 @@ inline void size_sequence(Sequence& p, const char* op, int64_t batch, int64_t ro
             4 * hidden < large && numbers < large,
         "the cuda backend takes less than 2^31 numbers of an element, 2^29 hidden units and 2^31 "
         "steps; use 'eager'");
-  check(fed == hidden || fed == hidden + read,
+  check(recurrent_size == hidden || recurrent_size == hidden + read,
         "recurrent must be [4 H, K] with K = H or H + R * M");
   p.steps = static_cast<int>(steps), p.hidden = static_cast<int>(hidden);
-  p.fed = static_cast<int>(fed), p.of_reads = static_cast<int>(read);
+  p.recurrent_size = static_cast<int>(recurrent_size), p.of_reads = static_cast<int>(read);
   p.of_heads = static_cast<int>(numbers);
   p.every = 1;
   while (int64_t{p.every} * p.every < steps) ++p.every;
@@ -52,31 +52,34 @@ static __global__ void __launch_bounds__(kThreads, 1)
 inline int64_t size_of(const Matrix& w, int cluster) { return int64_t{cluster} * w.inner * w.wide; }
 
 // Packs [rows, columns], or its transpose; without `to` only the sizes.
-inline Matrix packed(const float* from, bool turned, int rows, int columns, int cluster, float* to,
-                     Stream stream) {
-  const int inner = turned ? columns : rows, width = turned ? rows : columns;
+inline Matrix packed(const float* from, bool transposed, int rows, int columns, int cluster,
+                     float* to, Stream stream) {
+  const int inner = transposed ? columns : rows, width = transposed ? rows : columns;
   const Matrix w{to, inner, round_up(round_up(width, cluster) / cluster, kQuad)};
   const int64_t count = size_of(w, cluster);
   if (to == nullptr || count == 0) return w;
   constexpr int kEach = 256;
   launch(pack_kernel, dim3(static_cast<unsigned>(ceil_divide(count, kEach))), kEach, 0, stream,
-         from, int64_t{turned ? 1 : columns}, int64_t{turned ? columns : 1}, w, width, count, to);
+         from, int64_t{transposed ? 1 : columns}, int64_t{transposed ? columns : 1}, w, width,
+         count, to);
   return w;
 }
 
 // Makes both packed matrices; without `to` only their sizes. Gives the floats that they take.
-inline int64_t pack(Sequence& p, bool turned, float* to, Stream stream) {
-  p.by_recurrent = packed(p.recurrent, turned, 4 * p.hidden, p.fed, p.cluster, to, stream);
+inline int64_t pack(Sequence& p, bool transposed, float* to, Stream stream) {
+  p.by_recurrent =
+      packed(p.recurrent, transposed, 4 * p.hidden, p.recurrent_size, p.cluster, to, stream);
   const int64_t first = size_of(p.by_recurrent, p.cluster);
   float* second = to == nullptr ? nullptr : to + first;
-  p.by_interface = packed(p.interface, turned, p.numbers(), p.hidden, p.cluster, second, stream);
+  p.by_interface =
+      packed(p.interface, transposed, p.numbers(), p.hidden, p.cluster, second, stream);
   return first + size_of(p.by_interface, p.cluster);
 }
 
 // ---- plans ----
 
 // What a kernel may use.
-struct Most {
+struct BlockLimits {
   bool whole = true;  // shared memory for the rows of the memory
   int cluster = 8;
 };
@@ -101,22 +104,22 @@ std::array<size_t, 2> shared_of(const P& p) {
   return {rows.used, rest.used};
 }
 
-// Sets the cluster of `p` and the sizes of its matrices: the most blocks whose arrays fit. Rows in
-// shared memory come before larger clusters. kernels: for rows in main memory, and in shared.
+// Sets the cluster of `p` and the sizes of its matrices: the most blocks whose arrays fit. Rows
+// in shared memory come before larger clusters. kernels: for rows in main memory, and in shared.
 template <typename Layout, typename P, typename Kernel>
-Plan make_plan(P& p, bool turned, int64_t past, const std::array<Kernel, 2>& kernels,
-               const Most& most) {
+Plan make_plan(P& p, bool transposed, int64_t past, const std::array<Kernel, 2>& kernels,
+               const BlockLimits& limits) {
   struct Way {
     int cluster, slices;
   };
   constexpr Way kWays[] = {{8, 32}, {8, 16}, {8, 8}, {4, 32}, {4, 16}, {4, 8}, {1, 16}};
   size_t least = 0, most_shared = 0;
-  for (int whole = most.whole ? 1 : 0; whole >= 0; --whole) {
+  for (int whole = limits.whole ? 1 : 0; whole >= 0; --whole) {
     most_shared = dynamic_limit(kernels[whole]);
     for (const auto& [cluster, slices] : kWays) {
-      if (cluster > most.cluster) continue;
+      if (cluster > limits.cluster) continue;
       p.cluster = cluster, p.slices = slices;
-      const int64_t packed = pack(p, turned, nullptr, {});
+      const int64_t packed = pack(p, transposed, nullptr, {});
       const auto [rows, rest] = shared_of<Layout>(p);
       const size_t shared = rest + (whole ? rows : 0);
       least = rest;
@@ -135,10 +138,10 @@ Plan make_plan(P& p, bool turned, int64_t past, const std::array<Kernel, 2>& ker
 
 // scratch: [plan.floats()]
 template <typename P, typename Kernel>
-void run(P p, bool turned, const std::array<Kernel, 2>& kernels, const Plan& plan, float* scratch,
-         Stream stream) {
+void run(P p, bool transposed, const std::array<Kernel, 2>& kernels, const Plan& plan,
+         float* scratch, Stream stream) {
   if (p.s.batch == 0) return;
-  pack(p, turned, scratch, stream);
+  pack(p, transposed, scratch, stream);
   p.past = scratch + plan.packed;
   launch_clusters(kernels[plan.whole], p.cluster, dim3(plan.blocks), p.s.threads, plan.shared,
                   stream, p, p.past + plan.past, plan.rows);

@@ -240,7 +240,7 @@ def launch(kernel, plan: Plan, stages, batch: int, heads: int, *arguments, **con
 
 # Reads the parts once: tiles * COUNT * M numbers of an element.
 @triton.jit
-def _finish_kernel(
+def _memory_finish_kernel(
     parts_ptr, numbers_ptr, key_ptr,  # in:  [B, tiles, C, M], [B, tiles, C], [B, C, M]; or None
     out_ptr, out_numbers_ptr,  # out: [B, C, M], [B, C]
     tiles, width, eps,
@@ -273,7 +273,7 @@ def finish(plan: Plan, parts, out, numbers=None, out_numbers=None, key=None, eps
     batch, count, width = out.shape
     if plan.whole or batch * count == 0:
         return
-    _finish_kernel[(batch * count,)](
+    _memory_finish_kernel[(batch * count,)](
         *(parts, numbers, key, out, out_numbers, plan.tiles, width, eps),
         COUNT=count,
         BLOCK_M=plan.blocks["BLOCK_M"],

@@ -67,7 +67,7 @@ def _pick(x, place, BLOCK: tl.constexpr):
 
 # Moves 2 * B * N numbers, and B * N of int32; in doubles: hundreds of roundings would add up.
 @triton.jit
-def _forward_kernel(
+def _allocation_fwd_kernel(
     usage_ptr,  # in:  [B, N]
     order_ptr, out_ptr,  # out: int32 [B, N], or in without SORT; [B, N]
     rows,
@@ -92,7 +92,7 @@ def _forward_kernel(
 # du[j] = P[j] (S[j] - g[j]). No quotient, as u may be 0.
 # Moves 3 * B * N numbers and B * N of int32, and B * N through scratch.
 @triton.jit
-def _backward_kernel(
+def _allocation_bwd_kernel(
     grad_ptr, usage_ptr, order_ptr,  # in:  [B, N], [B, N], int32 [B, N]
     before_ptr, out_ptr,  # scratch [B, N] fp32; out: [B, N]
     rows,
@@ -141,7 +141,7 @@ def allocation(usage: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return out, order
     options = _chunk(rows) | {"BLOCK_R": 1} | (whole_rows(rows) if sort else {})
     with torch.cuda.device_of(usage):
-        _forward_kernel[(batch,)](usage, order, out, rows, SORT=sort, **options)
+        _allocation_fwd_kernel[(batch,)](usage, order, out, rows, SORT=sort, **options)
     return out, order
 
 
@@ -154,7 +154,7 @@ def allocation_backward(
     if usage.numel() == 0:
         return out
     with torch.cuda.device_of(usage):
-        _backward_kernel[(batch,)](
+        _allocation_bwd_kernel[(batch,)](
             *(grad.contiguous(), usage.contiguous(), order.contiguous()),
             *(floats(usage, batch, rows), out, rows),
             **_chunk(rows),

@@ -115,7 +115,7 @@ def score_backward(
 
 # Reads the memory once. As several launches: and B * H * N numbers written and read.
 @triton.jit
-def _forward_kernel(
+def _content_addressing_fwd_kernel(
     memory_ptr, key_ptr, strength_ptr,  # in:  [B, N, M] with strides, [B, H, M], [B, H]
     scores_ptr, weight_ptr,  # scratch [B, H, N] fp32; out: [B, H, N]
     rows, width, stride_b, stride_n, stride_m, eps,
@@ -145,7 +145,7 @@ def _forward_kernel(
 
 # Reads the memory once and writes its gradient.
 @triton.jit
-def _backward_kernel(
+def _content_addressing_bwd_kernel(
     grad_ptr, memory_ptr, key_ptr, strength_ptr, weight_ptr,  # in: [B, H, N], as above, [B, H, N]
     scores_ptr,  # scratch [B, H, N] fp32: gradient of the scores
     d_memory_ptr, d_key_ptr, d_strength_ptr,  # out: [B, N, M]; [B, H, M], [B, H] or parts
@@ -192,7 +192,7 @@ def content_addressing(
     plan = plan_of(heads, FORWARD, memory)
     with torch.cuda.device_of(memory):
         launch(
-            *(_forward_kernel, plan, (FIRST, ELEMENT), batch, heads),
+            *(_content_addressing_fwd_kernel, plan, (FIRST, ELEMENT), batch, heads),
             *(memory, *contiguous(key, strength), floats(weight, *weight.shape), weight),
             *(rows, width, *memory.stride(), eps),
             H=heads,
@@ -219,7 +219,7 @@ def content_addressing_backward(
     grad, key, strength, weight = contiguous(grad, key, strength, weight)
     with torch.cuda.device_of(memory):
         launch(
-            *(_backward_kernel, plan, (ELEMENT, LAST), batch, heads),
+            *(_content_addressing_bwd_kernel, plan, (ELEMENT, LAST), batch, heads),
             *(grad, memory, key, strength, weight, floats(weight, *weight.shape)),
             *(d_memory, keys, strengths, rows, width, *memory.stride(), eps),
             H=heads,

@@ -76,7 +76,7 @@ def write_backward(
 
 # Reads and writes the memory once.
 @triton.jit
-def _forward_kernel(
+def _erase_add_fwd_kernel(
     memory_ptr, weight_ptr, erase_ptr, add_ptr,  # in: [B, N, M] strided, [B, W, N], [B, W, M] x2
     out_ptr,  # out: [B, N, M]
     rows, width, stride_b, stride_n, stride_m,
@@ -99,7 +99,7 @@ def _forward_kernel(
 
 # Reads the memory and the gradient once, and writes the memory's gradient.
 @triton.jit
-def _backward_kernel(
+def _erase_add_bwd_kernel(
     grad_ptr, memory_ptr, weight_ptr, erase_ptr, add_ptr,  # in: as above, grad as memory
     d_memory_ptr, d_weight_ptr, d_erase_ptr, d_add_ptr,  # out: the last two, or parts of them
     rows, width, stride_b, stride_n, stride_m, grad_b, grad_n, grad_m,
@@ -140,7 +140,7 @@ def erase_add(
     plan = plan_of(1, TILES, memory)
     with torch.cuda.device_of(memory):
         launch(
-            *(_forward_kernel, plan, (FIRST,), batch, 1),
+            *(_erase_add_fwd_kernel, plan, (FIRST,), batch, 1),
             *(memory, *contiguous(weight, erase, add), out, rows, width, *memory.stride()),
             W=weight.shape[1],
         )
@@ -164,7 +164,7 @@ def erase_add_backward(
     erases, adds = parts_of(plan, d_erase), parts_of(plan, d_add)
     with torch.cuda.device_of(memory):
         launch(
-            *(_backward_kernel, plan, (FIRST,), batch, 1),
+            *(_erase_add_bwd_kernel, plan, (FIRST,), batch, 1),
             *(grad, memory, *contiguous(weight, erase, add), d_memory, d_weight, erases, adds),
             *(rows, width, *memory.stride(), *grad.stride()),
             W=weight.shape[1],

@@ -158,7 +158,7 @@ def locate_backward(
 
 # Moves 3 * B * H * N numbers, and B * H * N through scratch.
 @triton.jit
-def _forward_kernel(
+def _location_addressing_fwd_kernel(
     content_ptr, previous_ptr, gate_ptr, shift_ptr, sharpen_ptr,  # in: as in the schema
     gated_ptr, weight_ptr,  # scratch [B, H, N] fp32; out: [B, H, N]
     rows,
@@ -175,7 +175,7 @@ def _forward_kernel(
 
 # Moves 5 * B * H * N numbers, and 2 * B * H * N through scratch.
 @triton.jit
-def _backward_kernel(
+def _location_addressing_bwd_kernel(
     grad_ptr, content_ptr, previous_ptr, gate_ptr, shift_ptr, sharpen_ptr,  # in: as in the schema
     gated_ptr, moved_ptr,  # scratch [B, H, N] fp32 x2
     d_content_ptr, d_previous_ptr, d_gate_ptr, d_shift_ptr, d_sharpen_ptr,  # out
@@ -208,7 +208,7 @@ def location_addressing(
     if weight.numel() == 0:
         return weight
     with torch.cuda.device_of(content):
-        _forward_kernel[(batch * heads,)](
+        _location_addressing_fwd_kernel[(batch * heads,)](
             *contiguous(content, previous, gate, shift, sharpen),
             *(floats(weight, *weight.shape), weight, rows),
             S=shift.shape[2],
@@ -233,7 +233,7 @@ def location_addressing_backward(
     if grad.numel() == 0:
         return tuple(x.zero_() for x in out)
     with torch.cuda.device_of(content):
-        _backward_kernel[(batch * heads,)](
+        _location_addressing_bwd_kernel[(batch * heads,)](
             *contiguous(grad, *inputs),
             *(*floats(weight, 2, *weight.shape), *out, rows),
             S=shift.shape[2],

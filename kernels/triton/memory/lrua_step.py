@@ -124,7 +124,7 @@ def store_usage(
 
 # Reads and writes the memory once; as several launches it reads it twice.
 @triton.jit
-def _forward_kernel(
+def _lrua_step_fwd_kernel(
     memory_ptr, usage_ptr, previous_ptr, key_ptr,  # in: [B, N, M] strided, the rest contiguous
     strength_ptr, gate_ptr, add_ptr,
     scores_ptr,  # scratch [B, R, N] fp32
@@ -209,7 +209,7 @@ def write_rows_backward(
 
 # Reads the memory and its gradient once, and writes one; as several launches it reads memory twice.
 @triton.jit
-def _backward_kernel(
+def _lrua_step_bwd_kernel(
     grad_memory_ptr, grad_weight_ptr, grad_read_ptr,  # in: the first strided
     memory_ptr, previous_ptr, key_ptr, strength_ptr, gate_ptr, add_ptr,  # in: as the forward
     weight_ptr, rows_ptr,
@@ -298,22 +298,24 @@ def lrua_step(
     """Launch the forward: new memory, usage, weight, read, rows."""
     batch, rows, width = memory.shape
     heads = key.shape[1]
-    out, usage_out, weight, seen = (x.new_empty(x.shape) for x in (memory, usage, previous, key))
+    out, usage_out, weight, read_out = (
+        x.new_empty(x.shape) for x in (memory, usage, previous, key)
+    )
     least = memory.new_empty(batch, heads, dtype=torch.int64)
     if batch * rows == 0:
-        return out, usage_out, weight, seen.zero_(), least
+        return out, usage_out, weight, read_out.zero_(), least
     plan = plan_of(heads, FORWARD, memory)
-    parts = parts_of(plan, seen)
+    parts = parts_of(plan, read_out)
     with torch.cuda.device_of(memory):
         launch(
-            *(_forward_kernel, plan, (USAGE, FIRST, ELEMENT, LAST), batch, heads, memory),
+            *(_lrua_step_fwd_kernel, plan, (USAGE, FIRST, ELEMENT, LAST), batch, heads, memory),
             *contiguous(usage, previous, key, strength, gate, add),
             *(floats(weight, *weight.shape), out, usage_out, weight, parts, least),
             *(rows, width, *memory.stride(), decay, eps),
             **{"R": heads, "READ_FIRST": read_first, "SHARED": shared},
         )
-        finish(plan, parts, seen)
-    return out, usage_out, weight, seen, least
+        finish(plan, parts, read_out)
+    return out, usage_out, weight, read_out, least
 
 
 def lrua_step_backward(
@@ -345,7 +347,7 @@ def lrua_step_backward(
     key = key.contiguous()
     with torch.cuda.device_of(memory):
         launch(
-            *(_backward_kernel, plan, (FIRST, ELEMENT, LAST), batch, heads, grad_memory),
+            *(_lrua_step_bwd_kernel, plan, (FIRST, ELEMENT, LAST), batch, heads, grad_memory),
             *(*contiguous(grad_weight, grad_read), memory, previous.contiguous(), key),
             *contiguous(strength, gate, add, weight, rows),
             *(floats(weight, *weight.shape), d_memory, d_previous, *parts),

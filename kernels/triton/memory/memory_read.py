@@ -39,7 +39,7 @@ def read(
 
 # Reads the memory once.
 @triton.jit
-def _forward_kernel(
+def _memory_read_fwd_kernel(
     memory_ptr, weight_ptr,  # in:  [B, N, M] with strides, [B, H, N]
     out_ptr,  # out: [B, H, M], or parts of it [B, tiles, H, M]
     rows, width, stride_b, stride_n, stride_m,
@@ -58,7 +58,7 @@ def _forward_kernel(
 
 # Reads the memory once and writes its gradient.
 @triton.jit
-def _backward_kernel(
+def _memory_read_bwd_kernel(
     grad_ptr, memory_ptr, weight_ptr,  # in:  [B, H, M], [B, N, M] with strides, [B, H, N]
     d_memory_ptr, d_weight_ptr,  # out: [B, N, M], [B, H, N]
     rows, width, stride_b, stride_n, stride_m,
@@ -94,7 +94,7 @@ def memory_read(memory: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     parts = parts_of(plan, out)
     with torch.cuda.device_of(memory):
         launch(
-            *(_forward_kernel, plan, (FIRST,), batch, heads),
+            *(_memory_read_fwd_kernel, plan, (FIRST,), batch, heads),
             *(memory, weight.contiguous(), parts, rows, width, *memory.stride()),
             H=heads,
         )
@@ -114,7 +114,7 @@ def memory_read_backward(
     plan = plan_of(1, TILES, memory)
     with torch.cuda.device_of(memory):
         launch(
-            *(_backward_kernel, plan, (FIRST,), batch, heads),
+            *(_memory_read_bwd_kernel, plan, (FIRST,), batch, heads),
             *(grad.contiguous(), memory, weight.contiguous(), d_memory, d_weight),
             *(rows, width, *memory.stride()),
             H=heads,

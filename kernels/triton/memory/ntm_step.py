@@ -42,7 +42,7 @@ from .memory_read import read
 
 # Reads and writes the memory once; as several launches it reads it twice.
 @triton.jit
-def _forward_kernel(
+def _ntm_step_fwd_kernel(
     memory_ptr, previous_ptr, key_ptr, strength_ptr,  # in: [B, N, M] strided, the rest contiguous
     gate_ptr, shift_ptr, sharpen_ptr, erase_ptr, add_ptr,
     scores_ptr, gated_ptr,  # scratch [B, H, N] fp32 x2
@@ -130,7 +130,7 @@ def _access_backward(
 
 # Reads the memory and its gradient once, and writes one; as several launches it reads them twice.
 @triton.jit
-def _backward_kernel(
+def _ntm_step_bwd_kernel(
     grad_memory_ptr, grad_weight_ptr, grad_read_ptr,  # in: the first strided
     memory_ptr, previous_ptr, key_ptr, strength_ptr,  # in: as the forward
     gate_ptr, shift_ptr, sharpen_ptr, erase_ptr, add_ptr, weight_ptr, content_ptr,
@@ -217,21 +217,21 @@ def ntm_step(
     batch, rows, width = memory.shape
     heads, writes = key.shape[1], erase.shape[1]
     out, weight, content = (x.new_empty(x.shape) for x in (memory, previous, previous))
-    seen = memory.new_empty(batch, reads, width)
+    read_out = memory.new_empty(batch, reads, width)
     if weight.numel() == 0:
-        return out, weight, seen.zero_(), content
+        return out, weight, read_out.zero_(), content
     plan = plan_of(heads, FORWARD, memory)
-    parts = parts_of(plan, seen)
+    parts = parts_of(plan, read_out)
     with torch.cuda.device_of(memory):
         launch(
-            *(_forward_kernel, plan, (FIRST, ELEMENT, LAST), batch, heads, memory),
+            *(_ntm_step_fwd_kernel, plan, (FIRST, ELEMENT, LAST), batch, heads, memory),
             *contiguous(previous, key, strength, gate, shift, sharpen, erase, add),
             *(*floats(weight, 2, *weight.shape), out, weight, parts, content),
             *(rows, width, *memory.stride(), eps),
             **_sizes(heads, reads, writes, shift.shape[2], read_first),
         )
-        finish(plan, parts, seen)
-    return out, weight, seen, content
+        finish(plan, parts, read_out)
+    return out, weight, read_out, content
 
 
 def ntm_step_backward(
@@ -266,7 +266,7 @@ def ntm_step_backward(
     key = key.contiguous()
     with torch.cuda.device_of(memory):
         launch(
-            *(_backward_kernel, plan, (FIRST, ELEMENT, LAST), batch, heads, grad_memory),
+            *(_ntm_step_bwd_kernel, plan, (FIRST, ELEMENT, LAST), batch, heads, grad_memory),
             *(*contiguous(grad_weight, grad_read), memory, previous.contiguous(), key),
             *contiguous(strength, gate, shift, sharpen, erase, add, weight, content),
             *(*floats(weight, 3, *weight.shape), d_memory, d_previous, keys, strengths, *others),

@@ -1,7 +1,7 @@
 """Triton implementation of stmeta::temporal_link. Reference: stmeta.ops.temporal_link.
 
 A program takes some rows of one head's links, a chunk of columns at a time. Its sums over rows, one
-for each column, are partial: `_finish_kernel` adds those of all programs in order.
+for each column, are partial: the bwd_finish kernel adds those of all programs in order.
 
 Letters: B batch, W write heads, N rows.
 """
@@ -58,7 +58,7 @@ def _some(ptr, first, rows, BLOCK: tl.constexpr):
 
 # Reads and writes B * W * N * N numbers once.
 @triton.jit
-def _forward_kernel(
+def _temporal_link_fwd_kernel(
     link_ptr, precedence_ptr, weight_ptr,  # in:  [B, W, N, N] strided, [B, W, N] x2
     link_out_ptr, precedence_out_ptr,  # out: [B, W, N, N], [B, W, N]
     heads, rows, tiles, stride_b, stride_w, stride_n, stride_m,
@@ -92,7 +92,7 @@ def _forward_kernel(
 # Reads 2 * B * W * N * N numbers and writes half as many, and a sixteenth of B * W * N * N floats
 # of partial sums.
 @triton.jit
-def _backward_kernel(
+def _temporal_link_bwd_kernel(
     grad_ptr, link_ptr,  # in:  [B, W, N, N] x2, strided
     precedence_ptr, weight_ptr,  # in:  [B, W, N] x2
     d_link_ptr,  # out: [B, W, N, N]
@@ -129,9 +129,9 @@ def _backward_kernel(
 
 # Reads the partial sums once: B * W * tiles * 2 * N floats.
 @triton.jit
-def _finish_kernel(
+def _temporal_link_bwd_finish_kernel(
     grad_ptr, precedence_ptr, weight_ptr,  # in:  [B, W, N] x3, grad of the new precedence
-    sums_ptr, parts_ptr,  # in:  as _backward_kernel leaves them
+    sums_ptr, parts_ptr,  # in:  as _temporal_link_bwd_kernel leaves them
     d_precedence_ptr, d_weight_ptr,  # out: [B, W, N] x2
     rows, tiles,
     BLOCK_R: tl.constexpr,
@@ -171,7 +171,7 @@ def temporal_link(
         return out
     tiles, blocks = _cut(rows)
     with torch.cuda.device_of(link):
-        _forward_kernel[(batch * heads * tiles,)](
+        _temporal_link_fwd_kernel[(batch * heads * tiles,)](
             *(link, *contiguous(precedence, write_weight), *out),
             *(heads, rows, tiles, *link.stride()),
             BLOCK_R=whole_rows(rows)["BLOCK_R"],
@@ -198,12 +198,12 @@ def temporal_link_backward(
     sums, parts = floats(link, batch, heads, rows), floats(link, batch, heads, tiles, 2, rows)
     grad, precedence, weight = contiguous(grad_precedence, precedence, write_weight)
     with torch.cuda.device_of(link):
-        _backward_kernel[(batch * heads * tiles,)](
+        _temporal_link_bwd_kernel[(batch * heads * tiles,)](
             *(grad_link, link, precedence, weight, d_link, sums, parts),
             *(heads, rows, tiles, *grad_link.stride(), *link.stride()),
             **blocks,
         )
-        _finish_kernel[(batch * heads,)](
+        _temporal_link_bwd_finish_kernel[(batch * heads,)](
             *(grad, precedence, weight, sums, parts, d_precedence, d_weight, rows, tiles),
             **whole_rows(rows),
         )

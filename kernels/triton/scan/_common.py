@@ -1,4 +1,4 @@
-"""What Triton's memory_scan and ntm_scan share: their LSTM, and how they start and end.
+"""What Triton's lrua_scan and ntm_scan share: their LSTM, and how they start and end.
 
 A program takes one sequence and keeps its memory in registers, from the first step to the last.
 What else a step leaves for the next passes through what the op gives and keeps anyway (outputs of
@@ -90,23 +90,23 @@ def copy_memory(
 # Reads 4 * H * K weights.
 @triton.jit
 def open_gates(
-    gates_ptr, recurrent_ptr, seen_ptr, before_ptr,  # in:  [4H], [4H, K], [K], [H]
-    opened_ptr, cell_ptr, h_ptr,  # out: [4H], [H], [H]
-    hidden, fed,
+    gates_ptr, recurrent_ptr, input_ptr, before_ptr,  # in:  [4H], [4H, K], [K], [H]
+    activated_ptr, cell_ptr, h_ptr,  # out: [4H], [H], [H]
+    hidden, recurrent_size,
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The LSTM, BLOCK_C units at a time."""
-    turn = hidden * fed
+    turn = hidden * recurrent_size
     for first in range(0, hidden, BLOCK_C):
         n = first + tl.arange(0, BLOCK_C)
         live = n < hidden
         i = tl.zeros([BLOCK_C, BLOCK_K], tl.float32)
         f, g, o = i, i, i
-        for start in range(0, fed, BLOCK_K):
+        for start in range(0, recurrent_size, BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)
-            x = tl.load(seen_ptr + k, mask=k < fed, other=0.0)[None, :]
-            place = recurrent_ptr + n[:, None] * fed + k[None, :]
-            both = live[:, None] & (k < fed)[None, :]
+            x = tl.load(input_ptr + k, mask=k < recurrent_size, other=0.0)[None, :]
+            place = recurrent_ptr + n[:, None] * recurrent_size + k[None, :]
+            both = live[:, None] & (k < recurrent_size)[None, :]
             i += tl.load(place, mask=both, other=0.0) * x
             f += tl.load(place + turn, mask=both, other=0.0) * x
             g += tl.load(place + 2 * turn, mask=both, other=0.0) * x
@@ -116,16 +116,16 @@ def open_gates(
         g = tanh(tl.load(gates_ptr + 2 * hidden + n, mask=live, other=0.0) + tl.sum(g, 1))
         o = sigmoid(tl.load(gates_ptr + 3 * hidden + n, mask=live, other=0.0) + tl.sum(o, 1))
         cell = f * tl.load(before_ptr + n, mask=live, other=0.0) + i * g
-        tl.store(opened_ptr + n, i, mask=live)
-        tl.store(opened_ptr + hidden + n, f, mask=live)
-        tl.store(opened_ptr + 2 * hidden + n, g, mask=live)
-        tl.store(opened_ptr + 3 * hidden + n, o, mask=live)
+        tl.store(activated_ptr + n, i, mask=live)
+        tl.store(activated_ptr + hidden + n, f, mask=live)
+        tl.store(activated_ptr + 2 * hidden + n, g, mask=live)
+        tl.store(activated_ptr + 3 * hidden + n, o, mask=live)
         tl.store(cell_ptr + n, cell, mask=live)
         tl.store(h_ptr + n, o * tanh(cell), mask=live)
 
 
 @triton.jit
-def ask(
+def head_numbers(
     interface_ptr, bias_ptr, h_ptr, i, live, hidden,  # in:  [P, H], [P], [H]; numbers i
     BLOCK_C: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -140,7 +140,7 @@ def ask(
 
 
 @triton.jit
-def leave(
+def store_state(
     weight_ptr, cell_ptr,  # in:  [A, N], [H]
     weight_out_ptr, cell_out_ptr,  # out: the same
     hidden, rows,
@@ -175,21 +175,21 @@ def product(
 
 @triton.jit
 def grad_of_read(
-    grad_ptr, d_seen_ptr, out_ptr, vectors, FED: tl.constexpr, BLOCK: tl.constexpr
+    grad_ptr, d_input_ptr, out_ptr, vectors, FED_READS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """Gradient of what a step read: from its output, and from the controller a step later."""
     for first in range(0, vectors, BLOCK):
         x = load_column(grad_ptr, 0, first, vectors, BLOCK)
-        if FED:
-            x += load_column(d_seen_ptr, 0, first, vectors, BLOCK)
+        if FED_READS:
+            x += load_column(d_input_ptr, 0, first, vectors, BLOCK)
         store_column(out_ptr, x, 0, first, vectors, BLOCK)
 
 
 # Reads P * H weights.
 @triton.jit
 def _close_gates(
-    grad_ptr, d_seen_ptr, d_heads_ptr, interface_ptr,  # in:  [H] x2, [P], [P, H]
-    opened_ptr, cell_ptr, before_ptr, d_cell_ptr,  # in:  [4H], [H] x3
+    grad_ptr, d_input_ptr, d_heads_ptr, interface_ptr,  # in:  [H] x2, [P], [P, H]
+    activated_ptr, cell_ptr, before_ptr, d_cell_ptr,  # in:  [4H], [H] x3
     d_gates_ptr, d_before_ptr,  # out: [4H], [H]
     hidden, numbers,
     BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -200,18 +200,20 @@ def _close_gates(
         live = n < hidden
         d = product(d_heads_ptr, interface_ptr, numbers, n, hidden, BLOCK_I, BLOCK_K)
         d += tl.load(grad_ptr + n, mask=live, other=0.0)
-        d += tl.load(d_seen_ptr + n, mask=live, other=0.0)
-        i = tl.load(opened_ptr + n, mask=live, other=0.0)
-        f = tl.load(opened_ptr + hidden + n, mask=live, other=0.0)
-        g = tl.load(opened_ptr + 2 * hidden + n, mask=live, other=0.0)
-        o = tl.load(opened_ptr + 3 * hidden + n, mask=live, other=0.0)
-        shown = tanh(tl.load(cell_ptr + n, mask=live, other=0.0))
-        d_cell = tl.load(d_cell_ptr + n, mask=live, other=0.0) + d * o * (1.0 - shown * shown)
+        d += tl.load(d_input_ptr + n, mask=live, other=0.0)
+        i = tl.load(activated_ptr + n, mask=live, other=0.0)
+        f = tl.load(activated_ptr + hidden + n, mask=live, other=0.0)
+        g = tl.load(activated_ptr + 2 * hidden + n, mask=live, other=0.0)
+        o = tl.load(activated_ptr + 3 * hidden + n, mask=live, other=0.0)
+        tanh_cell = tanh(tl.load(cell_ptr + n, mask=live, other=0.0))
+        d_cell = tl.load(d_cell_ptr + n, mask=live, other=0.0) + d * o * (
+            1.0 - tanh_cell * tanh_cell
+        )
         before = tl.load(before_ptr + n, mask=live, other=0.0)
         tl.store(d_gates_ptr + n, d_cell * g * i * (1.0 - i), mask=live)
         tl.store(d_gates_ptr + hidden + n, d_cell * before * f * (1.0 - f), mask=live)
         tl.store(d_gates_ptr + 2 * hidden + n, d_cell * i * (1.0 - g * g), mask=live)
-        tl.store(d_gates_ptr + 3 * hidden + n, d * shown * o * (1.0 - o), mask=live)
+        tl.store(d_gates_ptr + 3 * hidden + n, d * tanh_cell * o * (1.0 - o), mask=live)
         tl.store(d_before_ptr + n, d_cell * f, mask=live)
 
 
@@ -219,39 +221,39 @@ def _close_gates(
 @triton.jit
 def controller_back(
     grad_ptr, d_heads_ptr, interface_ptr, recurrent_ptr,  # in:  [H], [P], [P, H], [4H, K]
-    opened_ptr, cell_ptr, before_ptr, d_cell_ptr,  # in:  [4H], [H] x3
-    d_seen_ptr,  # in and out: [H + R * M], of which the last do not change where K = H
+    activated_ptr, cell_ptr, before_ptr, d_cell_ptr,  # in:  [4H], [H] x3
+    d_input_ptr,  # in and out: [H + R * M], of which the last do not change where K = H
     d_gates_ptr, d_before_ptr,  # out: [4H], [H]
-    hidden, fed, zero,  # zero: not known to the compiler
+    hidden, recurrent_size, zero,  # zero: not known to the compiler
     NUMBERS: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The controller, a step back: gradients of its gates, its cell and what it was fed."""
+    """The controller, a step back: gradients of its gates, its cell and what it took in."""
     numbers = NUMBERS
     if NUMBERS > UNROLLED:
         numbers = NUMBERS + zero
     tl.debug_barrier()
     _close_gates(
-        grad_ptr, d_seen_ptr, d_heads_ptr, interface_ptr, opened_ptr, cell_ptr, before_ptr,
+        grad_ptr, d_input_ptr, d_heads_ptr, interface_ptr, activated_ptr, cell_ptr, before_ptr,
         d_cell_ptr, d_gates_ptr, d_before_ptr, hidden, numbers, BLOCK_I, BLOCK_K,
     )  # fmt: skip
     tl.debug_barrier()
-    for first in range(0, fed, BLOCK_K):
+    for first in range(0, recurrent_size, BLOCK_K):
         n = first + tl.arange(0, BLOCK_K)
-        back = product(d_gates_ptr, recurrent_ptr, 4 * hidden, n, fed, BLOCK_I, BLOCK_K)
-        tl.store(d_seen_ptr + n, back, mask=n < fed)
+        back = product(d_gates_ptr, recurrent_ptr, 4 * hidden, n, recurrent_size, BLOCK_I, BLOCK_K)
+        tl.store(d_input_ptr + n, back, mask=n < recurrent_size)
     tl.debug_barrier()
 
 
 @triton.jit
-def leave_seen(
-    d_seen_ptr, d_h_ptr, d_reads_ptr, hidden, vectors, BLOCK: tl.constexpr
+def store_input_grad(
+    d_input_ptr, d_h_ptr, d_reads_ptr, hidden, vectors, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Gradients of what the first step's controller was fed, [H + R * M], as [H] and [R * M]."""
+    """Gradients of what the first step's controller took in, [H + R * M], as [H] and [R * M]."""
     for first in range(0, hidden, BLOCK):
-        of_h = load_column(d_seen_ptr, 0, first, hidden, BLOCK)
+        of_h = load_column(d_input_ptr, 0, first, hidden, BLOCK)
         store_column(d_h_ptr, of_h, 0, first, hidden, BLOCK)
     for first in range(0, vectors, BLOCK):
-        of_reads = load_column(d_seen_ptr + hidden, 0, first, vectors, BLOCK)
+        of_reads = load_column(d_input_ptr + hidden, 0, first, vectors, BLOCK)
         store_column(d_reads_ptr, of_reads, 0, first, vectors, BLOCK)
 
 
@@ -259,7 +261,7 @@ def leave_seen(
 
 
 def every_of(steps: int) -> int:
-    """Steps between two marks."""
+    """Steps between two checkpoints."""
     return max(1, math.isqrt(max(0, steps - 1)) + 1)
 
 
@@ -278,13 +280,13 @@ def blocks_of(
             f"{heads} heads, [N, M] = {list(memory.shape[1:])} and {most} weights; use 'cuda' or "
             "'eager'"
         )
-    fed = recurrent.shape[1]
+    recurrent_size = recurrent.shape[1]
     return {
         **{name: plan.blocks[name] for name in ("BLOCK_N", "BLOCK_M", "BLOCK_H")},
         "BLOCK_C": UNITS,
-        "BLOCK_K": min(INNER, max(16, triton.next_power_of_2(fed))),
+        "BLOCK_K": min(INNER, max(16, triton.next_power_of_2(recurrent_size))),
         "VECTOR": math.gcd(8, memory.shape[2]),
-        "VECTOR_K": math.gcd(8, fed, hidden),
+        "VECTOR_K": math.gcd(8, recurrent_size, hidden),
         "num_warps": 8,  # of the largest memory; the weights keep them busy with any
     }
 

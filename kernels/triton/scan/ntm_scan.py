@@ -26,15 +26,15 @@ from ..memory.erase_add import write
 from ..memory.location_addressing import locate
 from ..memory.memory_read import read
 from ._common import (
-    ask,
     dense,
     every_of,
+    head_numbers,
     known_divisor,
-    leave,
     open_gates,
     sigmoid,
     softplus,
     steps_of,
+    store_state,
     tanh,
 )
 from ._ntm_scan import constants_of, spread
@@ -80,14 +80,14 @@ def _command(
     for first in range(0, NUMBERS, BLOCK_C):
         i = first + tl.arange(0, BLOCK_C)
         live = i < NUMBERS
-        x = ask(interface_ptr, bias_ptr, h_ptr, i, live, hidden, BLOCK_C, BLOCK_K)
+        x = head_numbers(interface_ptr, bias_ptr, h_ptr, i, live, hidden, BLOCK_C, BLOCK_K)
         x = _shape(x, i, width, A, W, PER_HEAD, TANH_KEY, TANH_ADD)
         tl.store(heads_ptr + i, x, mask=live)
         spread(x, i, live, gates_ptr, sharpens_ptr, logits_ptr, width, A, S, PER_HEAD)
 
 
 @triton.jit
-def _soften(
+def _softmax_shifts(
     logits_ptr, shifts_ptr, heads_ptr,  # in:  [A, S]; out: [A, S], and into [P]
     width,
     A: tl.constexpr, S: tl.constexpr, PER_HEAD: tl.constexpr,
@@ -102,13 +102,13 @@ def _soften(
 
 # At each step: 4 * H * K + P * H weights from L2.
 @triton.jit
-def _forward_kernel(
+def _ntm_scan_fwd_kernel(
     gates_ptr, recurrent_ptr, interface_ptr, bias_ptr,  # in
-    memory_ptr, first_ptr, seen_ptr, c_ptr, lengths_ptr,  # first weights; seen: [B, H + R * M]
+    memory_ptr, first_ptr, input_ptr, c_ptr, lengths_ptr,  # first weights; input: [B, H + R * M]
     scratch_ptr,  # see below
     y_ptr, memory_out_ptr, weights_out_ptr, c_out_ptr,  # out
-    opened_ptr, cells_ptr, heads_ptr, looked_ptr, marks_ptr,
-    steps, hidden, fed, rows, width, every, eps,
+    activated_ptr, cells_ptr, heads_ptr, step_weights_ptr, checkpoints_ptr,
+    steps, hidden, recurrent_size, rows, width, every, eps,
     A: tl.constexpr, R: tl.constexpr, W: tl.constexpr, S: tl.constexpr, PER_HEAD: tl.constexpr,
     NUMBERS: tl.constexpr, READ_FIRST: tl.constexpr, TANH_KEY: tl.constexpr,
     TANH_ADD: tl.constexpr, BLOCK_S: tl.constexpr,
@@ -117,9 +117,9 @@ def _forward_kernel(
 ):  # fmt: skip
     batch = tl.program_id(0).to(tl.int64)
     width = known_divisor(width, VECTOR)
-    fed = known_divisor(fed, VECTOR_K)
+    recurrent_size = known_divisor(recurrent_size, VECTOR_K)
     hidden = known_divisor(hidden, VECTOR_K)
-    shown = hidden + R * width
+    y_width = hidden + R * width
     weights_size, size = A * rows, rows * width  # of an element: less than 2^31
     # Regions of scratch, of constant sizes: scores, gated weights [A, N]; gates, sharpness [A];
     # shifts before and after their softmax [A, S].
@@ -127,26 +127,30 @@ def _forward_kernel(
     scratch_size = 2 * WEIGHTS + 2 * A + 2 * A * S
     length = steps_of(lengths_ptr, batch, steps)
     tile = load_tile(memory_ptr + batch * size, 0, rows, width, width, 1, BLOCK_N, BLOCK_M)
-    seen, before = seen_ptr + batch * shown, c_ptr + batch * hidden
+    input, before = input_ptr + batch * y_width, c_ptr + batch * hidden
     previous = first_ptr + batch * weights_size
     for t in tl.range(length, disable_licm=True):
         zero = t // steps  # not known to the compiler: else it keeps addresses for all steps
         own = batch + zero
         at = own * steps + t
-        mark = own * tl.cdiv(steps + zero, every) + t // every
+        checkpoint = own * tl.cdiv(steps + zero, every) + t // every
         scores = scratch_ptr + own * scratch_size
         gated, gates = scores + WEIGHTS, scores + 2 * WEIGHTS
         sharpens, logits = gates + A, gates + 2 * A
         shifts = logits + A * S
         if t % every == 0:
             store_tile(
-                marks_ptr + mark * size, tile, zero, rows, width, BLOCK_N, BLOCK_M
+                checkpoints_ptr + checkpoint * size, tile, zero, rows, width, BLOCK_N, BLOCK_M
             )  # fmt: skip
-        h, cell, weight = y_ptr + at * shown, cells_ptr + at * hidden, looked_ptr + at * A * rows
+        h, cell, weight = (
+            y_ptr + at * y_width,
+            cells_ptr + at * hidden,
+            step_weights_ptr + at * A * rows,
+        )
         heads = heads_ptr + at * NUMBERS
         open_gates(
-            gates_ptr + at * 4 * hidden, recurrent_ptr, seen, before,
-            opened_ptr + at * 4 * hidden, cell, h, hidden, fed, BLOCK_C, BLOCK_K,
+            gates_ptr + at * 4 * hidden, recurrent_ptr, input, before,
+            activated_ptr + at * 4 * hidden, cell, h, hidden, recurrent_size, BLOCK_C, BLOCK_K,
         )  # fmt: skip
         tl.debug_barrier()
         _command(
@@ -154,7 +158,7 @@ def _forward_kernel(
             A, W, S, PER_HEAD, NUMBERS, TANH_KEY, TANH_ADD, BLOCK_C, BLOCK_K,
         )  # fmt: skip
         tl.debug_barrier()
-        _soften(logits, shifts, heads, width, A, S, PER_HEAD, BLOCK_H, BLOCK_S)
+        _softmax_shifts(logits, shifts, heads, width, A, S, PER_HEAD, BLOCK_H, BLOCK_S)
         for a in range(A):  # one head at a time: fewer registers
             head = heads + a * PER_HEAD
             score(
@@ -178,11 +182,11 @@ def _forward_kernel(
         if not READ_FIRST:
             read(tile, weight, h + hidden, zero, rows, width, R, BLOCK_N, BLOCK_M)
         tl.debug_barrier()
-        seen, before, previous = h, cell, weight
+        input, before, previous = h, cell, weight
     none = batch * 0 + steps // (steps + 1)  # as `zero`
     own = batch + none
     store_tile(memory_out_ptr + own * size, tile, none, rows, width, BLOCK_N, BLOCK_M)
-    leave(
+    store_state(
         previous, before, weights_out_ptr + own * weights_size, c_out_ptr + own * hidden,
         hidden, rows, A, BLOCK_H, BLOCK_N, BLOCK_C,
     )  # fmt: skip
@@ -225,7 +229,7 @@ def ntm_scan(
         return out
     scratch = floats(memory, batch, 2 * heads * (constants["BLOCK_N"] + 1 + taps))
     with torch.cuda.device_of(memory):
-        _forward_kernel[(batch,)](
+        _ntm_scan_fwd_kernel[(batch,)](
             *contiguous(gates, recurrent, interface, bias, memory, weights),
             *(torch.cat([h, reads], 1), c.contiguous(), dense(lengths)),
             *(scratch, *out),

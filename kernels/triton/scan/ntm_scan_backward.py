@@ -1,7 +1,7 @@
 """Triton implementation of the backward of stmeta::ntm_scan; see ntm_scan.py.
 
 A program walks back through its sequence. The memories of a segment of ceil(sqrt(T)) steps are made
-again from the mark that the forward kept.
+again from the checkpoint that the forward kept.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ from ._common import (
     every_of,
     grad_of_read,
     known_divisor,
-    leave,
-    leave_seen,
     steps_of,
+    store_input_grad,
+    store_state,
 )
 from ._ntm_scan import constants_of, spread
 
 
 @triton.jit
 def _repeat(
-    heads_ptr, looked_ptr, mark_ptr, past_ptr,  # in: all [B, T, P], [B, T, A, N]; [N, M]; out
+    heads_ptr, step_weights_ptr, mark_ptr, past_ptr,  # in: all [B, T, P], [B, T, A, N]; [N, M]; out
     batch, begin, end, steps, rows, width,
     A: tl.constexpr, R: tl.constexpr, W: tl.constexpr, PER_HEAD: tl.constexpr,
     NUMBERS: tl.constexpr, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """Memories before the steps of [begin, end], again from the mark and what was written."""
+    """Memories before the steps of [begin, end], again from the checkpoint and what was written."""
     copy_memory(mark_ptr, past_ptr, begin // steps, rows, width, CHUNKS, CHUNK, BLOCK_M)
     for t in tl.range(begin, end, disable_licm=True):
         zero = t // steps  # as in the forward
         at = batch * steps + t
-        weight = looked_ptr + (at * A + R) * rows
+        weight = step_weights_ptr + (at * A + R) * rows
         erase = heads_ptr + at * NUMBERS + A * PER_HEAD
         before = past_ptr + (t - begin).to(tl.int64) * (rows * width)
         tl.debug_barrier()  # threads read what others have written
@@ -70,7 +70,7 @@ def _repeat(
 
 
 @triton.jit
-def _recall(
+def _load_heads(
     heads_ptr, gates, sharpens, shifts, width,  # in: [P]; out: see `spread`
     A: tl.constexpr, S: tl.constexpr, PER_HEAD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -94,10 +94,10 @@ def _look_back(
     grad = load_tile(d_memory_ptr, first, rows, width, width, 1, CHUNK, BLOCK_M)
     writes, erase = weight + R * rows, heads + (R + W) * PER_HEAD
     add = erase + W * width
-    seen = memory
+    read_from = memory
     if not READ_FIRST:
         grad = outer(grad, weight, grad_read, first, rows, width, R, CHUNK, BLOCK_M)
-        seen = write(memory, writes, erase, add, first, rows, width, W, CHUNK, BLOCK_M)
+        read_from = write(memory, writes, erase, add, first, rows, width, W, CHUNK, BLOCK_M)
     for a in range(R + W + none):
         head = heads + a * PER_HEAD
         score(
@@ -106,7 +106,7 @@ def _look_back(
         )  # fmt: skip
     for r in range(R + none):
         d = load_column(d_weight, r, first, rows, CHUNK)
-        d += tl.sum(seen * load_vector(grad_read, r, width, BLOCK_M)[None, :], 1)
+        d += tl.sum(read_from * load_vector(grad_read, r, width, BLOCK_M)[None, :], 1)
         store_column(grads, d, r, first, rows, CHUNK)
     for w in range(W + none):
         d = load_column(d_weight, R + w, first, rows, CHUNK)
@@ -215,17 +215,17 @@ def _grad_heads(
 
 # At each step: 4 * H * K + P * H weights from L2, and a memory some five times.
 @triton.jit
-def _backward_kernel(
+def _ntm_scan_bwd_kernel(
     grad_y_ptr, grad_memory_ptr, grad_weights_ptr, grad_c_ptr,  # in
     recurrent_ptr, interface_ptr, first_ptr, c_ptr, lengths_ptr,  # first: weights
-    opened_ptr, cells_ptr, heads_ptr, looked_ptr, marks_ptr,
+    activated_ptr, cells_ptr, heads_ptr, step_weights_ptr, checkpoints_ptr,
     past_ptr, scratch_ptr,  # scratch [B, every + 1, N, M]; see below
     d_gates_ptr, d_heads_ptr, d_memory_ptr, d_weights_ptr,  # out
     d_reads_ptr, d_h_ptr, d_c_ptr,
     steps, hidden, rows, width, every, eps,
     A: tl.constexpr, R: tl.constexpr, W: tl.constexpr, S: tl.constexpr, PER_HEAD: tl.constexpr,
     NUMBERS: tl.constexpr, READ_FIRST: tl.constexpr, TANH_KEY: tl.constexpr,
-    TANH_ADD: tl.constexpr, FED: tl.constexpr, CHUNK: tl.constexpr,
+    TANH_ADD: tl.constexpr, FED_READS: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr, VECTOR: tl.constexpr, VECTOR_K: tl.constexpr,
 ):  # fmt: skip
@@ -233,8 +233,8 @@ def _backward_kernel(
     width = known_divisor(width, VECTOR)
     hidden = known_divisor(hidden, VECTOR_K)
     vectors, size, weights_size = R * width, rows * width, A * rows
-    shown = hidden + vectors
-    fed = known_divisor(shown if FED else hidden, VECTOR_K)
+    y_width = hidden + vectors
+    recurrent_size = known_divisor(y_width if FED_READS else hidden, VECTOR_K)
     WEIGHTS: tl.constexpr = A * BLOCK_N
     CHUNKS: tl.constexpr = (BLOCK_N + CHUNK - 1) // CHUNK
     # Regions of scratch, [A, N]: scores, gradients of the weights and then of the scores, gated and
@@ -244,7 +244,7 @@ def _backward_kernel(
     # step, of h and the reads, and each chunk's parts of sums. Constant sizes save pointers.
     PART: tl.constexpr = (A + 2 * W) * BLOCK_M + A
     VECTORS: tl.constexpr = (R + A + 2 * W) * BLOCK_M
-    scratch_size = 6 * WEIGHTS + VECTORS + A * (5 + 2 * S) + 2 * hidden + shown + CHUNKS * PART
+    scratch_size = 6 * WEIGHTS + VECTORS + A * (5 + 2 * S) + 2 * hidden + y_width + CHUNKS * PART
     past = past_ptr + batch * (every + 1) * size
     length = steps_of(lengths_ptr, batch, steps)
     d_memory = d_memory_ptr + batch * size  # the gradient as it stands
@@ -256,8 +256,8 @@ def _backward_kernel(
         begin = (segments - 1 - segment) * every
         end = tl.minimum(begin + every, length)
         _repeat(
-            heads_ptr, looked_ptr,
-            marks_ptr + (batch * tl.cdiv(steps, every) + begin // every) * size, past,
+            heads_ptr, step_weights_ptr,
+            checkpoints_ptr + (batch * tl.cdiv(steps, every) + begin // every) * size, past,
             batch, begin, end - 1, steps, rows, width,
             A, R, W, PER_HEAD, NUMBERS, CHUNKS, CHUNK, BLOCK_M,
         )  # fmt: skip
@@ -276,13 +276,13 @@ def _backward_kernel(
             sharpens, d_gates, d_sharpens = gates + A, gates + 2 * A, gates + 3 * A
             d_strengths, shifts = gates + 4 * A, gates + 5 * A
             d_shifts, d_cells = shifts + A * S, shifts + 2 * A * S
-            d_seen = d_cells + 2 * hidden
-            parts, d_before = d_seen + shown, d_cells + t % 2 * hidden
-            heads, weight = heads_ptr + at * NUMBERS, looked_ptr + at * weights_size
-            grad_y = grad_y_ptr + at * shown
+            d_input = d_cells + 2 * hidden
+            parts, d_before = d_input + y_width, d_cells + t % 2 * hidden
+            heads, weight = heads_ptr + at * NUMBERS, step_weights_ptr + at * weights_size
+            grad_y = grad_y_ptr + at * y_width
             memory = past + (t - begin).to(tl.int64) * size
-            grad_of_read(grad_y + hidden, d_seen + hidden, grad_read, vectors, FED, BLOCK_K)
-            _recall(heads, gates, sharpens, shifts, width, A, S, PER_HEAD, BLOCK_K)
+            grad_of_read(grad_y + hidden, d_input + hidden, grad_read, vectors, FED_READS, BLOCK_K)
+            _load_heads(heads, gates, sharpens, shifts, width, A, S, PER_HEAD, BLOCK_K)
             tl.debug_barrier()
             for chunk in tl.range(CHUNKS, disable_licm=True):
                 none = chunk // (steps + CHUNKS)  # as `zero`
@@ -298,7 +298,7 @@ def _backward_kernel(
             content = softmax(load_heads(scores, rows, A, BLOCK_H, BLOCK_N), rows, BLOCK_N)
             d = locate_backward(
                 load_heads(grads, rows, A, BLOCK_H, BLOCK_N), content,
-                before_step(first_ptr, looked_ptr, batch, steps, t, weights_size),
+                before_step(first_ptr, step_weights_ptr, batch, steps, t, weights_size),
                 gates, shifts, sharpens, gated, moved, d_previous, d_gates, d_shifts, d_sharpens,
                 rows, A, S, BLOCK_H, BLOCK_N,
             )  # fmt: skip
@@ -324,19 +324,19 @@ def _backward_kernel(
             )  # fmt: skip
             controller_back(
                 grad_y, d_heads_ptr + at * NUMBERS, interface_ptr, recurrent_ptr,
-                opened_ptr + at * 4 * hidden, cells_ptr + at * hidden,
+                activated_ptr + at * 4 * hidden, cells_ptr + at * hidden,
                 before_step(c_ptr, cells_ptr, batch, steps, t, hidden),
-                d_cell, d_seen, d_gates_ptr + at * 4 * hidden, d_before, hidden, fed, zero,
-                NUMBERS, BLOCK_C, BLOCK_K,
+                d_cell, d_input, d_gates_ptr + at * 4 * hidden, d_before, hidden,
+                recurrent_size, zero, NUMBERS, BLOCK_C, BLOCK_K,
             )  # fmt: skip
             d_weight, d_cell = d_previous, d_before
-    d_seen = scratch_ptr + (batch + 1) * scratch_size - CHUNKS * PART - shown
-    leave(
+    d_input = scratch_ptr + (batch + 1) * scratch_size - CHUNKS * PART - y_width
+    store_state(
         d_weight, d_cell, d_weights_ptr + batch * weights_size, d_c_ptr + batch * hidden,
         hidden, rows, A, BLOCK_H, BLOCK_N, BLOCK_K,
     )  # fmt: skip
-    leave_seen(
-        d_seen, d_h_ptr + batch * hidden, d_reads_ptr + batch * vectors, hidden, vectors, BLOCK_K
+    store_input_grad(
+        d_input, d_h_ptr + batch * hidden, d_reads_ptr + batch * vectors, hidden, vectors, BLOCK_K
     )  # fmt: skip
 
 
@@ -350,11 +350,11 @@ def ntm_scan_backward(
     weights: torch.Tensor,
     c: torch.Tensor,
     lengths: torch.Tensor | None,
-    opened: torch.Tensor,
+    activated: torch.Tensor,
     cells: torch.Tensor,
     heads: torch.Tensor,
-    looked: torch.Tensor,
-    marks: torch.Tensor,
+    step_weights: torch.Tensor,
+    checkpoints: torch.Tensor,
     taps: int,
     read_first: bool,
     tanh_key: bool,
@@ -386,14 +386,14 @@ def ntm_scan_backward(
         c.new_zeros(batch, own + 3 * hidden + read),  # nothing comes from behind the last step
     )
     with torch.cuda.device_of(c):
-        _backward_kernel[(batch,)](
+        _ntm_scan_bwd_kernel[(batch,)](
             *contiguous(grad_y, grad_memory, grad_weights, grad_c),
             *(*contiguous(recurrent, interface, weights, c), dense(lengths)),
-            *contiguous(opened, cells, heads, looked, marks),
+            *contiguous(activated, cells, heads, step_weights, checkpoints),
             *(*scratch, *out),
             *(steps, hidden, rows, width, every, eps),
             **constants,
-            FED=recurrent.shape[1] > hidden,
+            FED_READS=recurrent.shape[1] > hidden,
             CHUNK=chunk,
         )
     return out

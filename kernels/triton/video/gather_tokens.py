@@ -15,7 +15,7 @@ import triton.language as tl
 
 # Reads and writes B * K * D numbers; positions come from L2 but for the first sample.
 @triton.jit
-def _forward_kernel(
+def _gather_tokens_fwd_kernel(
     x_ptr, pos_ptr, ids_ptr,  # in:  [B, N, D] with strides, [N, D] or None, [B, K]
     out_ptr,  # out: [B, K, D]
     tokens, kept, width, stride_b, stride_n,
@@ -41,7 +41,7 @@ def _forward_kernel(
 
 # Reads B * K * D numbers and writes B * N * D; a program of the last axis has every so many chunks.
 @triton.jit
-def _backward_kernel(
+def _gather_tokens_bwd_kernel(
     grad_ptr, restore_ptr,  # in:  [B, K, D] with strides, [B, N]
     grad_x_ptr, grad_pos_ptr,  # out: [B, N, D] or None, [N, D] fp32 or None
     batch, tokens, kept, width, stride_b, stride_k,
@@ -82,7 +82,7 @@ def gather_tokens(
     tile = row_tile(width)
     grid = (batch * triton.cdiv(kept, tile["BLOCK_ROWS"]), triton.cdiv(width, tile["BLOCK_D"]))
     with torch.cuda.device_of(x):
-        _forward_kernel[grid](
+        _gather_tokens_fwd_kernel[grid](
             *(x, pos, ids_keep.contiguous(), out, tokens, kept, width, *x.stride()[:2]), **tile
         )
     return out
@@ -105,7 +105,7 @@ def gather_tokens_backward(
     # Positions add up over the batch, so that one program must have all of it.
     grid = (tokens, triton.cdiv(width, tile["BLOCK_D"]), 1 if needs[1] else min(chunks, 65535))
     with torch.cuda.device_of(grad):
-        _backward_kernel[grid](
+        _gather_tokens_bwd_kernel[grid](
             *(grad, ids_restore.contiguous()),
             *(grad_x if needs[0] else None, grad_pos if needs[1] else None),
             *(batch, tokens, kept, width, *grad.stride()[:2]),

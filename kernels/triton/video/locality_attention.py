@@ -47,7 +47,7 @@ def _logits(q, k, scale, row, column, tokens, EXCLUDE: tl.constexpr, PRECISION: 
 
 # Reads 3 and writes 1 of [B, N, H, E]; each block of queries reads all keys and values again.
 @triton.jit
-def _forward_kernel(
+def _locality_attention_fwd_kernel(
     qkv_ptr, temperature_ptr,  # in:  [B, N, 3, H, E] with strides, [H] fp32
     out_ptr, stats_ptr,  # out: [B, N, H, E], [B, H, N, 2] fp32
     tokens, heads, stride_b, stride_n, stride_w, stride_h,
@@ -89,7 +89,7 @@ def _forward_kernel(
 
 # The inner product of out and grad of each row: reads 2 of [B, N, H, E].
 @triton.jit
-def _centre_kernel(
+def _locality_attention_bwd_centre_kernel(
     out_ptr, grad_ptr,  # in:  [B, N, H, E] x2
     centre_ptr,  # out: [B, H, N] fp32
     tokens, heads,
@@ -122,7 +122,7 @@ def _weights(
 
 # With fixed keys: gradients of keys and values.
 @triton.jit
-def _backward_keys_kernel(
+def _locality_attention_bwd_keys_kernel(
     grad_ptr, qkv_ptr, temperature_ptr, stats_ptr, centre_ptr,
     grad_qkv_ptr,  # out: [B, N, 3, H, E], its keys and values
     tokens, heads, stride_b, stride_n, stride_w, stride_h,
@@ -160,7 +160,7 @@ def _backward_keys_kernel(
 
 # With fixed queries: their gradients, and a share of the temperature's.
 @triton.jit
-def _backward_queries_kernel(
+def _locality_attention_bwd_queries_kernel(
     grad_ptr, qkv_ptr, temperature_ptr, stats_ptr, centre_ptr,
     grad_qkv_ptr, partial_ptr,  # out: its queries, [B, H, blocks] fp32
     tokens, heads, stride_b, stride_n, stride_w, stride_h,
@@ -208,7 +208,7 @@ def locality_attention(
     qkv = _dense(qkv)
     options = _options(qkv, exclude_self)
     with torch.cuda.device_of(qkv):
-        _forward_kernel[(triton.cdiv(tokens, options["BLOCK_Q"]) * batch * heads,)](
+        _locality_attention_fwd_kernel[(triton.cdiv(tokens, options["BLOCK_Q"]) * batch * heads,)](
             *(qkv, temperature.contiguous(), out, stats),
             *(tokens, heads, *qkv.stride()[:4]),
             **options,
@@ -238,15 +238,17 @@ def locality_attention_backward(
     sizes = (tokens, heads, *qkv.stride()[:4])
     tensors = (grad, qkv, temperature, stats, centre, grad_qkv)
     with torch.cuda.device_of(qkv):
-        _centre_kernel[(queries * batch * heads,)](
+        _locality_attention_bwd_centre_kernel[(queries * batch * heads,)](
             *(out, grad, centre, tokens, heads),
             E=width,
             BLOCK=options["BLOCK_Q"],
             BLOCK_E=options["BLOCK_E"],
             num_warps=options["num_warps"],
         )
-        _backward_keys_kernel[(keys * batch * heads,)](*tensors, *sizes, **options)
-        _backward_queries_kernel[(queries * batch * heads,)](*tensors, partial, *sizes, **options)
+        _locality_attention_bwd_keys_kernel[(keys * batch * heads,)](*tensors, *sizes, **options)
+        _locality_attention_bwd_queries_kernel[(queries * batch * heads,)](
+            *tensors, partial, *sizes, **options
+        )
     return grad_qkv, partial.sum((0, 2))
 
 

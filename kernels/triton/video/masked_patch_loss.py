@@ -21,7 +21,7 @@ SUM_BLOCK = 4096  # errors that a program of the sum adds
 
 # Reads B * R * F numbers and as many bytes; rows that do not count are not read.
 @triton.jit
-def _forward_kernel(
+def _masked_patch_loss_fwd_kernel(
     pred_ptr, video_ptr, ids_ptr, mask_ptr,  # in:  [B, R, F], [B, C, T, H, W], [B, R] x2 or None
     mean_ptr, rstd_ptr, errors_ptr,  # out: [B, R] x2 fp32, [2, B * R] fp32: error, counts
     total, rows, frames, height, width, pred_b, pred_r,
@@ -63,7 +63,7 @@ def _forward_kernel(
 
 # Reads 2 * total numbers once.
 @triton.jit
-def _blocks_kernel(
+def _masked_patch_loss_fwd_blocks_kernel(
     errors_ptr,  # in:  [2, total] fp32
     sums_ptr,  # out: [2, blocks] fp32
     total,
@@ -76,7 +76,7 @@ def _blocks_kernel(
 
 
 @triton.jit
-def _finish_kernel(
+def _masked_patch_loss_fwd_finish_kernel(
     sums_ptr,  # in:  [2, blocks] fp32: errors, counting rows
     loss_ptr, inverse_ptr,  # out: [] x2 fp32
     blocks,
@@ -96,7 +96,7 @@ def _finish_kernel(
 
 # Reads as the forward does, writes B * R * F numbers.
 @triton.jit
-def _backward_kernel(
+def _masked_patch_loss_bwd_kernel(
     grad_ptr, inverse_ptr,  # in:  [] x2 fp32
     pred_ptr, video_ptr, ids_ptr, mask_ptr, mean_ptr, rstd_ptr,  # in: as the forward's
     out_ptr,  # out: [B, R, F]
@@ -152,7 +152,7 @@ def masked_patch_loss(
     pred = dense_rows(pred)
     errors = mean.new_empty(2, total)
     with torch.cuda.device_of(pred):
-        _forward_kernel[(total,)](
+        _masked_patch_loss_fwd_kernel[(total,)](
             *(pred, video, *_rows(ids, mask), mean, rstd, errors, total, rows, *video.shape[2:]),
             *(*pred.stride()[:2], *video.stride(), eps),
             NORM=norm_pix,
@@ -161,9 +161,11 @@ def masked_patch_loss(
         blocks = triton.cdiv(total, SUM_BLOCK)
         if blocks > 1:
             sums = errors.new_empty(2, blocks)
-            _blocks_kernel[(blocks, 2)](errors, sums, total, BLOCK=SUM_BLOCK, num_warps=8)
+            _masked_patch_loss_fwd_blocks_kernel[(blocks, 2)](
+                errors, sums, total, BLOCK=SUM_BLOCK, num_warps=8
+            )
             errors = sums
-        _finish_kernel[(1,)](
+        _masked_patch_loss_fwd_finish_kernel[(1,)](
             errors, loss, inverse, errors.shape[1], FEATURES=features, BLOCK=1024, num_warps=4
         )
     return loss, mean, rstd, inverse
@@ -189,7 +191,7 @@ def masked_patch_loss_backward(
         return out
     pred = dense_rows(pred)
     with torch.cuda.device_of(pred):
-        _backward_kernel[(batch * rows,)](
+        _masked_patch_loss_bwd_kernel[(batch * rows,)](
             *(grad, inverse, pred, video, *_rows(ids, mask)),
             *(mean.contiguous(), rstd.contiguous(), out, rows, *video.shape[2:]),
             *(*pred.stride()[:2], *video.stride()),

@@ -88,7 +88,7 @@ def _per_channel(c, VALUES: tl.constexpr):
 
 # Reads each pixel S times (from L1 and L2 after the first), writes B * K * F features.
 @triton.jit
-def _forward_kernel(
+def _patch_shift_fwd_kernel(
     video_ptr, ids_ptr, weight_ptr, bias_ptr,  # in:  [B, C, T, H, W], then [B, K], [F] x2 or None
     tokens_ptr, mean_ptr, rstd_ptr,  # out: [B, K, F], [B, K] x2 fp32 (with weight only)
     kept, frames, height, width,
@@ -120,7 +120,7 @@ def _forward_kernel(
 
 # Reads the gradient once and the video as the forward does; writes 2 * F sums per program.
 @triton.jit
-def _backward_rows_kernel(
+def _patch_shift_bwd_rows_kernel(
     grad_ptr, video_ptr, ids_ptr, weight_ptr,  # in: [B, K, F] through its strides, as forward
     mean_ptr, rstd_ptr,  # in:  [B, K] x2 fp32
     row_means_ptr,  # out: [chunks, B * K, 2] fp32 or None: means over a token of g*w, g*w*xhat
@@ -168,7 +168,7 @@ def _backward_rows_kernel(
 
 
 @triton.jit
-def _slots_kernel(
+def _patch_shift_bwd_slots_kernel(
     ids_ptr,  # in:  [B, K]
     slots_ptr,  # out: [B, N] int32, filled with -1: where in the kept tokens a token lies
     total, kept, tokens,
@@ -183,7 +183,7 @@ def _slots_kernel(
 
 # A gather: each pixel sums over the S features that read it, so no two programs meet.
 @triton.jit
-def _backward_video_kernel(
+def _patch_shift_bwd_video_kernel(
     grad_ptr, video_ptr, slots_ptr, weight_ptr,  # in: slots [B, N] or None; the others as above
     mean_ptr, rstd_ptr, row_means_ptr,  # in:  [B, K] x2, [B * K, 2]; with weight only
     out_ptr,  # out: [B, C, T, H, W], contiguous
@@ -307,7 +307,7 @@ def patch_shift(
     if tokens.numel() == 0:
         return tokens, mean, rstd
     with torch.cuda.device_of(video):
-        _forward_kernel[(batch * kept,)](
+        _patch_shift_fwd_kernel[(batch * kept,)](
             *(video, *map(_contiguous, (ids_keep, weight, bias)), tokens, mean, rstd),
             *(kept, *video.shape[2:], *video.stride(), eps),
             **_constants(video, patch, shifts, scale, offset),
@@ -368,7 +368,7 @@ def _backward_rows(tensors, patch, shifts, constants, needs):
     row_means = mean.new_empty(chunks, batch * kept, 2) if needs[0] else None
     partial = mean.new_empty(2, programs, features) if needs[1] or needs[2] else None
     if row_means is not None or partial is not None:
-        _backward_rows_kernel[(programs, chunks)](
+        _patch_shift_bwd_rows_kernel[(programs, chunks)](
             *(*tensors, row_means, partial, batch * kept, kept, *video.shape[2:]),
             *(*grad.stride(), *video.stride()),
             **constants,
@@ -388,10 +388,10 @@ def _backward_video(tensors, patch, row_means, constants, out):
     if ids_keep is not None:
         slots = ids_keep.new_full((batch, tokens), -1, dtype=torch.int32)
         grid = (triton.cdiv(batch * kept, 256),)
-        _slots_kernel[grid](ids_keep, slots, batch * kept, kept, tokens, BLOCK=256)
+        _patch_shift_bwd_slots_kernel[grid](ids_keep, slots, batch * kept, kept, tokens, BLOCK=256)
     block_c = triton.next_power_of_2(channels)
     block = max(1, NUMBERS_PER_PROGRAM // block_c)
-    _backward_video_kernel[(batch * frames * triton.cdiv(height * width, block),)](
+    _patch_shift_bwd_video_kernel[(batch * frames * triton.cdiv(height * width, block),)](
         *(grad, video, slots, weight, mean, rstd, row_means, out),
         *(kept, frames, height, width, *grad.stride(), *video.stride()),
         **constants,

@@ -18,7 +18,7 @@ MOST_COUNTED = 4096
 
 # Compares U * U numbers of each sample, from L1.
 @triton.jit
-def _rank_kernel(
+def _random_masking_fwd_rank_kernel(
     noise_ptr,  # in:  [B, U] fp32
     kept_ptr,  # out: [B, U] uint8, 1 = kept
     units, keep,
@@ -41,7 +41,7 @@ def _rank_kernel(
 
 # Reads B * U bytes and writes B * 17 N.
 @triton.jit
-def _scatter_kernel(
+def _random_masking_fwd_scatter_kernel(
     kept_ptr,  # in:  [B, U] uint8, 1 = kept
     ids_keep_ptr, ids_restore_ptr, ids_masked_ptr,  # out: [B, K], [B, N], [B, N - K], int64
     mask_ptr,  # out: [B, N] uint8, 1 = masked
@@ -81,7 +81,7 @@ def random_masking(
     if mask.numel() == 0:
         return *ids, mask.view(torch.bool)
     with torch.cuda.device_of(noise):
-        _scatter_kernel[(batch,)](
+        _random_masking_fwd_scatter_kernel[(batch,)](
             *(_kept_units(noise.contiguous(), keep), *ids, mask),
             *(tokens, kept_tokens, grid[1], count),
             *(units[1] if units[0] > 1 else 0, 1 if units[1] > 1 else 0),
@@ -99,5 +99,7 @@ def _kept_units(noise: torch.Tensor, keep: int) -> torch.Tensor:
         return torch.zeros_like(noise, dtype=torch.uint8).scatter_(1, chosen, 1)
     kept = torch.empty_like(noise, dtype=torch.uint8)
     blocks = triton.cdiv(count, 32)
-    _rank_kernel[(batch * blocks,)](noise, kept, count, keep, BLOCK_I=32, BLOCK_J=128, num_warps=4)
+    _random_masking_fwd_rank_kernel[(batch * blocks,)](
+        noise, kept, count, keep, BLOCK_I=32, BLOCK_J=128, num_warps=4
+    )
     return kept

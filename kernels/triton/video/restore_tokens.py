@@ -21,7 +21,7 @@ PROGRAMS = 512  # of the backward: each leaves one partial sum
 
 # Reads B * K * D numbers and writes B * N * D.
 @triton.jit
-def _forward_kernel(
+def _restore_tokens_fwd_kernel(
     latent_ptr, mask_token_ptr, pos_ptr,  # in:  [B, K, D] with strides, [D], [N, D] or None
     restore_ptr,  # in:  [B, N]
     out_ptr,  # out: [B, N, D]
@@ -49,7 +49,7 @@ def _forward_kernel(
 
 # Reads B * N * D numbers once; writes B * K * D, and N * D in fp32.
 @triton.jit
-def _backward_kernel(
+def _restore_tokens_bwd_kernel(
     grad_ptr, restore_ptr,  # in:  [B, N, D] with strides, [B, N]
     grad_latent_ptr,  # out: [B, K, D] or None
     partial_ptr, grad_pos_ptr,  # out: [programs, D] fp32 or None, [N, D] fp32 or None
@@ -96,7 +96,7 @@ def restore_tokens(
     tile = row_tile(width)
     grid = (batch * triton.cdiv(tokens, tile["BLOCK_ROWS"]), triton.cdiv(width, tile["BLOCK_D"]))
     with torch.cuda.device_of(latent):
-        _forward_kernel[grid](
+        _restore_tokens_fwd_kernel[grid](
             *(latent, mask_token.contiguous(), pos, ids_restore.contiguous(), out),
             *(tokens, kept, width, *latent.stride()[:2]),
             **tile,
@@ -123,7 +123,7 @@ def restore_tokens_backward(
     programs = min(tokens, PROGRAMS)
     partial = grad_mask.new_empty(programs, width) if needs[1] else None
     with torch.cuda.device_of(grad):
-        _backward_kernel[(programs, triton.cdiv(width, tile["BLOCK_D"]))](
+        _restore_tokens_bwd_kernel[(programs, triton.cdiv(width, tile["BLOCK_D"]))](
             *(grad, ids_restore.contiguous()),
             *(grad_latent if needs[0] else None, partial, grad_pos if needs[2] else None),
             *(batch, tokens, keep, width, *grad.stride()[:2]),

@@ -25,7 +25,7 @@ CHUNK = 2**25  # features of tokens that exist at a time
 
 # Reads and writes B * K * D numbers; positions come from L2 but for the first sample.
 @triton.jit
-def _epilogue_kernel(
+def _shifted_patch_embed_fwd_epilogue_kernel(
     bias_ptr, pos_ptr, ids_ptr,  # in:  [D] or None, [N, D] or None, [B, K] or None
     out_ptr,  # in and out: [B, K, D]
     tokens, kept, width,
@@ -51,7 +51,7 @@ def _epilogue_kernel(
 
 # Reads each pixel S times (from L1 and L2 after the first), writes B * K * F features.
 @triton.jit
-def _normalised_kernel(
+def _shifted_patch_embed_bwd_normalised_kernel(
     video_ptr, ids_ptr, mean_ptr, rstd_ptr,  # in: [B, C, T, H, W], [B, K] or None, [B, K] x2
     xhat_ptr,  # out: [B, K, F]
     kept, frames, height, width,
@@ -74,7 +74,7 @@ def _normalised_kernel(
 
 # Reads D * F numbers twice and writes them once; a program owns some columns.
 @triton.jit
-def _parameters_kernel(
+def _shifted_patch_embed_bwd_parameters_kernel(
     product_ptr, sums_ptr,  # in:  G [D, F] fp32, s [D] fp32
     norm_weight_ptr, norm_bias_ptr, weight_ptr,  # in:  [F] x2, [D, F]
     grad_norm_weight_ptr, grad_norm_bias_ptr,  # out: [F] x2 fp32 or None
@@ -140,7 +140,7 @@ def shifted_patch_embed(
         tile = row_tile(width)
         rows = batch * triton.cdiv(kept, tile["BLOCK_ROWS"])
         with torch.cuda.device_of(video):
-            _epilogue_kernel[(rows, triton.cdiv(width, tile["BLOCK_D"]))](
+            _shifted_patch_embed_fwd_epilogue_kernel[(rows, triton.cdiv(width, tile["BLOCK_D"]))](
                 *(*map(_contiguous, (bias, pos, ids_keep)), out, tokens, kept, width), **tile
             )
     return out, mean, rstd
@@ -194,7 +194,7 @@ def shifted_patch_embed_backward(
         return tuple(out)
     results = [out[i] if needs[i] else None for i in range(3)]
     with torch.cuda.device_of(grad):
-        _parameters_kernel[(triton.cdiv(features, 16),)](
+        _shifted_patch_embed_bwd_parameters_kernel[(triton.cdiv(features, 16),)](
             *(product, sums, norm_weight.contiguous(), norm_bias.contiguous()),
             *(weight.contiguous(), *results, width, features),
             BLOCK_D=64,
@@ -213,7 +213,7 @@ def _normalised(video, ids_keep, stats, dtype, numbers) -> torch.Tensor:
     features = patch[0] * patch[1] ** 2 * (len(shifts) // 3) * video.shape[1]
     xhat = video.new_empty(batch * kept, features, dtype=dtype)
     with torch.cuda.device_of(video):
-        _normalised_kernel[(batch * kept,)](
+        _shifted_patch_embed_bwd_normalised_kernel[(batch * kept,)](
             *(video, *map(_contiguous, (ids_keep, *stats)), xhat),
             *(kept, *video.shape[2:], *video.stride()),
             **_constants(video, patch, shifts, scale, offset),

@@ -158,6 +158,7 @@ def visible(tensor: Tensor) -> Tensor | None:
     """The tensor, if it has values that can be looked at here and now: not on a GPU."""
     if torch.compiler.is_compiling():
         return None
-    tensor = unwrapped(tensor)
-    plain = type(tensor) is Tensor and tensor.device.type == "cpu"
-    return tensor if plain and tensor.numel() else None
+    seen = unwrapped(tensor)
+    if type(seen) is not Tensor or seen.device.type != "cpu":
+        return None
+    return seen if seen.numel() else None

@@ -9,37 +9,52 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from stmeta._extension import extension, extension_missing
-from stmeta.ops._core.flops import tell_counters
-from stmeta.ops._core.torch_private import has_dispatch_modes, is_batched, transform
+from stmeta.ops._core.double_backward import Recompute, by_eager, formulas
+from stmeta.ops._core.flops import Formula as Flops
+from stmeta.ops._core.flops import count, tell_counters
+from stmeta.ops._core.limits import LIMITS, Limits
+from stmeta.ops._core.schema import arguments_of, results_of
+from stmeta.ops._core.torch_private import (
+    FAST_AUTOGRAD,
+    below_autograd,
+    has_dispatch_modes,
+    has_kernel,
+    is_batched,
+    transform,
+)
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 ORDER = {"cpu": ("cpu", "eager"), "cuda": ("cuda", "triton", "eager")}
 
-Formula = Callable[[Any], tuple[Callable[..., Any], Callable[..., Any]]]
+Function = Callable[..., Any]
+Autograd = Callable[[Any], tuple[Function, Function]]
+Pair = tuple[Function, Function]  # of a forward and its backward
 
 orders: dict[str, dict[str, tuple[str, ...]]] = {}  # op -> device type -> backends, best first
 missing: dict[str, dict[str, str]] = {}  # op -> backend -> why it cannot run, "" where it can
 overloads: dict[str, dict[str, Any]] = {"stmeta": {}, "stmeta_triton": {}}
 functions: dict[str, dict[str, Any]] = {name: {} for name in overloads}  # the same, with autograd
-# op -> (ctx, grads) -> what it computes in eager, and the arguments for it (`double_backward.py`)
-again: dict[str, Callable[..., tuple[Callable[..., Any], Sequence[Any]]]] = {}
 _libraries = {name: torch.library.Library(name, "FRAGMENT") for name in overloads}
 
 
 def register(
     op: str,
     schema: str,
-    fake: Callable[..., Any],
+    fake: Function,
     *,
     module: str,
-    autograd: Formula | None = None,
+    autograd: Autograd | None = None,
     order: dict[str, tuple[str, ...]] | None = None,
+    limits: Limits | None = None,
+    flops: Flops | None = None,
+    double_backward: Recompute | None = None,
+    on_cpu: Pair | None = None,
 ) -> None:
     """Register one op in both namespaces.
 
@@ -50,24 +65,41 @@ def register(
         module: that of the op in `stmeta.ops`, as `__name__`; the Triton launcher's has the same
             name in `stmeta.kernels.triton`.
         autograd: takes a namespace (`torch.ops.stmeta` or `torch.ops.stmeta_triton`), gives
-            `(setup_context, backward)` that call that namespace's backward op. None: the op has
-            no derivative (it is a backward, or its results are integers).
+            `(setup_context, backward)` that call that namespace's backward op. `setup_context`
+            gets (ctx, arguments, results), both by the schema's names. None: the op has no
+            derivative (it is a backward, or its results are integers).
         order: device type -> backends, best first, where a benchmark says otherwise than `ORDER`.
+        limits: backend -> rules of the sizes that its kernel takes.
+        flops: counts the operations of its matrix products; None = it has none.
+        double_backward: what it computed, once more in eager, for second derivatives.
+        on_cpu: `(forward(ctx, *arguments), backward(ctx, *grads))` that CPU tensors take instead,
+            outside of torch.compile and of torch's transforms.
     """
     launcher = module.replace("stmeta.ops", "stmeta.kernels.triton", 1)
 
     def launch(*args: Any) -> Any:
         return getattr(importlib.import_module(launcher), op)(*args)
 
+    if flops is not None:
+        count(op, schema, flops)
+    if double_backward is not None:
+        formulas[op] = double_backward
+    for backend, rules in (limits or {}).items():
+        LIMITS[backend][op] = rules
     for namespace, library in _libraries.items():
         name = f"{namespace}::{op}"
         library.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(name, fake, lib=library)
         setup, backward = (autograd or _no_derivative(op))(getattr(torch.ops, namespace))
-        torch.library.register_autograd(name, backward, setup_context=setup, lib=library)
+        setup = _by_name(schema, setup)
+        public = backward if FAST_AUTOGRAD else _twice_differentiable(op, backward)
+        torch.library.register_autograd(name, public, setup_context=setup, lib=library)
         overload = getattr(getattr(torch.ops, namespace), op).default
         overloads[namespace][op] = overload
-        functions[namespace][op] = _function(op, overload, setup, backward) if autograd else None
+        functions[namespace][op] = None
+        if autograd and FAST_AUTOGRAD:
+            pair = on_cpu if namespace == "stmeta" else None
+            functions[namespace][op] = _function(op, overload, setup, backward, pair)
     for device in ("CUDA", "CPU") if INTERPRET else ("CUDA",):
         _libraries["stmeta_triton"].impl(op, launch, device)
     if not op.endswith("_backward"):  # those that users call
@@ -76,8 +108,18 @@ def register(
         missing[op] |= {"triton": _why_no_triton(launcher), "cuda": _why_no_kernel(op, "cuda")}
 
 
+def _by_name(schema: str, setup: Function) -> Function:
+    """`setup` with arguments and results by the schema's names."""
+    arguments, results = arguments_of(schema), results_of(schema)
+
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        setup(ctx, arguments(*inputs), results(*output) if results else output)
+
+    return setup_context
+
+
 def _function(
-    op: str, overload: Any, setup: Callable[..., Any], formula: Callable[..., Any]
+    op: str, overload: Any, setup: Function, formula: Function, on_cpu: Pair | None
 ) -> Any:
     """The op and its derivative as an autograd Function.
 
@@ -86,15 +128,15 @@ def _function(
     """
 
     def forward(ctx: Any, *arguments: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             output = overload(*arguments)
         setup(ctx, arguments, output)
         return output
 
     def backward(ctx: Any, *grads: Any) -> Any:
         within = transform() or any(map(is_batched, grads))
-        if (within or torch.is_grad_enabled()) and op in again:
-            return _by_eager(op, ctx, grads)
+        if (within or torch.is_grad_enabled()) and op in formulas:
+            return by_eager(op, ctx, grads)
         if within:
             raise NotImplementedError(NO_RULE.format(op=op))
         if torch.is_grad_enabled():  # for a second derivative, which the formula refuses
@@ -103,43 +145,41 @@ def _function(
             tell_counters()
         # Before autograd is off: where a checkpoint holds them, this computes its part again.
         unpacked = _Unpacked(ctx)
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return formula(unpacked, *grads)
 
+    if on_cpu is not None:
+        forward, backward = _or_on_cpu(op, (forward, backward), on_cpu)
     members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     return type(overload.name().replace("::", "_"), (torch.autograd.Function,), members)
 
 
-def _by_eager(op: str, ctx: Any, grads: Sequence[Any]) -> tuple[Any, ...]:
-    """Gradients of all arguments, which have derivatives themselves."""
-    function, inputs = again[op](ctx, grads)
-    recorded = torch.is_grad_enabled()
-    needs = ctx.needs_input_grad
-    with torch.enable_grad():
-        # Aliases, as one argument may come from another: each gets what is its own.
-        leaves = [
-            (x.view_as(x) if recorded and x.requires_grad else x.detach().requires_grad_())
-            if need
-            else x
-            for x, need in zip(inputs, needs, strict=False)
-        ]
-        outputs = function(*leaves)
-        outputs = (outputs,) if isinstance(outputs, torch.Tensor) else outputs
-        pairs = [
-            (x, grad)
-            for x, grad in zip(outputs, grads, strict=False)
-            if x.requires_grad and grad is not None
-        ]
-        wanted = [x for x, need in zip(leaves, needs, strict=False) if need]
-        found = torch.autograd.grad(
-            [x for x, _ in pairs],
-            wanted,
-            [grad for _, grad in pairs],
-            create_graph=recorded,
-            allow_unused=True,
-        )
-    gradients = iter(found)
-    return tuple(next(gradients) if need else None for need in needs)
+def _or_on_cpu(op: str, usual: Pair, on_cpu: Pair) -> Pair:
+    """The pair of a Function, or another one where the tensors are on a CPU."""
+
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        ctx.on_cpu = arguments[0].is_cpu
+        return (on_cpu if ctx.on_cpu else usual)[0](ctx, *arguments)
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        if not ctx.on_cpu:
+            return usual[1](ctx, *grads)
+        if transform() or any(map(is_batched, grads)):
+            raise NotImplementedError(NO_RULE.format(op=op))
+        return on_cpu[1](ctx, *grads)
+
+    return forward, backward
+
+
+def _twice_differentiable(op: str, formula: Function) -> Function:
+    """A backward for `torch.library`'s autograd alone, with second derivatives."""
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        if torch.is_grad_enabled() and op in formulas and not torch.compiler.is_compiling():
+            return by_eager(op, ctx, grads)
+        return formula(ctx, *grads)
+
+    return backward
 
 
 class _Unpacked:
@@ -155,7 +195,7 @@ class _Unpacked:
 NO_RULE = "{op}: the fused op has no second derivative; use backend='eager' for it"
 
 
-def _no_derivative(op: str) -> Formula:
+def _no_derivative(op: str) -> Autograd:
     """Of a backward, or of an op whose results are integers."""
 
     def backward(ctx: Any, *grads: Any) -> None:
@@ -167,11 +207,11 @@ def _no_derivative(op: str) -> Formula:
 def _why_no_kernel(op: str, backend: str) -> str:
     if extension is None:
         return extension_missing
-    if torch._C._dispatch_has_kernel_for_dispatch_key(f"stmeta::{op}", backend.upper()):
-        return ""
     if backend == "cuda" and not extension.build_info()["cuda"]:
         return "stmeta._C was built without CUDA; rebuild with nvcc and a CUDA build of torch"
-    return f"stmeta._C has no {backend} kernel of {op}"
+    if has_kernel(op, backend.upper()):
+        return ""
+    return f"stmeta._C has no {backend} kernel of {op}; rebuild it if the kernel is in csrc"
 
 
 def _why_no_triton(launcher: str) -> str:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from stmeta.ops._core.args import check_shapes, same_dtype
 from stmeta.ops._core.dispatch import resolve, run
+from stmeta.ops._core.double_backward import from_saved
+from stmeta.ops._core.limits import at_most
 from stmeta.ops._core.register import register
 
 __all__ = ["allocation", "allocation_ref"]
@@ -82,5 +84,18 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
     return setup_context, backward
 
 
-register("allocation", _SCHEMA, _fake, module=__name__, autograd=_autograd)
-register("allocation_backward", _BACKWARD_SCHEMA, _backward_fake, module=__name__)
+register(
+    "allocation",
+    _SCHEMA,
+    _fake,
+    module=__name__,
+    autograd=_autograd,
+    double_backward=from_saved(allocation_ref, 1),
+    limits={"cuda": (at_most(2**29, "rows N", "N"), at_most(2**31 - 1, "elements B", "B"))},
+)
+register(
+    "allocation_backward",
+    _BACKWARD_SCHEMA,
+    _backward_fake,
+    module=__name__,
+)

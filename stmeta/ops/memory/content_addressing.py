@@ -12,9 +12,11 @@ from torch import Tensor
 
 from stmeta.ops._core.args import check_shapes, same_dtype
 from stmeta.ops._core.dispatch import resolve, run
+from stmeta.ops._core.flops import of_heads
+from stmeta.ops._core.limits import of_memory
 from stmeta.ops._core.register import register
 
-__all__ = ["EPS", "content_addressing", "content_addressing_ref"]
+__all__ = ["content_addressing", "content_addressing_ref"]
 
 EPS = 1e-6
 
@@ -90,5 +92,25 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
     return setup_context, backward
 
 
-register("content_addressing", _SCHEMA, _fake, module=__name__, autograd=_autograd)
-register("content_addressing_backward", _BACKWARD_SCHEMA, _backward_fake, module=__name__)
+def _recompute(ctx: Any, grads: Any) -> Any:
+    eps = ctx.eps
+    return lambda *x: content_addressing_ref(*x, eps=eps), ctx.saved_tensors[:3]
+
+
+register(
+    "content_addressing",
+    _SCHEMA,
+    _fake,
+    module=__name__,
+    autograd=_autograd,
+    double_backward=_recompute,
+    limits=of_memory("H"),
+    flops=lambda x, out: of_heads(x.memory, x.key),
+)
+register(
+    "content_addressing_backward",
+    _BACKWARD_SCHEMA,
+    _backward_fake,
+    module=__name__,
+    flops=lambda x, out: 2 * of_heads(x.memory, x.key),
+)

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from stmeta.ops._core.args import check_shapes, same_dtype
 from stmeta.ops._core.dispatch import resolve, run
+from stmeta.ops._core.double_backward import from_saved
+from stmeta.ops._core.flops import of_heads
+from stmeta.ops._core.limits import of_memory
 from stmeta.ops._core.register import register
 
 __all__ = ["erase_add", "erase_add_ref"]
@@ -85,5 +88,20 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
     return setup_context, backward
 
 
-register("erase_add", _SCHEMA, _fake, module=__name__, autograd=_autograd)
-register("erase_add_backward", _BACKWARD_SCHEMA, _backward_fake, module=__name__)
+register(
+    "erase_add",
+    _SCHEMA,
+    _fake,
+    module=__name__,
+    autograd=_autograd,
+    double_backward=from_saved(erase_add_ref, 4),
+    limits=of_memory("W"),
+    flops=lambda x, out: of_heads(x.memory, x.weight),
+)
+register(
+    "erase_add_backward",
+    _BACKWARD_SCHEMA,
+    _backward_fake,
+    module=__name__,
+    flops=lambda x, out: 2 * of_heads(x.memory, x.weight),
+)

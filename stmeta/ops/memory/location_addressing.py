@@ -12,9 +12,11 @@ from torch import Tensor
 
 from stmeta.ops._core.args import check_shapes, same_dtype
 from stmeta.ops._core.dispatch import resolve, run
+from stmeta.ops._core.double_backward import from_saved
+from stmeta.ops._core.limits import of_memory
 from stmeta.ops._core.register import register
 
-__all__ = ["check_taps", "location_addressing", "location_addressing_ref"]
+__all__ = ["location_addressing", "location_addressing_ref"]
 
 
 def location_addressing(
@@ -119,5 +121,18 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
     return setup_context, backward
 
 
-register("location_addressing", _SCHEMA, _fake, module=__name__, autograd=_autograd)
-register("location_addressing_backward", _BACKWARD_SCHEMA, _backward_fake, module=__name__)
+register(
+    "location_addressing",
+    _SCHEMA,
+    _fake,
+    module=__name__,
+    autograd=_autograd,
+    double_backward=from_saved(location_addressing_ref, 5),
+    limits=of_memory("H", row_in_registers=False),
+)
+register(
+    "location_addressing_backward",
+    _BACKWARD_SCHEMA,
+    _backward_fake,
+    module=__name__,
+)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from stmeta.ops._core.args import check_shapes, same_dtype
 from stmeta.ops._core.dispatch import resolve, run
+from stmeta.ops._core.flops import of_heads
+from stmeta.ops._core.limits import Limits, joined, of_memory, some_heads
 from stmeta.ops._core.register import register
 from stmeta.ops.memory.content_addressing import EPS, content_addressing_ref
 
@@ -152,22 +154,66 @@ def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(x.shape) for x in arguments[3:9])
 
 
+class _Saved(NamedTuple):
+    memory: Tensor
+    previous: Tensor
+    key: Tensor
+    strength: Tensor
+    gate: Tensor
+    add: Tensor
+    weight: Tensor
+    rows: Tensor
+
+
 def _autograd(ops: Any) -> tuple[Any, Any]:
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        memory, _, *others = inputs[:7]
-        _, usage, weight, _, rows = output
-        ctx.options = inputs[8:]
-        ctx.save_for_backward(memory, *others, weight, rows)
-        ctx.mark_non_differentiable(usage, rows)
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x = inputs
+        ctx.options = (x.read_first, x.shared, x.eps)
+        saved = (x.memory, x.previous, x.key, x.strength, x.gate, x.add)
+        ctx.save_for_backward(*saved, output.weight, output.rows)
+        ctx.mark_non_differentiable(output.usage_out, output.rows)
 
     def backward(
         ctx: Any, memory: Tensor, usage: Tensor, weight: Tensor, read: Tensor, rows: Tensor
     ) -> tuple[Tensor | None, ...]:
         d = ops.lrua_step_backward(memory, weight, read, *ctx.saved_tensors, *ctx.options)
-        return d[0], None, *d[1:], *[None] * 4
+        d_memory, *others = d
+        return d_memory, None, *others, *[None] * 4
 
     return setup_context, backward
 
 
-register("lrua_step", _SCHEMA, _fake, module=__name__, autograd=_autograd)
-register("lrua_step_backward", _BACKWARD_SCHEMA, _backward_fake, module=__name__)
+def _recompute(ctx: Any, grads: Any) -> Any:
+    x = _Saved(*ctx.saved_tensors)
+    read_first, shared, eps = ctx.options
+    # Any usage with the same least used rows, least first.
+    order = torch.arange(x.rows.shape[1], device=x.rows.device).expand_as(x.rows) - x.rows.shape[1]
+    usage = x.memory.new_zeros(x.memory.shape[:2])
+    usage = usage.scatter(1, x.rows, order.to(x.memory.dtype))
+
+    def step(*tensors: Tensor) -> Any:
+        return lrua_step_ref(*tensors, read_first=read_first, shared=shared, eps=eps)
+
+    return step, (x.memory, usage, x.previous, x.key, x.strength, x.gate, x.add)
+
+
+_SOME_HEADS: Limits = dict.fromkeys(("cpu", "cuda"), (some_heads("R"),))
+
+
+register(
+    "lrua_step",
+    _SCHEMA,
+    _fake,
+    module=__name__,
+    autograd=_autograd,
+    double_backward=_recompute,
+    limits=joined(of_memory("R"), _SOME_HEADS),
+    flops=lambda x, out: 3 * of_heads(x.memory, x.previous),
+)
+register(
+    "lrua_step_backward",
+    _BACKWARD_SCHEMA,
+    _backward_fake,
+    module=__name__,
+    flops=lambda x, out: 6 * of_heads(x.memory, x.previous),
+)

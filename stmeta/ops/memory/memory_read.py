@@ -11,6 +11,9 @@ from torch import Tensor
 
 from stmeta.ops._core.args import check_shapes, same_dtype
 from stmeta.ops._core.dispatch import resolve, run
+from stmeta.ops._core.double_backward import from_saved
+from stmeta.ops._core.flops import of_heads
+from stmeta.ops._core.limits import of_memory
 from stmeta.ops._core.register import register
 
 __all__ = ["memory_read", "memory_read_ref"]
@@ -68,5 +71,20 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
     return setup_context, backward
 
 
-register("memory_read", _SCHEMA, _fake, module=__name__, autograd=_autograd)
-register("memory_read_backward", _BACKWARD_SCHEMA, _backward_fake, module=__name__)
+register(
+    "memory_read",
+    _SCHEMA,
+    _fake,
+    module=__name__,
+    autograd=_autograd,
+    double_backward=from_saved(memory_read_ref, 2),
+    limits=of_memory("H"),
+    flops=lambda x, out: of_heads(x.memory, x.weight),
+)
+register(
+    "memory_read_backward",
+    _BACKWARD_SCHEMA,
+    _backward_fake,
+    module=__name__,
+    flops=lambda x, out: 2 * of_heads(x.memory, x.weight),
+)

@@ -5,12 +5,14 @@ Implementations: memory/ntm_step in csrc/cpu, csrc/cuda and kernels/triton.
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from stmeta.ops._core.args import check_shapes, same_dtype
 from stmeta.ops._core.dispatch import resolve, run
+from stmeta.ops._core.limits import of_memory
 from stmeta.ops._core.register import register
 from stmeta.ops.memory.content_addressing import EPS, content_addressing_ref
 from stmeta.ops.memory.erase_add import erase_add_ref
@@ -124,6 +126,7 @@ def ntm_step_ref(
     return NTMStep(written, weight, read)
 
 
+_INPUTS = ("memory", "previous", "key", "strength", "gate", "shift", "sharpen", "erase", "add")
 _SCHEMA = (
     "(Tensor memory, Tensor previous, Tensor key, Tensor strength, Tensor gate, Tensor shift, "
     "Tensor sharpen, Tensor erase, Tensor add, int reads, bool read_first, float eps) "
@@ -139,28 +142,60 @@ _BACKWARD_SCHEMA = (
 
 
 def _fake(memory: Tensor, previous: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    reads = rest[-3]
+    *_, reads, _, _ = rest
     read = memory.new_empty(memory.shape[0], reads, memory.shape[2])
     weight = memory.new_empty(previous.shape)
     return memory.new_empty(memory.shape), weight, read, memory.new_empty(previous.shape)
 
 
-def _backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
-    return tuple(x.new_empty(x.shape) for x in arguments[3:12])
+def _backward_fake(grad_memory: Any, grad_weight: Any, grad_read: Any, *rest: Any) -> Any:
+    inputs = rest[: len(_INPUTS)]
+    return tuple(x.new_empty(x.shape) for x in inputs)
 
 
 def _autograd(ops: Any) -> tuple[Any, Any]:
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.options = inputs[9:]
-        ctx.save_for_backward(*inputs[:9], output[1], output[3])
-        ctx.mark_non_differentiable(output[3])
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.options = (inputs.reads, inputs.read_first, inputs.eps)
+        ctx.save_for_backward(*inputs[: len(_INPUTS)], output.weight, output.content)
+        ctx.mark_non_differentiable(output.content)
 
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        d = ops.ntm_step_backward(*grads[:3], *ctx.saved_tensors, *ctx.options)
+    def backward(
+        ctx: Any, memory: Tensor, weight: Tensor, read: Tensor, content: Any
+    ) -> tuple[Tensor | None, ...]:
+        d = ops.ntm_step_backward(memory, weight, read, *ctx.saved_tensors, *ctx.options)
         return *d, None, None, None
 
     return setup_context, backward
 
 
-register("ntm_step", _SCHEMA, _fake, module=__name__, autograd=_autograd)
-register("ntm_step_backward", _BACKWARD_SCHEMA, _backward_fake, module=__name__)
+def _recompute(ctx: Any, grads: Any) -> Any:
+    reads, read_first, eps = ctx.options
+
+    def step(*tensors: Tensor) -> Any:
+        return ntm_step_ref(*tensors, reads=reads, read_first=read_first, eps=eps)
+
+    return step, ctx.saved_tensors[: len(_INPUTS)]
+
+
+def _flops(x: Any, out: Any) -> int:
+    """Heads compare, W of them write, R read."""
+    return 2 * prod(x.memory) * (x.previous[1] + x.erase[1] + x.reads)
+
+
+register(
+    "ntm_step",
+    _SCHEMA,
+    _fake,
+    module=__name__,
+    autograd=_autograd,
+    double_backward=_recompute,
+    limits=of_memory("H"),
+    flops=_flops,
+)
+register(
+    "ntm_step_backward",
+    _BACKWARD_SCHEMA,
+    _backward_fake,
+    module=__name__,
+    flops=lambda x, out: 2 * _flops(x, out),
+)

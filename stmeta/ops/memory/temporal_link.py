@@ -12,6 +12,8 @@ from torch import Tensor
 
 from stmeta.ops._core.args import check_shapes, same_dtype
 from stmeta.ops._core.dispatch import resolve, run
+from stmeta.ops._core.double_backward import from_saved
+from stmeta.ops._core.limits import at_most
 from stmeta.ops._core.register import register
 
 __all__ = ["temporal_link", "temporal_link_ref"]
@@ -96,5 +98,18 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
     return setup_context, backward
 
 
-register("temporal_link", _SCHEMA, _fake, module=__name__, autograd=_autograd)
-register("temporal_link_backward", _BACKWARD_SCHEMA, _backward_fake, module=__name__)
+register(
+    "temporal_link",
+    _SCHEMA,
+    _fake,
+    module=__name__,
+    autograd=_autograd,
+    double_backward=from_saved(temporal_link_ref, 3),
+    limits={"cuda": (at_most(2**30 - 1, "rows N", "N"),)},
+)
+register(
+    "temporal_link_backward",
+    _BACKWARD_SCHEMA,
+    _backward_fake,
+    module=__name__,
+)

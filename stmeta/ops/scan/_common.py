@@ -1,4 +1,4 @@
-"""What memory_scan and ntm_scan ask of their arguments alike, and their point-wise LSTM."""
+"""What lrua_scan and ntm_scan ask of their arguments alike, and their point-wise LSTM."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stmeta.ops._core.args import bounds, check_shapes
+from stmeta.ops._core.limits import Rule, Sizes, of_memory
 
 
 def check_tensors(
@@ -46,11 +47,11 @@ def check_recurrent(op: str, recurrent: Tensor, hidden: int, read: int) -> None:
     Raises:
         ValueError: another shape.
     """
-    fed = (hidden, hidden + read)
-    if recurrent.shape[0] != 4 * hidden or recurrent.shape[1] not in fed:
+    widths = (hidden, hidden + read)
+    if recurrent.shape[0] != 4 * hidden or recurrent.shape[1] not in widths:
         raise ValueError(
-            f"{op}: recurrent must be [4 H, K] with H = {hidden} and K = {fed[0]} or {fed[1]}, "
-            f"got {list(recurrent.shape)}"
+            f"{op}: recurrent must be [4 H, K] with H = {hidden} and K = {widths[0]} or {widths[1]}"
+            f", got {list(recurrent.shape)}"
         )
 
 
@@ -97,8 +98,8 @@ def controller_step(
         h: [B, H].
         c: [B, H].
     """
-    fed = torch.cat([h, reads], 1) if recurrent.shape[1] > h.shape[1] else h
-    i, f, g, o = (gates + rounded_linear(fed, recurrent)).chunk(4, dim=1)
+    given = torch.cat([h, reads], 1) if recurrent.shape[1] > h.shape[1] else h
+    i, f, g, o = (gates + rounded_linear(given, recurrent)).chunk(4, dim=1)
     c = torch.addcmul(torch.sigmoid(f) * c, torch.sigmoid(i), torch.tanh(g))
     return torch.sigmoid(o) * torch.tanh(c), c
 
@@ -108,9 +109,24 @@ def rounded_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     return F.linear(x.to(weight.dtype).to(x.dtype), weight.to(x.dtype), bias)
 
 
-def marks(steps: int) -> int:
+def num_checkpoints(steps: int) -> int:
     """Memories that a forward keeps: one every ceil(sqrt(T)) steps."""
     every = 1
     while every * every < steps:
         every += 1
     return -(-steps // every)
+
+
+def _in_registers(sizes: Sizes) -> str:
+    """Of Triton's programs, which keep the memory of an episode in registers."""
+    rows, width, heads = [1 << max(sizes[x] - 1, 0).bit_length() for x in "NMH"]
+    if sizes["H"] > 0 and max(rows * width, 4 * rows * heads) <= 8192:
+        return ""
+    return (
+        "it keeps the memory in registers: N * M and 4 N H, each size rounded up to a power of "
+        f"two, must be at most 8192 and H at least 1, got [N, M] = [{sizes['N']}, {sizes['M']}] "
+        f"and H = {sizes['H']} heads"
+    )
+
+
+LIMITS: dict[str, tuple[Rule, ...]] = of_memory("H") | {"triton": (_in_registers,)}  # H: all heads

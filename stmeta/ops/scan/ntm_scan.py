@@ -10,6 +10,7 @@ from a copy of the memory every sqrt(T) steps, instead of keeping T memories.
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -17,16 +18,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from stmeta.ops._core.dispatch import resolve, run
+from stmeta.ops._core.flops import of_controller
 from stmeta.ops._core.register import register
 from stmeta.ops.memory.content_addressing import EPS
 from stmeta.ops.memory.location_addressing import check_taps
 from stmeta.ops.memory.ntm_step import ntm_step_ref
 from stmeta.ops.scan._common import (
+    LIMITS,
     check_lengths,
     check_recurrent,
     check_tensors,
     controller_step,
-    marks,
+    num_checkpoints,
     within,
 )
 
@@ -41,7 +44,7 @@ class NTMScan(NamedTuple):
     memory: Tensor
     """[B, N, M]"""
     weights: Tensor
-    """[B, R + W, N], where each head looked at the last step."""
+    """[B, R + W, N], where each head step_weights at the last step."""
     c: Tensor
     """[B, H], cell of the LSTM."""
 
@@ -151,13 +154,13 @@ def ntm_scan_ref(
             *(now, recurrent, interface, bias, *state),
             *(taps, read_first, tanh_key, tanh_add, eps),
         )
-        shown = (state[3], state[2])
+        now_out = (state[3], state[2])
         if lengths is not None:
             on = (t < lengths)[:, None]
-            shown = tuple(torch.where(on, x, 0) for x in shown)
+            now_out = tuple(torch.where(on, x, 0) for x in now_out)
             pairs = zip(state, before, strict=True)
             state = tuple(torch.where(on if x.ndim < 3 else on[:, None], x, y) for x, y in pairs)
-        outputs += shown
+        outputs += now_out
     memory, weights, _, _, c = state
     y = torch.cat(outputs, 1) if outputs else gates.new_zeros(gates.shape[0], 0)
     return NTMScan(y.view(gates.shape[0], *shape), memory, weights, c)
@@ -223,7 +226,7 @@ def _check_heads(interface: Tensor, weights: Tensor, width: int, read: int, taps
 
 
 _OPTIONS = "int taps, bool read_first, bool tanh_key, bool tanh_add, float eps"
-_KEPT = "Tensor opened, Tensor cells, Tensor heads, Tensor looked, Tensor marks"
+_KEPT = "Tensor activated, Tensor cells, Tensor heads, Tensor step_weights, Tensor checkpoints"
 _SCHEMA = (
     "(Tensor gates, Tensor recurrent, Tensor interface, Tensor bias, Tensor memory, "
     f"Tensor weights, Tensor reads, Tensor h, Tensor c, Tensor? lengths, {_OPTIONS}) "
@@ -248,43 +251,83 @@ def _fake(
         new(batch, steps, h.shape[1]),
         new(batch, steps, interface.shape[0]),
         new(batch, steps, *weights.shape[1:]),
-        new(batch, marks(steps), *memory.shape[1:]),
+        new(batch, num_checkpoints(steps), *memory.shape[1:]),
     )
 
 
 def _backward_fake(
     grad_y: Tensor, grad_memory: Tensor, grad_weights: Tensor, grad_c: Tensor, recurrent: Tensor,
-    interface: Tensor, weights: Tensor, c: Tensor, lengths: Any, opened: Tensor, cells: Tensor,
+    interface: Tensor, weights: Tensor, c: Tensor, lengths: Any, activated: Tensor, cells: Tensor,
     heads: Tensor, *rest: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     reads = grad_y.new_empty(grad_y.shape[0], grad_y.shape[2] - c.shape[1])
-    like = (opened, heads, grad_memory, weights, reads, c, c)
+    like = (activated, heads, grad_memory, weights, reads, c, c)
     return tuple(x.new_empty(x.shape) for x in like)
 
 
-def _autograd(ops: Any) -> tuple[Any, Any]:
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, recurrent, interface, _, _, weights, reads, h, c, lengths = inputs[:10]
-        ctx.options = inputs[10:]
-        ctx.save_for_backward(
-            recurrent, interface, weights, c, lengths, reads, h, output[0], *output[4:]
-        )
-        ctx.mark_non_differentiable(*output[4:])
+class _Saved(NamedTuple):
+    """What the backward takes: first what it takes as it is."""
 
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        recurrent, interface, weights, c, lengths, reads, h, y, *kept = ctx.saved_tensors
+    recurrent: Tensor
+    interface: Tensor
+    weights: Tensor
+    c: Tensor
+    lengths: Tensor | None
+    activated: Tensor
+    cells: Tensor
+    heads: Tensor
+    step_weights: Tensor
+    checkpoints: Tensor
+    reads: Tensor
+    h: Tensor
+    y: Tensor
+
+    def taken(self) -> tuple[Any, ...]:
+        """What the backward op takes."""
+        return self[: self._fields.index("reads")]
+
+
+def _autograd(ops: Any) -> tuple[Any, Any]:
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, out = inputs, output
+        ctx.options = (x.taps, x.read_first, x.tanh_key, x.tanh_add, x.eps)
+        kept = (out.activated, out.cells, out.heads, out.step_weights, out.checkpoints)
+        given = (x.recurrent, x.interface, x.weights, x.c, x.lengths)
+        ctx.save_for_backward(*_Saved(*given, *kept, x.reads, x.h, out.y))
+        ctx.mark_non_differentiable(*kept)
+
+    def backward(
+        ctx: Any, y: Tensor, memory: Tensor, weights: Tensor, c: Tensor, *_: Any
+    ) -> tuple[Tensor | None, ...]:
+        x = _Saved(*ctx.saved_tensors)
         d_gates, d_heads, *d_state = ops.ntm_scan_backward(
-            *grads[:4], recurrent, interface, weights, c, lengths, *kept, *ctx.options
+            y, memory, weights, c, *x.taken(), *ctx.options
         )
-        first = torch.cat([h, reads], 1)[:, None]
-        fed = torch.cat([first, y[:, :-1]], 1)[..., : recurrent.shape[1]].flatten(0, 1)
-        shown = y[..., : h.shape[1]].flatten(0, 1)
+        first = torch.cat([x.h, x.reads], 1)[:, None]
+        given = torch.cat([first, x.y[:, :-1]], 1)[..., : x.recurrent.shape[1]].flatten(0, 1)
+        h_out = x.y[..., : x.h.shape[1]].flatten(0, 1)
         of_heads = d_heads.flatten(0, 1)
-        of_weights = (d_gates.flatten(0, 1).t() @ fed, of_heads.t() @ shown, of_heads.sum(0))
+        of_weights = (d_gates.flatten(0, 1).t() @ given, of_heads.t() @ h_out, of_heads.sum(0))
         return d_gates, *of_weights, *d_state, *[None] * 6
 
     return setup_context, backward
 
 
-register("ntm_scan", _SCHEMA, _fake, module=__name__, autograd=_autograd)
-register("ntm_scan_backward", _BACKWARD_SCHEMA, _backward_fake, module=__name__)
+def _flops(x: Any, out: Any) -> int:
+    """At each step R + W heads compare, W write, R read."""
+    steps = 4 * x.gates[1] * prod(x.memory) * x.weights[1]
+    return of_controller(x, x.gates) + steps
+
+
+def _backward_flops(x: Any, out: Any) -> int:
+    """Without the gradients of the weights, which are products of torch."""
+    steps = 8 * x.activated[1] * prod(x.grad_memory) * x.weights[1]
+    return of_controller(x, x.activated) + steps
+
+
+register(
+    "ntm_scan", _SCHEMA, _fake, module=__name__, autograd=_autograd, limits=LIMITS, flops=_flops
+)
+register(
+    "ntm_scan_backward", _BACKWARD_SCHEMA, _backward_fake, module=__name__, flops=_backward_flops
+)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from stmeta.ops._core.args import bounds, check_dense, check_optional
+from stmeta.ops._core.limits import CUDA_PLANES, at_most
 from stmeta.ops.video._input_checks import check_units, size_hint, swap_hint
 
 Offsets = Sequence[tuple[int, int, int]]
+CUDA_LIMITS = (
+    at_most(CUDA_PLANES, "shifts", "S"),
+    at_most(CUDA_PLANES, "channels", "C"),
+    at_most(2**30 - 1, "tokens B * K", "B", "K"),
+)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -182,3 +189,17 @@ def check_ids(
     low, high = bounds(ids_keep)
     if low < 0 or high >= count:
         raise ValueError(f"{rule}, got values from {low} to {high}")
+
+
+def reference_options(video: Tensor, numbers: Sequence[Any]) -> dict[str, Any]:
+    """Options of a reference for the patch, scale and offset that a kernel takes instead."""
+    patch, scale, offset = numbers
+    unit = 255.0 if video.dtype == torch.uint8 else 1.0
+    std = [1 / (unit * s) for s in scale]
+    mean = [-o * s for o, s in zip(offset, std, strict=True)]
+    return {"tubelet": patch[0], "patch": patch[1], "mean": mean, "std": std}
+
+
+def as_triples(shifts: Sequence[int]) -> list[Any]:
+    """Offsets (dt, dy, dx) that a kernel takes as one list."""
+    return [tuple(shifts[k : k + 3]) for k in range(0, len(shifts), 3)]

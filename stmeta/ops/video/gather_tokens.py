@@ -20,9 +20,11 @@ from stmeta.ops._core.args import (
     visible,
 )
 from stmeta.ops._core.dispatch import resolve, run
+from stmeta.ops._core.double_backward import zeros
+from stmeta.ops._core.limits import DIFFERENT_IDS, at_most, joined
 from stmeta.ops._core.register import register
 
-__all__ = ["gather_tokens", "gather_tokens_ref", "invert_ids"]
+__all__ = ["gather_tokens", "gather_tokens_ref"]
 
 
 def gather_tokens(
@@ -142,5 +144,29 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
     return setup_context, backward
 
 
-register("gather_tokens", _SCHEMA, _fake, module=__name__, autograd=_autograd)
-register("gather_tokens_backward", _BACKWARD_SCHEMA, _backward_fake, module=__name__)
+def _recompute(ctx: Any, grads: Any) -> Any:
+    (ids_keep, ids_restore), (grad,) = ctx.saved_tensors, grads
+    (batch, tokens), dim = ids_restore.shape, grad.shape[2]
+    pos = None if ctx.pos_dtype is None else zeros(grad, tokens, dim, dtype=ctx.pos_dtype)
+
+    def gather(x: Tensor, pos: Tensor | None) -> Tensor:
+        return gather_tokens_ref(x, ids_keep, pos=pos)
+
+    return gather, (zeros(grad, batch, tokens, dim), pos)
+
+
+register(
+    "gather_tokens",
+    _SCHEMA,
+    _fake,
+    module=__name__,
+    autograd=_autograd,
+    double_backward=_recompute,
+    limits=joined({"cuda": (at_most(2**31 - 1, "tokens B * N", "B", "N"),)}, DIFFERENT_IDS),
+)
+register(
+    "gather_tokens_backward",
+    _BACKWARD_SCHEMA,
+    _backward_fake,
+    module=__name__,
+)

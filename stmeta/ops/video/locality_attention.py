@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from stmeta.ops._core.args import check_dense, check_float
 from stmeta.ops._core.dispatch import resolve, run
+from stmeta.ops._core.limits import at_most
 from stmeta.ops._core.register import register
 from stmeta.ops._core.torch_private import transform
 
@@ -147,5 +148,32 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
     return setup_context, backward
 
 
-register(_OP, _SCHEMA, _fake, module=__name__, autograd=_autograd, order={"cuda": ("eager",)})
-register(f"{_OP}_backward", _BACKWARD_SCHEMA, _backward_fake, module=__name__)
+def _recompute(ctx: Any, grads: Any) -> Any:
+    qkv, temperature, *_ = ctx.saved_tensors
+    exclude_self = ctx.exclude_self
+    return lambda x, tau: attend(x, tau, exclude_self, products=True), (qkv, temperature)
+
+
+def _flops(x: Any, out: Any) -> int:
+    batch, tokens, _, heads, width = x.qkv
+    return 4 * batch * heads * tokens**2 * width
+
+
+register(
+    _OP,
+    _SCHEMA,
+    _fake,
+    module=__name__,
+    autograd=_autograd,
+    order={"cuda": ("eager",)},
+    double_backward=_recompute,
+    limits={"cuda": (at_most(128, "features E of a head", "E"),)},
+    flops=_flops,
+)
+register(
+    f"{_OP}_backward",
+    _BACKWARD_SCHEMA,
+    _backward_fake,
+    module=__name__,
+    flops=lambda x, out: 2 * _flops(x, out),
+)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from stmeta.ops._core.args import check_dense, check_float, check_ids, check_optional, check_shapes
 from stmeta.ops._core.dispatch import resolve, run
+from stmeta.ops._core.limits import CUDA_PLANES, at_most
 from stmeta.ops._core.register import register
 from stmeta.ops.video import _patch_shift_args as video_args
 from stmeta.ops.video._input_checks import swap_hint
@@ -229,10 +230,11 @@ def _backward_fake(grad: Tensor, pred: Tensor, *rest: Any) -> Tensor:
 
 
 def _autograd(ops: Any) -> tuple[Any, Any]:
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.options, ctx.norm = inputs[4:7], inputs[7:]
-        ctx.save_for_backward(*inputs[:4], *output[1:])
-        ctx.mark_non_differentiable(*output[1:])
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, (_, *kept) = inputs, output
+        ctx.options, ctx.norm = (x.patch, x.scale, x.offset), (x.norm_pix, x.eps)
+        ctx.save_for_backward(x.pred, x.video, x.ids, x.mask, *kept)
+        ctx.mark_non_differentiable(*kept)
 
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         pred = ops.masked_patch_loss_backward(grad, *ctx.saved_tensors, *ctx.options)
@@ -241,5 +243,28 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
     return setup_context, backward
 
 
-register(_OP, _SCHEMA, _fake, module=__name__, autograd=_autograd)
-register(f"{_OP}_backward", _BACKWARD_SCHEMA, _backward_fake, module=__name__)
+def _recompute(ctx: Any, grads: Any) -> Any:
+    pred, video, ids, mask, *_ = ctx.saved_tensors
+    norm_pix, eps = ctx.norm
+    options = video_args.reference_options(video, ctx.options) | {"norm_pix": norm_pix, "eps": eps}
+    return lambda x: masked_patch_loss_ref(x, video, ids=ids, mask=mask, **options), (pred,)
+
+
+_CUDA = (at_most(CUDA_PLANES, "channels", "C"), at_most(2**30 - 1, "rows B * Q", "B", "Q"))
+
+
+register(
+    _OP,
+    _SCHEMA,
+    _fake,
+    module=__name__,
+    autograd=_autograd,
+    double_backward=_recompute,
+    limits={"cuda": _CUDA},
+)
+register(
+    f"{_OP}_backward",
+    _BACKWARD_SCHEMA,
+    _backward_fake,
+    module=__name__,
+)

@@ -18,16 +18,22 @@ from torch.nn import functional
 
 from stmeta.ops._core.args import needs_gradient, repeats
 from stmeta.ops._core.dispatch import resolve, run
+from stmeta.ops._core.double_backward import zeros
+from stmeta.ops._core.limits import DIFFERENT_IDS, joined
 from stmeta.ops._core.register import register
+from stmeta.ops._core.schema import arguments_of
 from stmeta.ops._core.torch_private import transform
 from stmeta.ops.video._input_checks import check_axes
 from stmeta.ops.video._patch_shift_args import (
+    CUDA_LIMITS,
     Offsets,
+    as_triples,
     check,
     check_ids,
     check_norm,
     default_dtype,
     kernel_sizes,
+    reference_options,
     scale_offset,
     shift_offsets,
     token_count,
@@ -189,6 +195,7 @@ _SCHEMA = (
     "float[] scale, float[] offset, float eps, ScalarType dtype) "
     "-> (Tensor tokens, Tensor mean, Tensor rstd)"
 )
+_Arguments = arguments_of(_SCHEMA)
 _BACKWARD_SCHEMA = (
     "(Tensor grad, Tensor video, Tensor? ids_keep, Tensor? weight, Tensor mean, Tensor rstd, "
     "int[] patch, int[] shifts, float[] scale, float[] offset, bool[] needs) "
@@ -229,15 +236,15 @@ def _backward_fake(grad: Tensor, video: Tensor, *rest: Any) -> tuple[Tensor, Ten
 def _autograd(ops: Any) -> tuple[Any, Any]:
     """`ops` is the namespace of the forward; its backward op serves the same devices."""
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        video, ids_keep, weight, _, *ctx.numbers = inputs[:8]
-        ctx.result = inputs[8:]
-        _, mean, rstd = output
-        ctx.save_for_backward(video, ids_keep, weight, mean, rstd)
-        ctx.mark_non_differentiable(mean, rstd)
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x = inputs
+        ctx.numbers, ctx.result = (x.patch, x.shifts, x.scale, x.offset), (x.eps, x.dtype)
+        ctx.save_for_backward(x.video, x.ids_keep, x.weight, output.mean, output.rstd)
+        ctx.mark_non_differentiable(output.mean, output.rstd)
 
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        needs = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
+        need = _Arguments(*ctx.needs_input_grad)
+        needs = [need.video, need.weight, need.bias]
         grads = ops.patch_shift_backward(grad, *ctx.saved_tensors, *ctx.numbers, needs)
         video, weight, bias = (g if need else None for g, need in zip(grads, needs, strict=True))
         return video, None, weight, bias, *[None] * 6
@@ -245,5 +252,33 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
     return setup_context, backward
 
 
-register("patch_shift", _SCHEMA, _fake, module=__name__, autograd=_autograd)
-register("patch_shift_backward", _BACKWARD_SCHEMA, _backward_fake, module=__name__)
+def _recompute(ctx: Any, grads: Any) -> Any:
+    video, ids_keep, weight, _, _ = ctx.saved_tensors
+    patch, shifts, scale, offset = ctx.numbers
+    options = reference_options(video, (patch, scale, offset))
+    options["shifts"] = as_triples(shifts)
+    options |= dict(zip(("eps", "dtype"), ctx.result, strict=True))
+    bias = None if weight is None else zeros(weight, *weight.shape)
+
+    def shift(video: Tensor, ids: Any, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        norm = {"norm_weight": weight, "norm_bias": bias}
+        return patch_shift_ref(video, ids_keep=ids, **norm, **options)
+
+    return shift, (video, ids_keep, weight, bias)
+
+
+register(
+    "patch_shift",
+    _SCHEMA,
+    _fake,
+    module=__name__,
+    autograd=_autograd,
+    double_backward=_recompute,
+    limits=joined({"cuda": CUDA_LIMITS}, DIFFERENT_IDS),
+)
+register(
+    "patch_shift_backward",
+    _BACKWARD_SCHEMA,
+    _backward_fake,
+    module=__name__,
+)

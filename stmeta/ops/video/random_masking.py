@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from stmeta.ops._core.dispatch import resolve, run
+from stmeta.ops._core.limits import CUDA_TOKENS, at_most
 from stmeta.ops._core.register import register
 
 __all__ = ["MaskMode", "Masking", "masking_from_keep", "random_masking", "random_masking_ref"]
@@ -141,4 +142,12 @@ def _fake(
     return *ids, noise.new_empty(batch, tokens, dtype=torch.bool)
 
 
-register("random_masking", _SCHEMA, _fake, module=__name__)
+register(
+    "random_masking",
+    _SCHEMA,
+    _fake,
+    module=__name__,
+    limits={
+        "cuda": (at_most(CUDA_TOKENS - 1, "tokens N", "N"), at_most(2**31 - 1, "elements B", "B"))
+    },
+)

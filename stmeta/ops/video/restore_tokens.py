@@ -20,6 +20,8 @@ from stmeta.ops._core.args import (
     single_or,
 )
 from stmeta.ops._core.dispatch import resolve, run
+from stmeta.ops._core.double_backward import zeros
+from stmeta.ops._core.limits import DIFFERENT_IDS, at_most, joined
 from stmeta.ops._core.register import register
 
 __all__ = ["restore_tokens", "restore_tokens_ref"]
@@ -128,5 +130,31 @@ def _autograd(ops: Any) -> tuple[Any, Any]:
     return setup_context, backward
 
 
-register("restore_tokens", _SCHEMA, _fake, module=__name__, autograd=_autograd)
-register("restore_tokens_backward", _BACKWARD_SCHEMA, _backward_fake, module=__name__)
+def _recompute(ctx: Any, grads: Any) -> Any:
+    (ids_restore,), (grad,) = ctx.saved_tensors, grads
+    (batch, tokens), dim = ids_restore.shape, grad.shape[2]
+    shapes = ((batch, ctx.keep, dim), (dim,), (tokens, dim))
+    pairs = zip(shapes, ctx.dtypes, strict=True)
+    inputs = [dtype and zeros(grad, *shape, dtype=dtype) for shape, dtype in pairs]
+
+    def restore(latent: Tensor, mask_token: Tensor, pos: Tensor | None) -> Tensor:
+        return restore_tokens_ref(latent, mask_token, ids_restore, pos=pos)
+
+    return restore, inputs
+
+
+register(
+    "restore_tokens",
+    _SCHEMA,
+    _fake,
+    module=__name__,
+    autograd=_autograd,
+    double_backward=_recompute,
+    limits=joined({"cuda": (at_most(2**31 - 1, "tokens B * N", "B", "N"),)}, DIFFERENT_IDS),
+)
+register(
+    "restore_tokens_backward",
+    _BACKWARD_SCHEMA,
+    _backward_fake,
+    module=__name__,
+)

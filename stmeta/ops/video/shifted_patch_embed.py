@@ -8,6 +8,7 @@ Letters: those of `patch_shift`, and D for the width of an embedded token.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -22,14 +23,19 @@ from stmeta.ops._core.args import (
     needs_gradient,
 )
 from stmeta.ops._core.dispatch import resolve, run
+from stmeta.ops._core.double_backward import zeros
 from stmeta.ops._core.register import register
+from stmeta.ops._core.schema import arguments_of
 from stmeta.ops.video._input_checks import swap_hint
 from stmeta.ops.video._patch_shift_args import (
+    CUDA_LIMITS,
     Offsets,
+    as_triples,
     check,
     check_ids,
     check_norm,
     kernel_sizes,
+    reference_options,
     scale_offset,
     shift_offsets,
 )
@@ -229,6 +235,7 @@ _SCHEMA = (
     "Tensor? bias, Tensor? pos, int[] patch, int[] shifts, float[] scale, float[] offset, "
     "float eps, ScalarType dtype) -> (Tensor out, Tensor mean, Tensor rstd)"
 )
+_Arguments = arguments_of(_SCHEMA)
 _BACKWARD_SCHEMA = (
     "(Tensor grad, Tensor video, Tensor? ids_keep, Tensor? norm_weight, Tensor? norm_bias, "
     "Tensor weight, Tensor mean, Tensor rstd, int[] patch, int[] shifts, float[] scale, "
@@ -283,24 +290,67 @@ def _backward_fake(
 
 
 def _autograd(ops: Any) -> tuple[Any, Any]:
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        video, ids_keep, norm_weight, norm_bias, weight, _, _, *numbers = inputs
-        _, mean, rstd = output
-        ctx.numbers, ctx.dtype = [*numbers[:4], _count(video, numbers[0])], weight.dtype
-        ctx.result = numbers[4:]
-        ctx.save_for_backward(video, ids_keep, norm_weight, norm_bias, weight, mean, rstd)
-        ctx.mark_non_differentiable(mean, rstd)
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x = inputs
+        ctx.numbers = [x.patch, x.shifts, x.scale, x.offset, _count(x.video, x.patch)]
+        ctx.result, ctx.dtype = (x.eps, x.dtype), x.weight.dtype
+        saved = (x.video, x.ids_keep, x.norm_weight, x.norm_bias, x.weight)
+        ctx.save_for_backward(*saved, output.mean, output.rstd)
+        ctx.mark_non_differentiable(output.mean, output.rstd)
 
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        needs = list(ctx.needs_input_grad[2:7])
+        need = _Arguments(*ctx.needs_input_grad)
+        needs = [need.norm_weight, need.norm_bias, need.weight, need.bias, need.pos]
         grads = ops.shifted_patch_embed_backward(grad, *ctx.saved_tensors, *ctx.numbers, needs)
-        wanted = [g if need else None for g, need in zip(grads, needs, strict=True)]
-        if wanted[2] is not None:
-            wanted[2] = wanted[2].to(ctx.dtype)
-        return None, None, *wanted, *[None] * 6
+        wanted = (g if need else None for g, need in zip(grads, needs, strict=True))
+        norm_weight, norm_bias, weight, bias, pos = wanted
+        weight = None if weight is None else weight.to(ctx.dtype)
+        return None, None, norm_weight, norm_bias, weight, bias, pos, *[None] * 6
 
     return setup_context, backward
 
 
-register(_OP, _SCHEMA, _fake, module=__name__, autograd=_autograd)
-register(f"{_OP}_backward", _BACKWARD_SCHEMA, _backward_fake, module=__name__)
+def _recompute(ctx: Any, grads: Any) -> Any:
+    video, ids_keep, norm_weight, norm_bias, weight, _, _ = ctx.saved_tensors
+    patch, shifts, scale, offset, tokens = ctx.numbers
+    options = reference_options(video, (patch, scale, offset))
+    options["shifts"] = as_triples(shifts)
+    options |= dict(zip(("eps", "dtype"), ctx.result, strict=True))
+    need, dim = _Arguments(*ctx.needs_input_grad), weight.shape[0]
+    (grad, *_) = grads
+    bias = zeros(grad, dim, dtype=torch.float32) if need.bias else None
+    pos = zeros(grad, tokens, dim, dtype=torch.float32) if need.pos else None
+
+    def embed(video: Tensor, ids: Any, *rest: Tensor | None) -> Tensor:
+        norm_weight, norm_bias, weight, bias, pos = rest
+        assert weight is not None
+        norm = {"norm_weight": norm_weight, "norm_bias": norm_bias, "ids_keep": ids, "pos": pos}
+        return shifted_patch_embed_ref(video, weight, bias, **norm, **options)
+
+    return embed, (video, ids_keep, norm_weight, norm_bias, weight, bias, pos)
+
+
+def _flops(x: Any, out: Any) -> int:
+    tokens, *_ = out
+    return 2 * prod(tokens) * x.weight[1]
+
+
+def _backward_flops(x: Any, out: Any) -> int:
+    norm_weight, norm_bias, weight, _, _ = x.needs
+    products = weight + (norm_weight or norm_bias)  # of the weight; of the tokens, for the norm
+    return 2 * products * prod(x.grad) * x.weight[1]
+
+
+register(
+    _OP,
+    _SCHEMA,
+    _fake,
+    module=__name__,
+    autograd=_autograd,
+    double_backward=_recompute,
+    limits={"cuda": CUDA_LIMITS},
+    flops=_flops,
+)
+register(
+    f"{_OP}_backward", _BACKWARD_SCHEMA, _backward_fake, module=__name__, flops=_backward_flops
+)

@@ -11,7 +11,8 @@ of the inputs, and one rounding. Integer results are equal.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,24 +25,23 @@ from stmeta.ops import availability
 from stmeta.ops._core.register import INTERPRET
 from tests.ops.conftest import LAYOUTS, Backend
 
-TOKEN_OPS = (
-    "random_masking",
-    "gather_tokens",
-    "restore_tokens",
-    "masked_patch_loss",
-    "shifted_patch_embed",
-)
-MEMORY_OPS = (
-    "content_addressing",
-    "location_addressing",
-    "memory_read",
-    "erase_add",
-    "ntm_step",
-    "lrua_step",
-    "allocation",
-    "temporal_link",
-)
-ALL_OPS = (*TOKEN_OPS, *MEMORY_OPS, "locality_attention")
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def declared(room: str = "*") -> tuple[str, ...]:
+    """Ops whose test_<op>.py has cases, of one room or of all: by file, for no list to edit."""
+    files = sorted((ROOT / "tests" / "ops").glob(f"{room}/test_*.py"))
+    with_cases = [p for p in files if re.search(r"^OP = Op\(", p.read_text(), re.MULTILINE)]
+    return tuple(path.stem.removeprefix("test_") for path in with_cases)
+
+
+def in_triton(names: Iterable[str]) -> tuple[str, ...]:
+    """Those that have a Triton kernel."""
+    return tuple(name for name in names if [*ROOT.glob(f"kernels/triton/*/{name}.py")])
+
+
+ALL_OPS, MEMORY_OPS = declared(), declared("memory")
+TOKEN_OPS = tuple(name for name in declared("video") if name != "locality_attention")
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 GRAD_LAYOUTS = (*LAYOUTS, "sum")  # "sum": stride 0 everywhere, as from `.sum()`
 
@@ -76,6 +76,8 @@ class Op:
     sizes: dict[str, tuple[int, int]]  # for hypothesis: what `sized` takes, least and most
     sized: Callable[..., Case]
     constant: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()  # tensors without an axis of the batch, as weights
+    never_zero: tuple[str, ...] = ()  # sizes that the op refuses where they are 0
     dtypes: tuple[torch.dtype, ...] = FLOATS
     factor: float = 2.0  # of `check`; more for a chain of steps whose gradients cancel
     products: bool = False  # fp32 results too come from matrix products in the dtype under test
@@ -100,18 +102,15 @@ class Inputs:
 
 def load(name: str) -> Op:
     """The op that tests/ops/<room>/test_<name>.py declares."""
-    root = Path(__file__).parents[1]
-    (path,) = root.glob(f"*/test_{name}.py")
+    (path,) = (ROOT / "tests" / "ops").glob(f"*/test_{name}.py")
     return importlib.import_module(f"tests.ops.{path.parent.name}.{path.stem}").OP
 
 
 def sizes_of_zero(names: Sequence[str]) -> list[tuple[str, str]]:
     """Ops of a memory, and which of their sizes can be 0."""
     sizes = ("batch", "rows", "width", "heads")
-    refused = {("lrua_step", "rows"), ("location_addressing", "rows")}  # of heads, of taps
-    refused |= {("ntm_step", "rows"), ("ntm_step", "heads")}
-    pairs = [(name, size) for name in names for size in sizes if size in load(name).sizes]
-    return [pair for pair in pairs if pair not in refused]
+    ops = [load(name) for name in names]
+    return [(op.name, x) for op in ops for x in sizes if x in op.sizes and x not in op.never_zero]
 
 
 def case_of_zero(op: Op, size: str) -> Case:

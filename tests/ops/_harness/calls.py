@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stmeta.ops import memory_scan, ntm_scan, patch_shift, random_masking
+from stmeta.ops import lrua_scan, ntm_scan, patch_shift, random_masking
 from tests.ops._harness import ALL_OPS, load
-from tests.ops.scan import test_memory_scan, test_ntm_scan
+from tests.ops.scan import test_lrua_scan, test_ntm_scan
 from tests.ops.video._patch_shift_cases import CASES as PATCH_CASES
 from tests.ops.video._patch_shift_cases import make_inputs as make_patch_inputs
 
@@ -39,8 +39,8 @@ def valid_calls() -> dict[str, Call]:
     video = make_patch_inputs(PATCH_CASES[0])
     patches = {"video": video.video, "norm_weight": video.weight, "norm_bias": video.bias}
     calls["patch_shift"] = Call(patch_shift, patches | {"ids_keep": video.ids_keep} | video.kwargs)
-    scan = test_memory_scan.make((2, 3, 5, 2, 7, 4), extra=True)
-    calls["memory_scan"] = Call(memory_scan, {k: x.float() for k, x in scan.items()})
+    scan = test_lrua_scan.make((2, 3, 5, 2, 7, 4), extra=True)
+    calls["lrua_scan"] = Call(lrua_scan, {k: x.float() for k, x in scan.items()})
     scan = test_ntm_scan.make((2, 4, 5, 2, 1, 7, 3))
     calls["ntm_scan"] = Call(ntm_scan, {k: x.float() for k, x in scan.items()})
     return calls
@@ -95,9 +95,9 @@ def registered_calls(backend: str = "cpu") -> dict[str, tuple]:
             with torch.no_grad():
                 call.function(**call.arguments, backend=backend)
         # What torch.compile calls, of an episode; eager training takes the lean ones.
-        arguments = recorder.calls["memory_scan"]
+        arguments = recorder.calls["lrua_scan"]
         ready = [x.requires_grad_() if _is_float(x) else x for x in arguments]
-        differentiate(torch.ops.stmeta.memory_scan(*ready)[:5], [x for x in ready if _is_float(x)])
+        differentiate(torch.ops.stmeta.lrua_scan(*ready)[:5], [x for x in ready if _is_float(x)])
     return recorder.calls
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stmeta.ops import memory_scan, ntm_scan, patch_shift
+from stmeta.ops import lrua_scan, ntm_scan, patch_shift
 from tests.ops._harness import ALL_OPS, Arguments, load
 from tests.ops._harness.draw import choice, normal, uniform
-from tests.ops.scan import test_memory_scan, test_ntm_scan
+from tests.ops.scan import test_lrua_scan, test_ntm_scan
 from tests.ops.video import test_locality_attention as locality_attention
 
 Parts = tuple[Tensor, ...]
@@ -70,9 +70,8 @@ def _tiny(name: str) -> Call:
     op = load(name)
     arguments = op.tiny.make(torch.Generator().manual_seed(0))
     leaves = [name for name, x in arguments.items() if _floating(x) and name not in op.constant]
-    shared = ("mask_token", "pos", "weight", "bias", "norm_weight", "norm_bias")
-    shared = shared if name.endswith(("_tokens", "_embed")) else ()
-    return Call(name, op.function, arguments, tuple(leaves), shared, int("rows" in op.outputs))
+    integers = int("rows" in op.outputs)
+    return Call(name, op.function, arguments, tuple(leaves), op.shared, integers)
 
 
 def _floating(x: Any) -> bool:
@@ -137,14 +136,14 @@ def _patches(keep: bool) -> Call:
     )
 
 
-def _memory_scan(**options: Any) -> Call:
-    arguments = test_memory_scan.make((2, 3, 3, 2, 4, 2), extra=bool(options))
+def _lrua_scan(**options: Any) -> Call:
+    arguments = test_lrua_scan.make((2, 3, 3, 2, 4, 2), extra=bool(options))
     arguments |= options
     if options:
         arguments["lengths"] = torch.tensor([2, 3])
     leaves = tuple(name for name, x in arguments.items() if _floating(x))
-    name = f"memory_scan{'-lengths' * bool(options)}"
-    return Call(name, memory_scan, arguments, leaves, ("recurrent", "interface", "bias"))
+    name = f"lrua_scan{'-lengths' * bool(options)}"
+    return Call(name, lrua_scan, arguments, leaves, ("recurrent", "interface", "bias"))
 
 
 def _ntm_scan() -> Call:
@@ -159,6 +158,6 @@ CALLS = {
         *(_tiny(name) for name in ALL_OPS if name not in ("random_masking", "locality_attention")),
         *(_loss_of_a_mask(), _attention(5), _attention(170), _embed(False), _embed(True)),
         *(_patches(False), _patches(True)),
-        *(_memory_scan(), _memory_scan(shared=True, read_first=False), _ntm_scan()),
+        *(_lrua_scan(), _lrua_scan(shared=True, read_first=False), _ntm_scan()),
     )
 }

@@ -15,6 +15,7 @@ from tests.ops._harness import (
     MEMORY_OPS,
     case_of_zero,
     check,
+    in_triton,
     load,
     make_inputs,
     run_backend,
@@ -26,7 +27,8 @@ __all__ = ["prepared_once"]  # a fixture of all tests here
 
 # Gradients of rows of zeros pass the largest fp16, as they do in eager.
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
-OPS = {name: load(name) for name in MEMORY_OPS}
+NAMES = in_triton(MEMORY_OPS)
+OPS = {name: load(name) for name in NAMES}
 LARGE = ("usual", "usual_read_last", "aligned", "long")  # seconds each: in fp32, not in tiles
 CASES = [
     pytest.param(op, case, dtype, tiles, id=f"{op.name}-{case.name}-{str(dtype)[6:]}-{tiles}")
@@ -48,7 +50,7 @@ def cut(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
         return
     monkeypatch.setattr("stmeta.kernels.triton.memory._common.TILE", 32)
     monkeypatch.setattr("stmeta.kernels.triton.memory.allocation.CHUNK", 4)
-    for name in MEMORY_OPS:
+    for name in NAMES:
         module = importlib.import_module(f"stmeta.kernels.triton.memory.{name}")
         for room in {"FORWARD", "BACKWARD"} & set(vars(module)):
             monkeypatch.setattr(module, room, TILES)
@@ -61,7 +63,7 @@ def test_matches_reference(op, case, dtype, tiles):
 
 
 @pytest.mark.parametrize("tiles", ["whole", "tiled"])
-@pytest.mark.parametrize(("name", "size"), sizes_of_zero(MEMORY_OPS))
+@pytest.mark.parametrize(("name", "size"), sizes_of_zero(NAMES))
 def test_sizes_of_zero(name, size, tiles):
     inputs = make_inputs(OPS[name], case_of_zero(OPS[name], size))
     check(inputs, run_backend(inputs, "triton"), factor=4.0)

@@ -87,4 +87,5 @@ OP = Op(
     tiny=Case(name="tiny", make=lambda g: _make(g, 2, 2, 5, 3)),
     sizes={"batch": (0, 3), "heads": (1, 5), "rows": (1, 20), "reach": (0, 4)},
     sized=_sized,
+    never_zero=("rows",),
 )

@@ -84,4 +84,5 @@ OP = Op(
         "shared": (0, 1),
     },
     sized=_sized,
+    never_zero=("rows",),
 )

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from tests.ops._harness import (
-    MEMORY_OPS,
     Inputs,
     Results,
     case_of_zero,
@@ -40,15 +39,21 @@ LAUNCHES = {  # kernels of csrc/cuda by op
     "erase_add": ("forward_kernel", "backward_kernel"),
     "ntm_step": (
         *("whole_kernel", "score_kernel", "address_kernel", "write_kernel"),
-        *("whole_backward_kernel", "unwrite_kernel", "unaddress_kernel", "unscore_kernel"),
+        *(
+            "whole_backward_kernel",
+            "write_backward_kernel",
+            "address_backward_kernel",
+            "score_backward_kernel",
+        ),
     ),
     "lrua_step": (
         *("whole_kernel", "least_kernel", "score_kernel", "address_kernel", "read_kernel"),
-        *("whole_backward_kernel", "unread_kernel", "unaddress_kernel", "end_kernel"),
+        *("whole_backward_kernel", "read_backward_kernel", "address_backward_kernel", "end_kernel"),
     ),
     "allocation": ("forward_kernel", "backward_kernel"),
     "temporal_link": ("forward_kernel", "backward_kernel", "finish_kernel"),
 }
+OPS = tuple(LAUNCHES)  # another op has a test_<op>_cuda.py of its own
 SUMS = ("memory_read", "content_addressing", "erase_add", "ntm_step", "lrua_step")  # over tiles
 SMALL = [  # by name, as a case of many rows takes seconds on one thread for each CUDA thread
     *(("memory_read", name) for name in ("odd", "few_rows", "many_heads", "empty", "one_row_each")),
@@ -81,13 +86,13 @@ Program = Callable[[str, str], HostProgram]
 def test_kernels_do_not_spill(dtype, tmp_path):
     """For compute capability 8.0; the launchers' are for 9.0."""
     names = {name for op in LAUNCHES for name in _kernels(op, dtype)}
-    headers = [*MEMORY_OPS, "ntm_step_backward", "lrua_step_backward"]
+    headers = [*OPS, "ntm_step_backward", "lrua_step_backward"]
     kernels = compile_kernels(sorted(names), headers, tmp_path, 80)
     check_kernels(kernels, names, registers=128)  # 512 threads share 65,536
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", MEMORY_OPS)
+@pytest.mark.parametrize("op", OPS)
 def test_launcher_compiles(op, tmp_path):
     names = [name for dtype in DTYPES for name in _kernels(op, dtype)]
     check_kernels(compile_launcher(op, tmp_path, 90), names, registers=128)
@@ -102,7 +107,7 @@ def _kernels(op: str, dtype: str) -> list[str]:
 def program(tmp_path_factory) -> Program:
     """By op and sanitizer; all built at the same time."""
     folder = tmp_path_factory.mktemp("cuda_host")
-    keys = [(op, kind) for op in reversed(MEMORY_OPS) for kind in (ADDRESS, THREAD)]
+    keys = [(op, kind) for op in reversed(OPS) for kind in (ADDRESS, THREAD)]
     with ThreadPoolExecutor() as pool:
         programs = pool.map(lambda key: HostProgram(key[0], key[1], folder), keys)
         built = dict(zip(keys, programs, strict=True))
@@ -118,7 +123,7 @@ def test_matches_reference(program, name, case, tile):
 
 
 @pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("name", MEMORY_OPS)
+@pytest.mark.parametrize("name", OPS)
 def test_has_no_races(program, name, tile):
     case = {"location_addressing": "five_taps", "lrua_step": "shared_read_last"}.get(name, "odd")
     inputs = _inputs(name, case, torch.bfloat16)
@@ -133,7 +138,7 @@ def test_reading_first_has_no_races(program, name, case, tile):
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [(ADDRESS, torch.float32), (THREAD, torch.bfloat16)])
-@pytest.mark.parametrize("name", MEMORY_OPS)
+@pytest.mark.parametrize("name", OPS)
 def test_several_warps(program, name, kind, dtype):
     """16-byte loads; as many threads as the size tells."""
     op = load(name)
@@ -144,14 +149,14 @@ def test_several_warps(program, name, kind, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MEMORY_OPS)
+@pytest.mark.parametrize("name", OPS)
 def test_usual_size(program, name):
     """Sixteen warps."""
     inputs = _inputs(name, "usual")
     check(inputs, _run(program(name, ADDRESS), inputs, 0))
 
 
-@pytest.mark.parametrize("name", [name for name in MEMORY_OPS if "width" in load(name).sizes])
+@pytest.mark.parametrize("name", [name for name in OPS if "width" in load(name).sizes])
 def test_large_rows_and_many_heads(program, name):
     """More columns and more heads than threads hold at a time."""
     op = load(name)
@@ -172,7 +177,7 @@ def test_layouts(program, name, layout):
     check(inputs, _run(program(name, ADDRESS), inputs, 3))
 
 
-@pytest.mark.parametrize(("name", "size"), sizes_of_zero(MEMORY_OPS))
+@pytest.mark.parametrize(("name", "size"), sizes_of_zero(OPS))
 def test_sizes_of_zero(program, name, size):
     """Nothing is read or written that is not there, and no launch has an empty grid."""
     op = load(name)

@@ -96,4 +96,5 @@ OP = Op(
         "first": (0, 1),
     },
     sized=_sized,
+    never_zero=("rows", "heads"),
 )

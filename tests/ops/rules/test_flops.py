@@ -36,9 +36,9 @@ def test_counts_what_eager_multiplies(name):
     fused, eager = counts(call, "cpu"), counts(call, "eager")
     assert fused[0] == eager[0]
     assert (fused[0] > 0) == (call.op.__name__ in FORMULAS)
-    # memory_scan's gradient of `recurrent` is one product of all rows but the first, and an
+    # lrua_scan's gradient of `recurrent` is one product of all rows but the first, and an
     # `addmm_` in place, which torch does not count.
-    scan = call.op.__name__ == "memory_scan"
+    scan = call.op.__name__ == "lrua_scan"
     uncounted = 2 * call.arguments["recurrent"].numel() if scan else 0
     assert fused[1] == eager[1] - uncounted
 

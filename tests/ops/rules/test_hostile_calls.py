@@ -60,7 +60,7 @@ def test_any_size_of_any_argument():
     """Registered ops by themselves, without the checks in Python: sizes 0, 1 and huge."""
     went = run_hostile("sizes")
     called = {call.split()[1].rstrip(":") for call, _ in went}
-    assert {"lrua_step", "memory_scan_lean_backward", "patch_shift", "ntm_scan"} <= called
+    assert {"lrua_step", "lrua_scan_lean_backward", "patch_shift", "ntm_scan"} <= called
     assert any(how == "ok" for _, how in went) and any(how != "ok" for _, how in went)
 
 
@@ -79,7 +79,7 @@ def test_auto_does_what_eager_does(first, count):
 
 
 @pytest.mark.parametrize("backend", ["eager", "auto"])
-@pytest.mark.parametrize("name", ["memory_scan", "ntm_scan"])
+@pytest.mark.parametrize("name", ["lrua_scan", "ntm_scan"])
 def test_a_scan_names_the_tensor_that_is_missing(name, backend):
     """Eager would add no bias where a kernel cannot."""
     call = valid_calls()[name]

@@ -18,7 +18,7 @@ from stmeta.ops._core import limits as _limits
 from stmeta.ops._core.dispatch import registered_ops
 from stmeta.ops._core.limits import LIMITS
 from tests.ops._harness import load
-from tests.ops.scan import test_memory_scan, test_ntm_scan
+from tests.ops.scan import test_lrua_scan, test_ntm_scan
 
 Arguments = dict[str, Any]
 STEPS = ("location_addressing", "content_addressing", "memory_read", "erase_add")
@@ -38,8 +38,8 @@ def _kernel() -> None:
 
 def with_heads(name: str, heads: int) -> Arguments:
     """A call of an op with so many heads, fp32."""
-    if name == "memory_scan":
-        arguments = test_memory_scan.make((2, 3, 4, heads, 40, 2))
+    if name == "lrua_scan":
+        arguments = test_lrua_scan.make((2, 3, 4, heads, 40, 2))
     elif name == "ntm_scan":
         arguments = test_ntm_scan.make((2, 3, 4, heads - 1, 1, 40, 2))
     else:
@@ -70,7 +70,7 @@ def same(op: Callable[..., Any], arguments: Arguments, tolerance: float = 0.0) -
         torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", [*STEPS, "memory_scan", "ntm_scan"])
+@pytest.mark.parametrize("name", [*STEPS, "lrua_scan", "ntm_scan"])
 def test_more_heads_than_a_kernel_takes(name):
     """The most is what the table says, one more is eager's; a backend that is named says so."""
     op, most = getattr(ops, name), _limits.CPU_HEADS
@@ -100,10 +100,10 @@ def test_the_numbers_are_those_of_the_kernels():
 
 WITHIN = {"B": 2, "N": 8, "M": 4, "H": 2, "W": 2, "R": 2, "C": 3, "S": 5, "K": 4, "Q": 4, "E": 16}
 BEYOND = [
-    *(("cuda", op, {"H": 17, "W": 17, "R": 17}) for op in (*STEPS, "memory_scan", "ntm_scan")),
+    *(("cuda", op, {"H": 17, "W": 17, "R": 17}) for op in (*STEPS, "lrua_scan", "ntm_scan")),
     *(("cuda", op, {"M": 257}) for op in STEPS[1:]),
     *(("cuda", op, {"N": 2**27}) for op in STEPS),
-    *(("cuda", op, {"B": 2**26, "N": 32}) for op in (*STEPS, "memory_scan")),
+    *(("cuda", op, {"B": 2**26, "N": 32}) for op in (*STEPS, "lrua_scan")),
     *(("cuda", op, {"C": 33}) for op in ("patch_shift", "shifted_patch_embed")),
     *(("cuda", op, {"S": 33}) for op in ("patch_shift", "shifted_patch_embed")),
     *(("cuda", "masked_patch_loss", sizes) for sizes in ({"C": 33}, {"B": 2**20, "Q": 2**10})),
@@ -112,9 +112,9 @@ BEYOND = [
     ("cuda", "temporal_link", {"N": 2**30}),
     ("cuda", "random_masking", {"N": 2**21}),
     ("cuda", "gather_tokens", {"B": 2**16, "N": 2**15}),
-    ("cuda", "memory_scan", {"bf16": 1}),
-    ("triton", "memory_scan", {"bf16": 1}),
-    ("triton", "memory_scan", {"N": 256, "M": 40}),
+    ("cuda", "lrua_scan", {"bf16": 1}),
+    ("triton", "lrua_scan", {"bf16": 1}),
+    ("triton", "lrua_scan", {"N": 256, "M": 40}),
     ("triton", "ntm_scan", {"H": 0}),
     ("triton", "erase_add", {"N": 2**21}),
 ]

@@ -107,7 +107,7 @@ def _loss_of_a_mask(B: int, C: int, T: int, H: int, W: int) -> Arguments:
     return video | {"mask": _draw(B, tokens) < 0.5}
 
 
-def _memory_scan(B: int, T: int, H: int, R: int, N: int, M: int) -> Arguments:
+def _lrua_scan(B: int, T: int, H: int, R: int, N: int, M: int) -> Arguments:
     numbers, state = R * (2 * M + 2), {"h": _draw(B, H), "c": _draw(B, H)}
     weights = {"recurrent": _draw(4 * H, H + R * M), "interface": _draw(numbers, H)}
     memory = {"memory": _draw(B, N, M), "usage": _draw(B, N), "previous": _draw(B, R, N)}
@@ -116,7 +116,7 @@ def _memory_scan(B: int, T: int, H: int, R: int, N: int, M: int) -> Arguments:
 
 
 def _ntm_scan(B: int, T: int, H: int, R: int, W: int, N: int, M: int) -> Arguments:
-    arguments = _memory_scan(B, T, H, R, N, M)
+    arguments = _lrua_scan(B, T, H, R, N, M)
     numbers = (R + W) * (M + 4) + 2 * W * M
     arguments |= {"weights": _draw(B, R + W, N), "interface": _draw(numbers, H), "taps": 1}
     arguments["bias"] = _draw(numbers)
@@ -139,7 +139,7 @@ MAKERS: dict[str, tuple[str, Callable[..., Arguments]]] = {
     "shifted_patch_embed": ("BCTHWKD", _embed),
     "masked_patch_loss": ("BCTHWQ", _loss),
     "masked_patch_loss-mask": ("BCTHW", _loss_of_a_mask),
-    "memory_scan": ("BTHRNM", _memory_scan),
+    "lrua_scan": ("BTHRNM", _lrua_scan),
     "ntm_scan": ("BTHRWNM", _ntm_scan),
 }
 

@@ -26,16 +26,16 @@ from stmeta.ops import (
     erase_add,
     locality_attention,
     location_addressing,
+    lrua_scan,
     lrua_step,
     memory_read,
-    memory_scan,
     ntm_scan,
     ntm_step,
     temporal_link,
 )
 from tests.ops._harness.calls import differentiate, with_gradients
 from tests.ops.conftest import use_instruction_set
-from tests.ops.scan import test_memory_scan, test_ntm_scan
+from tests.ops.scan import test_lrua_scan, test_ntm_scan
 
 MET_SUBNORMAL = 0x02  # DE in MXCSR: an operand was a subnormal number
 FLAGS = 0x3F
@@ -61,8 +61,8 @@ def _scan_state(scan: dict[str, Tensor], strength: list[int]) -> dict[str, Tenso
     return {name: x.float() for name, x in (scan | {"bias": bias}).items()}
 
 
-def _memory_scan() -> dict[str, Tensor]:
-    scan = test_memory_scan.make((2, 5, 6, 2, N, M))
+def _lrua_scan() -> dict[str, Tensor]:
+    scan = test_lrua_scan.make((2, 5, 6, 2, N, M))
     return _scan_state(scan, [2 * M, 4 * M + 2])
 
 
@@ -125,7 +125,7 @@ CALLS: dict[str, tuple[Callable[..., Any], Callable[[], dict[str, Any]]]] = {
             "add": _normal(B, H, M),
         },
     ),
-    "memory_scan": (memory_scan, _memory_scan),
+    "lrua_scan": (lrua_scan, _lrua_scan),
     "ntm_scan": (ntm_scan, _ntm_scan),
     "allocation": (allocation, lambda: {"usage": 0.1 * torch.rand(B, 60)}),
     "memory_read": (

@@ -220,7 +220,7 @@ def test_second_derivative(call):
         near(ours, truth)
 
 
-@pytest.mark.parametrize("name", ["memory_scan", "memory_scan-lengths", "ntm_scan"])
+@pytest.mark.parametrize("name", ["lrua_scan", "lrua_scan-lengths", "ntm_scan"])
 def test_scans_have_no_second_derivative(name):
     """They keep too little for it, and say so."""
     call = CALLS[name]

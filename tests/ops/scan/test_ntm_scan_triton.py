@@ -7,7 +7,7 @@ from itertools import product
 import pytest
 import torch
 
-from stmeta.ops.scan._common import marks
+from stmeta.ops.scan._common import num_checkpoints
 from tests.ops._harness.triton_aot import compile_launches, run_interpreted
 
 SIZES = {  # B, T, H, R, W, N, M
@@ -33,7 +33,7 @@ def test_interpreter():
 @pytest.mark.parametrize(("target", "sizes", "options"), CASES)
 def test_does_not_spill(target, sizes, options):
     kernels = compile_launches(lambda: launch(SIZES[sizes], *OPTIONS[options]), target)
-    assert [kernel.name for kernel in kernels] == ["_forward_kernel", "_backward_kernel"]
+    assert [kernel.name for kernel in kernels] == ["_ntm_scan_fwd_kernel", "_ntm_scan_bwd_kernel"]
     assert [kernel for kernel in kernels if kernel.stack] == []
 
 
@@ -67,6 +67,6 @@ def launch(sizes: tuple[int, ...], taps: int, *options: bool) -> None:
         *(meta(batch, steps, 4 * hidden), recurrent, interface, meta(numbers)),
         *(memory, weights, meta(batch, read), h, h, lengths, *scan),
     )
-    assert out[8].shape[1] == marks(steps)
+    assert out[8].shape[1] == num_checkpoints(steps)
     inputs = (recurrent, interface, weights, h, lengths)
     module.ntm_scan_backward(out[0], memory, weights, h, *inputs, *out[4:], *scan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.ops._harness import TOKEN_OPS, check, load, make_inputs, run_backend
+from tests.ops._harness import TOKEN_OPS, check, in_triton, load, make_inputs, run_backend
 from tests.ops._harness.interpreter import prepared_once
 from tests.ops.video.test_locality_attention import check_temperature
 
@@ -13,7 +13,7 @@ __all__ = ["prepared_once"]  # a fixture of all tests here
 
 CASES = [
     pytest.param(op, case, id=f"{op.name}-{case.name}")
-    for op in map(load, TOKEN_OPS)
+    for op in map(load, in_triton(TOKEN_OPS))
     for case in op.cases
 ]
 

@@ -77,4 +77,5 @@ OP = Op(
         "restore": (0, 1),
     },
     sized=_sized,
+    shared=("pos",),
 )

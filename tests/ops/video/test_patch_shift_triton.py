@@ -22,10 +22,10 @@ def test_interpreter():
 def test_compiles_without_spills(patch, target):
     kernels = compile_launches(lambda: _launch(2, patch, DIAGONAL), target)
     names = {kernel.name for kernel in kernels}
-    forward = "_forward_kernel"
+    forward = "_patch_shift_fwd_kernel"
     assert names == {
-        forward, "_backward_rows_kernel", "_slots_kernel", "_backward_video_kernel",
-        "_column_sum_kernel",
+        forward, "_patch_shift_bwd_rows_kernel", "_patch_shift_bwd_slots_kernel",
+        "_patch_shift_bwd_video_kernel", "_column_sum_kernel",
     }  # fmt: skip
     assert [kernel for kernel in kernels if kernel.stack] == []
     assert next(kernel.registers for kernel in kernels if kernel.name == forward) <= 96

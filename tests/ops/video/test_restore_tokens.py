@@ -60,4 +60,5 @@ OP = Op(
         "fp32": (0, 3),
     },
     sized=_sized,
+    shared=("mask_token", "pos"),
 )

@@ -152,4 +152,5 @@ OP = Op(
         "shifts": (0, 3),
     },
     sized=_sized,
+    shared=("pos", "weight", "bias", "norm_weight", "norm_bias"),
 )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stmeta.ops.video._patch_shift_args import scale_offset
 from stmeta.ops.video.gather_tokens import invert_ids
-from tests.ops._harness import TOKEN_OPS, Inputs, Results, check, load, make_inputs
+from tests.ops._harness import Inputs, Results, check, load, make_inputs
 from tests.ops._harness.cuda_host import HostProgram, as_tensor, storage
 from tests.ops._harness.nvcc import check_kernels, compile_kernels, compile_launcher
 
@@ -70,13 +70,14 @@ LISTED = {  # for compute capability 8.0, by the dtype of the tokens
         "shifted_patch_embed::finish_kernel<__nv_bfloat16>",
     ),
 }
+OPS = tuple(LAUNCHED)  # another op has a test_<op>_cuda.py of its own
 SLOW = {  # cases of seconds, as each CUDA thread is one of the CPU's
     "random_masking": ("long", "longer", "many_ties", "usual"),
     "shifted_patch_embed": ("float", "far", "video_with_gradient", "weight_fp32"),
 }
 CALLS = [
     (name, case.name)
-    for name in TOKEN_OPS
+    for name in OPS
     for case in load(name).cases
     if case.name not in SLOW.get(name, ())
 ]
@@ -87,12 +88,12 @@ Program = Callable[[str, str], HostProgram]
 @pytest.mark.parametrize("dtype", ["float", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_kernels_do_not_spill(dtype, tmp_path):
     """For compute capability 8.0; the launchers' are for 9.0."""
-    kernels = compile_kernels(LISTED[dtype], TOKEN_OPS, tmp_path, 80)
+    kernels = compile_kernels(LISTED[dtype], OPS, tmp_path, 80)
     check_kernels(kernels, LISTED[dtype], registers=80)  # three blocks of 256 threads
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", TOKEN_OPS)
+@pytest.mark.parametrize("op", OPS)
 def test_launcher_compiles(op, tmp_path):
     check_kernels(compile_launcher(op, tmp_path, 90), LAUNCHED[op], registers=80)
 
@@ -105,7 +106,7 @@ def program(tmp_path_factory) -> Program:
     it sums up, shifted_patch_embed sums up too.
     """
     folder = tmp_path_factory.mktemp("cuda_host")
-    keys = [(op, kind) for op in reversed(TOKEN_OPS) for kind in (ADDRESS, THREAD)]
+    keys = [(op, kind) for op in reversed(OPS) for kind in (ADDRESS, THREAD)]
     keys.remove(("restore_tokens", THREAD))
     with ThreadPoolExecutor() as pool:
         programs = pool.map(lambda key: HostProgram(key[0], key[1], folder), keys)

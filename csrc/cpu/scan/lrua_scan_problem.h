@@ -1,4 +1,4 @@
-// What memory_scan's host side hands to its kernels.
+// What lrua_scan's host side hands to its kernels.
 #pragma once
 
 #include "cpu/scan/scan_problem.h"
@@ -6,9 +6,10 @@
 namespace stmeta {
 
 // R heads, which all read and write.
-struct MemoryScan : Scan {
-  int64_t per_head;  // numbers of a head: key, add (unless the key is written), strength, gate
-  int64_t few;       // a segment's memories are kept one every `few` steps, and those of one part
+struct LruaScan : Scan {
+  int64_t per_head;     // numbers of a head: key, add (unless the key is written), strength, gate
+  int64_t inner_every;  // a segment's memories are kept one every `inner_every` steps, and those of
+                        // one part
   LruaOptions options;
   bool strength, write_key;
   const float *key, *add;  // [B, T, R, M] or null

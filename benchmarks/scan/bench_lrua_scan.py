@@ -1,4 +1,4 @@
-"""memory_scan: an episode of a MANN, LSTM 200, four heads, from the gates of the inputs on.
+"""lrua_scan: an episode of a MANN, LSTM 200, four heads, from the gates of the inputs on.
 
 Gradients go to the gates and to all weights; the state at the start has none. torch.compile gets
 the step: a compiled episode would be all of its steps, one after the other, in one program. "bf16
@@ -15,10 +15,10 @@ import torch
 
 from benchmarks._draw import leaf, names
 from benchmarks._problem import Problem
-from stmeta.ops import memory_scan
-from stmeta.ops.scan.memory_scan import memory_scan_ref, memory_step_ref
+from stmeta.ops import lrua_scan
+from stmeta.ops.scan.lrua_scan import lrua_scan_ref, lrua_scan_step_ref
 
-OP = "memory_scan"
+OP = "lrua_scan"
 HIDDEN, HEADS = 200, 4
 BF16 = ", bf16 products"
 CASES = {f"B16 T50, memory 128 x 40{kind}": (16, 50, 128, 40) for kind in ("", BF16)}
@@ -50,23 +50,23 @@ def _arguments(device: str, B: int, T: int, N: int, M: int) -> dict[str, torch.T
 
 def _eager(step, **arguments):
     tensors = [arguments.get(name) for name in ORDER]
-    out = memory_scan_ref(*tensors, *OPTIONS, step=step)
+    out = lrua_scan_ref(*tensors, *OPTIONS, step=step)
     return out.y, out.memory
 
 
 def _fused(products: torch.dtype, **arguments):
     for name in ("recurrent", "interface"):
         arguments[name] = arguments[name].to(products)
-    out = memory_scan(**arguments)
+    out = lrua_scan(**arguments)
     return out.y, out.memory
 
 
 @pytest.mark.parametrize("name", names(CASES, FULL))
-def test_memory_scan(name, device, compare):
+def test_lrua_scan(name, device, compare):
     problem = Problem(
-        eager=partial(_eager, memory_step_ref),
+        eager=partial(_eager, lrua_scan_step_ref),
         fused=partial(_fused, torch.bfloat16 if name.endswith(BF16) else torch.float32),
-        compiled=lambda options: partial(_eager, torch.compile(memory_step_ref, **options)),
+        compiled=lambda options: partial(_eager, torch.compile(lrua_scan_step_ref, **options)),
         arguments=_arguments(device, *(CASES | FULL)[name]),
     )
     compare(name, problem)

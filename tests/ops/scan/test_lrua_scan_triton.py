@@ -1,6 +1,6 @@
-"""Triton's memory_scan without a GPU: interpreted against the reference, compiled for real targets.
+"""Triton's lrua_scan without a GPU: interpreted against the reference, compiled for real targets.
 
-On a GPU: test_memory_scan_cuda.py.
+On a GPU: test_lrua_scan_cuda.py.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from itertools import product
 import pytest
 import torch
 
-from stmeta.ops.scan._common import marks
+from stmeta.ops.scan._common import num_checkpoints
 from tests.ops._harness.triton_aot import compile_launches, run_interpreted
 
 USUAL = (16, 50, 200, 4, 128, 40)  # B, T, H, R, N, M
@@ -28,13 +28,13 @@ CASES = [
 
 
 def test_interpreter():
-    run_interpreted("memory_scan")
+    run_interpreted("lrua_scan")
 
 
 @pytest.mark.parametrize(("target", "sizes", "options"), CASES)
 def test_does_not_spill(target, sizes, options):
     kernels = compile_launches(lambda: launch(SIZES[sizes], *OPTIONS[options]), target)
-    assert [kernel.name for kernel in kernels] == ["_forward_kernel", "_backward_kernel"]
+    assert [kernel.name for kernel in kernels] == ["_lrua_scan_fwd_kernel", "_lrua_scan_bwd_kernel"]
     assert [kernel for kernel in kernels if kernel.stack] == []
 
 
@@ -47,7 +47,7 @@ def test_too_large():
 
 def launch(sizes: tuple[int, ...], *options: bool) -> None:
     """Both kernels, on tensors of no device."""
-    from stmeta.kernels.triton import memory_scan as module
+    from stmeta.kernels.triton import lrua_scan as module
 
     batch, steps, hidden, heads, rows, width = sizes
     *flags, extra, ends, fed = options
@@ -64,12 +64,12 @@ def launch(sizes: tuple[int, ...], *options: bool) -> None:
     memory, usage = meta(batch, rows, width), meta(batch, rows)
     previous, h = meta(batch, heads, rows), meta(batch, hidden)
     scan = (0.99, *flags, 1e-6)
-    out = module.memory_scan(
+    out = module.lrua_scan(
         *(meta(batch, steps, 4 * hidden), extras, extras, recurrent, interface, meta(numbers)),
         *(memory, usage, previous, meta(batch, vectors), h, h, lengths, *scan),
     )
-    assert out[10].shape[1] == marks(steps)
+    assert out[10].shape[1] == num_checkpoints(steps)
     weights = (extras, recurrent, interface)
-    module.memory_scan_backward(
+    module.lrua_scan_backward(
         *(out[0], memory, previous, h, *weights, memory, previous, h, lengths, *out[5:], *scan)
     )

@@ -1,4 +1,4 @@
-"""Triton's memory_scan in Triton's interpreter; run by test_memory_scan_triton.py."""
+"""Triton's lrua_scan in Triton's interpreter; run by test_lrua_scan_triton.py."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from stmeta.ops import memory_scan
+from stmeta.ops import lrua_scan
 from tests.ops._harness.interpreter import prepared_once
-from tests.ops.scan.test_memory_scan import OPTIONS
-from tests.ops.scan.test_memory_scan_cuda import compare
+from tests.ops.scan.test_lrua_scan import OPTIONS
+from tests.ops.scan.test_lrua_scan_cuda import compare
 
 __all__ = ["prepared_once"]  # a fixture of all tests here
 
@@ -22,7 +22,7 @@ SIZES = {  # B, T, H, R, N, M
 
 
 def function(leaves: dict[str, Tensor], options: dict[str, Any]) -> tuple[Tensor, ...]:
-    return memory_scan(**leaves, backend="triton", **options)
+    return lrua_scan(**leaves, backend="triton", **options)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -38,6 +38,6 @@ def test_sizes(sizes):
 @pytest.mark.parametrize("name", ["usual", "read_last"])
 def test_lengths_and_chunks(name, monkeypatch):
     """Two chunks of rows; as with many numbers."""
-    monkeypatch.setattr("stmeta.kernels.triton.scan.memory_scan_backward.CHUNK", 4)
+    monkeypatch.setattr("stmeta.kernels.triton.scan.lrua_scan_backward.CHUNK", 4)
     monkeypatch.setattr("stmeta.kernels.triton.scan._common.UNROLLED", 0)
     compare(function, (4, 3, 4, 2, 5, 3), OPTIONS[name], lengths=[0, 3, 2, 1])

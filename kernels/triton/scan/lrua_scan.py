@@ -1,4 +1,4 @@
-"""Triton implementation of stmeta::memory_scan. Reference: stmeta.ops.memory_scan.
+"""Triton implementation of stmeta::lrua_scan. Reference: stmeta.ops.lrua_scan.
 
 A program takes one episode; see _common.py. Letters: as there, but P numbers of one head.
 """
@@ -23,20 +23,20 @@ from ..memory.content_addressing import score, softmax
 from ..memory.lrua_step import find_least, store_usage, write_rows
 from ..memory.memory_read import read
 from ._common import (
-    ask,
     dense,
     every_of,
+    head_numbers,
     known_divisor,
-    leave,
     open_gates,
     sigmoid,
     softplus,
     steps_of,
+    store_state,
 )
-from ._memory_scan import constants_of, spread
-from .memory_scan_backward import memory_scan_backward
+from ._lrua_scan import constants_of, spread
+from .lrua_scan_backward import lrua_scan_backward
 
-__all__ = ["memory_scan", "memory_scan_backward"]
+__all__ = ["lrua_scan", "lrua_scan_backward"]
 
 
 @triton.jit
@@ -71,7 +71,7 @@ def _command(
     for first in range(0, R * PER_HEAD, BLOCK_C):
         i = first + tl.arange(0, BLOCK_C)
         live = i < R * PER_HEAD
-        x = ask(interface_ptr, bias_ptr, h_ptr, i, live, hidden, BLOCK_C, BLOCK_K)
+        x = head_numbers(interface_ptr, bias_ptr, h_ptr, i, live, hidden, BLOCK_C, BLOCK_K)
         x = _shape(x, i, live, key_ptr, add_ptr, width, STRENGTH, WRITE_KEY, PER_HEAD)
         tl.store(heads_ptr + i, x, mask=live)
         spread(
@@ -98,13 +98,13 @@ def _rest(
 
 # At each step: 4 * H * K + R * P * H weights from L2.
 @triton.jit
-def _forward_kernel(
+def _lrua_scan_fwd_kernel(
     gates_ptr, key_ptr, add_ptr, recurrent_ptr, interface_ptr, bias_ptr,  # in
-    memory_ptr, usage_ptr, previous_ptr, seen_ptr, c_ptr, lengths_ptr,  # seen: [B, H + R * M]
+    memory_ptr, usage_ptr, previous_ptr, input_ptr, c_ptr, lengths_ptr,  # input: [B, H + R * M]
     scratch_ptr,  # see below
     y_ptr, memory_out_ptr, usage_out_ptr, weight_out_ptr, c_out_ptr,  # out
-    opened_ptr, cells_ptr, heads_ptr, weights_ptr, rows_ptr, marks_ptr,
-    steps, hidden, fed, rows, width, every, decay, eps,
+    activated_ptr, cells_ptr, heads_ptr, weights_ptr, rows_ptr, checkpoints_ptr,
+    steps, hidden, recurrent_size, rows, width, every, decay, eps,
     R: tl.constexpr, PER_HEAD: tl.constexpr, READ_FIRST: tl.constexpr, SHARED: tl.constexpr,
     STRENGTH: tl.constexpr, WRITE_KEY: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -112,12 +112,12 @@ def _forward_kernel(
 ):  # fmt: skip
     batch = tl.program_id(0).to(tl.int64)
     width = known_divisor(width, VECTOR)
-    fed = known_divisor(fed, VECTOR_K)
+    recurrent_size = known_divisor(recurrent_size, VECTOR_K)
     hidden = known_divisor(hidden, VECTOR_K)
     vectors = R * width
-    shown = hidden + vectors
+    y_width = hidden + vectors
     weights_size, size = R * rows, rows * width  # of an element: less than 2^31
-    marks = tl.cdiv(steps, every)
+    checkpoints = tl.cdiv(steps, every)
     # Regions of scratch, of constant sizes: keys, adds, scores, usage twice, strengths, gates.
     VECTORS: tl.constexpr = R * BLOCK_M
     scratch_size = 2 * VECTORS + R * BLOCK_N + 2 * BLOCK_N + 2 * R
@@ -129,7 +129,7 @@ def _forward_kernel(
     store_column(
         usages, load_column(usage_ptr + batch * rows, 0, 0, rows, BLOCK_N), 0, 0, rows, BLOCK_N
     )
-    seen, before = seen_ptr + batch * shown, c_ptr + batch * hidden
+    input, before = input_ptr + batch * y_width, c_ptr + batch * hidden
     previous = previous_ptr + batch * weights_size
     for t in tl.range(length, disable_licm=True):
         at = batch * steps + t
@@ -142,14 +142,14 @@ def _forward_kernel(
         gates = strengths + R
         if t % every == 0:
             store_tile(
-                marks_ptr + (batch * marks + t // every) * size, tile, zero, rows, width,
-                BLOCK_N, BLOCK_M,
+                checkpoints_ptr + (batch * checkpoints + t // every) * size, tile, zero, rows,
+                width, BLOCK_N, BLOCK_M,
             )  # fmt: skip
-        h, cell, weight = y_ptr + at * shown, cells_ptr + at * hidden, weights_ptr + at * R * rows
+        h, cell, weight = y_ptr + at * y_width, cells_ptr + at * hidden, weights_ptr + at * R * rows
         least = rows_ptr + at * R
         open_gates(
-            gates_ptr + at * 4 * hidden, recurrent_ptr, seen, before,
-            opened_ptr + at * 4 * hidden, cell, h, hidden, fed, BLOCK_C, BLOCK_K,
+            gates_ptr + at * 4 * hidden, recurrent_ptr, input, before,
+            activated_ptr + at * 4 * hidden, cell, h, hidden, recurrent_size, BLOCK_C, BLOCK_K,
         )  # fmt: skip
         tl.debug_barrier()
         _command(
@@ -181,14 +181,14 @@ def _forward_kernel(
         )  # fmt: skip
         tl.debug_barrier()
         tile = written
-        seen, before, previous = h, cell, weight
+        input, before, previous = h, cell, weight
     tl.debug_barrier()
     store_tile(
         memory_out_ptr + batch * size, tile, batch * 0, rows, width, BLOCK_N, BLOCK_M
     )  # fmt: skip
     usage = load_column(usages + length % 2 * BLOCK_N, 0, 0, rows, BLOCK_N)
     store_column(usage_out_ptr + batch * rows, usage, 0, 0, rows, BLOCK_N)
-    leave(
+    store_state(
         previous, before, weight_out_ptr + batch * weights_size, c_out_ptr + batch * hidden,
         hidden, rows, R, BLOCK_H, BLOCK_N, BLOCK_C,
     )  # fmt: skip
@@ -199,7 +199,7 @@ def _forward_kernel(
         )  # fmt: skip
 
 
-def memory_scan(
+def lrua_scan(
     gates: torch.Tensor,
     key: torch.Tensor | None,
     add: torch.Tensor | None,
@@ -242,7 +242,7 @@ def memory_scan(
     vectors, block = heads * constants["BLOCK_M"], constants["BLOCK_N"]
     scratch = floats(memory, batch, 2 * vectors + (heads + 2) * block + 2 * heads)
     with torch.cuda.device_of(memory):
-        _forward_kernel[(batch,)](
+        _lrua_scan_fwd_kernel[(batch,)](
             *(gates.contiguous(), dense(key), dense(add)),
             *contiguous(recurrent, interface, bias, memory, usage, previous),
             *(torch.cat([h, reads], 1), c.contiguous(), dense(lengths)),

@@ -1,4 +1,4 @@
-"""memory_scan: an episode in one call against the reference in float64, value and gradient."""
+"""lrua_scan: an episode in one call against the reference in float64, value and gradient."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stmeta._errors import BackendUnavailableError
-from stmeta.ops import memory_scan, memory_scan_ref
+from stmeta.ops import lrua_scan, lrua_scan_ref
 from tests.ops._harness.rounding import check_rounding
 from tests.ops.conftest import use_instruction_set
 
@@ -95,7 +95,7 @@ def run(
         matrix = products is not None and name in WEIGHTS[:2]
         x = x if name == "lengths" else x.to(products if matrix else dtype)
         leaves[name] = x.requires_grad_(name not in ("usage", "lengths"))
-    out = memory_scan(**leaves, backend=backend, **options)
+    out = lrua_scan(**leaves, backend=backend, **options)
     g = torch.Generator().manual_seed(1)
     parts = [out.y, out.memory, out.weight, out.c]
     loss = sum(
@@ -162,10 +162,10 @@ def test_ragged_episodes(lengths, options, capability):
 def test_a_short_episode_is_the_same_alone(backend):
     arguments = {name: x.float() for name, x in make(SIZES["usual"]).items()}
     lengths = torch.tensor([9, 4, 0])
-    ragged = memory_scan(**arguments, lengths=lengths, backend=backend)
+    ragged = lrua_scan(**arguments, lengths=lengths, backend=backend)
     first = {n: x if n in WEIGHTS else x[1:2] for n, x in arguments.items()}
     first["gates"] = first["gates"][:, :4]
-    alone = memory_scan(**first, backend=backend)
+    alone = lrua_scan(**first, backend=backend)
     torch.testing.assert_close(ragged.y[1:2, :4], alone.y)
     assert not ragged.y[1, 4:].any() and not ragged.y[2].any()
     for ours, theirs in zip(ragged[1:], alone[1:], strict=True):
@@ -175,9 +175,9 @@ def test_a_short_episode_is_the_same_alone(backend):
 
 def test_two_halves_are_one_episode():
     arguments = {name: x.float() for name, x in make((3, 10, 20, 4, 16, 12)).items()}
-    whole = memory_scan(**arguments)
+    whole = lrua_scan(**arguments)
     gates = arguments.pop("gates")
-    first = memory_scan(gates=gates[:, :5], **arguments)
+    first = lrua_scan(gates=gates[:, :5], **arguments)
     state = {
         "memory": first.memory,
         "usage": first.usage,
@@ -186,7 +186,7 @@ def test_two_halves_are_one_episode():
         "h": first.y[:, -1, :20],
         "c": first.c,
     }
-    second = memory_scan(gates=gates[:, 5:], **(arguments | state))
+    second = lrua_scan(gates=gates[:, 5:], **(arguments | state))
     torch.testing.assert_close(torch.cat([first.y, second.y], 1), whole.y, rtol=0, atol=0)
     for ours, theirs in zip(second[1:], whole[1:], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
@@ -198,7 +198,7 @@ def test_saturated(name, size, capability):
     """Where an exponential is past the largest float, a gate is open or shut, and no NaN."""
     arguments = {k: x.float() for k, x in make(SIZES["usual"]).items()}
     arguments[name] = size * arguments[name]
-    ours, eager = (memory_scan(**arguments, backend=backend) for backend in ("cpu", "eager"))
+    ours, eager = (lrua_scan(**arguments, backend=backend) for backend in ("cpu", "eager"))
     torch.testing.assert_close(ours.y, eager.y, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(ours.c, eager.c, rtol=1e-3, atol=1e-4)
 
@@ -213,10 +213,10 @@ def test_empty(batch, steps):
 
 def test_a_nan_stays_in_its_episode(capability):
     arguments = {name: x.float() for name, x in make(SIZES["usual"]).items()}
-    clean = memory_scan(**arguments)
+    clean = lrua_scan(**arguments)
     arguments["gates"] = arguments["gates"].clone()
     arguments["gates"][1, 4, 0] = float("nan")
-    broken = memory_scan(**arguments)
+    broken = lrua_scan(**arguments)
     assert broken.y[1, 4:, 0].isnan().all()
     for ours, theirs in zip(broken, clean, strict=True):
         assert torch.equal(ours[[0, 2]], theirs[[0, 2]])
@@ -234,14 +234,14 @@ def test_opcheck(ragged):
     if ragged:
         tensors[-1] = torch.tensor([3, 1])
     options = (0.99, True, False, True, False, 1e-8)
-    torch.library.opcheck(torch.ops.stmeta.memory_scan.default, (*tensors, *options))
+    torch.library.opcheck(torch.ops.stmeta.lrua_scan.default, (*tensors, *options))
 
 
 def test_compiles_whole():
     arguments = {name: x.float().requires_grad_() for name, x in make(SIZES["usual"]).items()}
 
     def loss(**tensors: Tensor) -> Tensor:
-        return memory_scan(**tensors).y.square().sum()
+        return lrua_scan(**tensors).y.square().sum()
 
     eager = loss(**arguments)
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(**arguments)
@@ -255,7 +255,7 @@ def test_reference_is_the_reference():
     names = list(arguments)
 
     def function(*tensors: Tensor) -> Tensor:
-        out = memory_scan(**dict(zip(names, tensors, strict=True)), usage=usage, backend="eager")
+        out = lrua_scan(**dict(zip(names, tensors, strict=True)), usage=usage, backend="eager")
         return out.y
 
     leaves = [x.requires_grad_() for x in arguments.values()]
@@ -265,34 +265,34 @@ def test_reference_is_the_reference():
 def test_errors():
     arguments = {name: x.float() for name, x in make(SIZES["usual"]).items()}
     with pytest.raises(ValueError, match=r"at least as many rows N as heads R = 4, got 3"):
-        memory_scan(
+        lrua_scan(
             **arguments
             | {k: arguments[k][..., :3].contiguous() for k in ("usage", "previous")}
             | {"memory": arguments["memory"][:, :3]}
         )
     with pytest.raises(ValueError, match=r"recurrent must be \[4 H, K\] with H = 20"):
-        memory_scan(**arguments | {"recurrent": arguments["recurrent"][:, :30]})
+        lrua_scan(**arguments | {"recurrent": arguments["recurrent"][:, :30]})
     with pytest.raises(ValueError, match=r"interface must be \[R \* P, H\]"):
-        memory_scan(**arguments, write_key=True)
-    with pytest.raises(ValueError, match=r"memory_scan: gates must be fp32"):
-        memory_scan(**arguments | {"gates": arguments["gates"].bfloat16()})
+        lrua_scan(**arguments, write_key=True)
+    with pytest.raises(ValueError, match=r"lrua_scan: gates must be fp32"):
+        lrua_scan(**arguments | {"gates": arguments["gates"].bfloat16()})
     with pytest.raises(ValueError, match=r"recurrent and interface must be in bf16 both"):
-        memory_scan(**arguments | {"recurrent": arguments["recurrent"].bfloat16()})
-    with pytest.raises(ValueError, match=r"memory_scan: c must be \[B, H\]"):
-        memory_scan(**arguments | {"c": arguments["c"][:1]})
+        lrua_scan(**arguments | {"recurrent": arguments["recurrent"].bfloat16()})
+    with pytest.raises(ValueError, match=r"lrua_scan: c must be \[B, H\]"):
+        lrua_scan(**arguments | {"c": arguments["c"][:1]})
     with pytest.raises(BackendUnavailableError, match=r"triton"):
-        memory_scan(**arguments, backend="triton")
+        lrua_scan(**arguments, backend="triton")
     with pytest.raises(ValueError, match=r"lengths must be int64 \[B\] = \[3\].*\[2\]"):
-        memory_scan(**arguments, lengths=torch.tensor([1, 2]))
+        lrua_scan(**arguments, lengths=torch.tensor([1, 2]))
     with pytest.raises(ValueError, match=r"lengths must be in 0 \.\.\. T = 9, got 1 \.\.\. 10"):
-        memory_scan(**arguments, lengths=torch.tensor([1, 2, 10]))
+        lrua_scan(**arguments, lengths=torch.tensor([1, 2, 10]))
 
 
 def test_reference_needs_no_kernel():
     arguments = make(SIZES["one"])
-    out = memory_scan(**arguments, backend="eager")
+    out = lrua_scan(**arguments, backend="eager")
     order = ("recurrent", "interface", "bias", "memory", "usage", "previous", "reads", "h", "c")
-    again = memory_scan_ref(
+    again = lrua_scan_ref(
         arguments["gates"], None, None, *(arguments[name] for name in order),
         None, 0.99, True, False, True, False, 1e-8,
     )  # fmt: skip

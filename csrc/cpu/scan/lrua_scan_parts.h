@@ -1,4 +1,4 @@
-// One step of a memory_scan for one instruction set, without the memory's own part: what a tile of
+// One step of a lrua_scan for one instruction set, without the memory's own part: what a tile of
 // the batch holds, and the heads. No guard: each instruction set includes it.
 #include "cpu/memory/lrua_element.h"
 #include "cpu/scan/scan_controller.h"
@@ -11,8 +11,7 @@ struct Tile : ScanTile {
   float *key, *add, *strength, *gate, *read;  // of one element, padded
 };
 
-STMETA_FN inline Tile take_tile(const MemoryScan& p, int64_t first, int64_t rows,
-                                Scratch& scratch) {
+STMETA_FN inline Tile take_tile(const LruaScan& p, int64_t first, int64_t rows, Scratch& scratch) {
   const MemorySizes& s = p.sizes;
   const int64_t line = round_line(s.heads), vectors = s.heads * s.wide;
   Tile t = {take_scan_tile(p, first, rows, scratch)};
@@ -28,7 +27,7 @@ STMETA_FN inline Tile take_tile(const MemoryScan& p, int64_t first, int64_t rows
 // ---- heads ----
 
 // Raw heads [R][P] of one element become keys, strengths, gates, in place.
-STMETA_FN inline void shape_heads(const MemoryScan& p, int64_t at, float* heads) {
+STMETA_FN inline void shape_heads(const LruaScan& p, int64_t at, float* heads) {
   const MemorySizes& s = p.sizes;
   const int64_t width = s.width;
   const bool adds = p.add != nullptr && !p.write_key;  // a written key gets it in `spread_heads`
@@ -47,7 +46,7 @@ STMETA_FN inline void shape_heads(const MemoryScan& p, int64_t at, float* heads)
 }
 
 // Shaped heads [R][P] of element and step `at` to the padded vectors of the memory.
-STMETA_FN inline LruaInputs spread_heads(const MemoryScan& p, int64_t at, const float* heads,
+STMETA_FN inline LruaInputs spread_heads(const LruaScan& p, int64_t at, const float* heads,
                                          const Tile& t, const float* memory,
                                          const float* previous) {
   const MemorySizes& s = p.sizes;

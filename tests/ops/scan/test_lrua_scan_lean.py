@@ -1,4 +1,4 @@
-"""memory_scan on a CPU: what its forward keeps and its backward writes over; products in bf16."""
+"""lrua_scan on a CPU: what its forward keeps and its backward writes over; products in bf16."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from stmeta.ops import availability, memory_scan
+from stmeta.ops import availability, lrua_scan
 from tests.ops.conftest import use_instruction_set
-from tests.ops.scan.test_memory_scan import SIZES, WEIGHTS, make, run
+from tests.ops.scan.test_lrua_scan import SIZES, WEIGHTS, make, run
 
 pytestmark = pytest.mark.skipif(
-    bool(availability("memory_scan")["cpu"]), reason=availability("memory_scan")["cpu"]
+    bool(availability("lrua_scan")["cpu"]), reason=availability("lrua_scan")["cpu"]
 )
 
 
@@ -46,7 +46,7 @@ def test_products_in_bf16_compile():
 
     def loss(**tensors: Tensor) -> Tensor:
         matrices = {name: tensors[name].bfloat16() for name in WEIGHTS[:2]}
-        return memory_scan(**tensors | matrices).y.square().sum()
+        return lrua_scan(**tensors | matrices).y.square().sum()
 
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
     ours, theirs = (
@@ -59,7 +59,7 @@ def test_products_in_bf16_compile():
 
 def test_a_kept_graph_is_not_written_over():
     arguments = {name: x.float().requires_grad_() for name, x in make(SIZES["usual"]).items()}
-    y = memory_scan(**arguments).y
+    y = lrua_scan(**arguments).y
     wanted = [x for name, x in arguments.items() if name != "usage"]
     first = torch.autograd.grad(y.square().sum(), wanted, retain_graph=True)
     again = torch.autograd.grad(y.square().sum(), wanted, retain_graph=True)
@@ -71,7 +71,7 @@ def test_a_kept_graph_is_not_written_over():
 
 def test_no_second_derivative():
     arguments = {name: x.float().requires_grad_() for name, x in make(SIZES["usual"]).items()}
-    y = memory_scan(**arguments, backend="cpu").y
+    y = lrua_scan(**arguments, backend="cpu").y
     (slope,) = torch.autograd.grad(y.square().sum(), arguments["gates"], create_graph=True)
     with pytest.raises(NotImplementedError, match="no second derivative"):
         torch.autograd.grad(slope.sum(), arguments["gates"])
@@ -89,7 +89,7 @@ def test_what_is_kept_is_small():
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
-        memory_scan(**arguments, backend="cpu")
+        lrua_scan(**arguments, backend="cpu")
     for x in arguments.values():
         kept.pop(x.data_ptr(), None)
     of_step = 4 * (4 * hidden + heads * (2 * width + 2) + hidden + heads * width) + 8 * heads

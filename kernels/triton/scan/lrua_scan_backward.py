@@ -1,7 +1,7 @@
-"""Triton implementation of the backward of stmeta::memory_scan; see memory_scan.py.
+"""Triton implementation of the backward of stmeta::lrua_scan; see lrua_scan.py.
 
 A program walks back through its episode, with the gradient of the memory in registers. The memories
-of a segment of ceil(sqrt(T)) steps are made again from the mark that the forward kept.
+of a segment of ceil(sqrt(T)) steps are made again from the checkpoint that the forward kept.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from ._common import (
     every_of,
     grad_of_read,
     known_divisor,
-    leave,
-    leave_seen,
     steps_of,
+    store_input_grad,
+    store_state,
 )
-from ._memory_scan import constants_of, spread
+from ._lrua_scan import constants_of, spread
 
 
 @triton.jit
-def _recall(
+def _load_heads(
     heads_ptr, add_ptr, keys, adds, strengths, gates, width,  # in:  [R * P]; see `spread`
     R: tl.constexpr, PER_HEAD: tl.constexpr, WRITE_KEY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -116,16 +116,16 @@ def _finish(
 
 # At each step: 4 * H * K + R * P * H weights from L2, and a memory twice.
 @triton.jit
-def _backward_kernel(
+def _lrua_scan_bwd_kernel(
     grad_y_ptr, grad_memory_ptr, grad_weight_ptr, grad_c_ptr,  # in
     add_ptr, recurrent_ptr, interface_ptr, previous_ptr, c_ptr, lengths_ptr,
-    opened_ptr, cells_ptr, heads_ptr, weights_ptr, rows_ptr, marks_ptr,
+    activated_ptr, cells_ptr, heads_ptr, weights_ptr, rows_ptr, checkpoints_ptr,
     past_ptr, scratch_ptr,  # scratch [B, every + 1, N, M]; see below
     d_gates_ptr, d_heads_ptr, d_written_ptr, d_memory_ptr, d_previous_ptr,  # out
     d_reads_ptr, d_h_ptr, d_c_ptr,
     steps, hidden, rows, width, every, eps,
     R: tl.constexpr, PER_HEAD: tl.constexpr, READ_FIRST: tl.constexpr, SHARED: tl.constexpr,
-    STRENGTH: tl.constexpr, WRITE_KEY: tl.constexpr, FED: tl.constexpr, CHUNK: tl.constexpr,
+    STRENGTH: tl.constexpr, WRITE_KEY: tl.constexpr, FED_READS: tl.constexpr, CHUNK: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_K: tl.constexpr, VECTOR: tl.constexpr, VECTOR_K: tl.constexpr,
 ):  # fmt: skip
@@ -133,8 +133,8 @@ def _backward_kernel(
     width = known_divisor(width, VECTOR)
     hidden = known_divisor(hidden, VECTOR_K)
     vectors, size, weights_size = R * width, rows * width, R * rows
-    shown = hidden + vectors
-    fed = known_divisor(shown if FED else hidden, VECTOR_K)
+    y_width = hidden + vectors
+    recurrent_size = known_divisor(y_width if FED_READS else hidden, VECTOR_K)
     NUMBERS: tl.constexpr = R * PER_HEAD
     VECTORS: tl.constexpr = R * BLOCK_M
     WEIGHTS: tl.constexpr = R * BLOCK_N
@@ -144,7 +144,7 @@ def _backward_kernel(
     # gradients of the cell before and after a step [H], of h and the reads [H + R * M]; of each
     # chunk, parts of the gradients of keys, adds, strengths, gates. Constant sizes save pointers.
     PART: tl.constexpr = 2 * VECTORS + 2 * R
-    scratch_size = 4 * VECTORS + 3 * WEIGHTS + 4 * R + 2 * hidden + shown + CHUNKS * PART
+    scratch_size = 4 * VECTORS + 3 * WEIGHTS + 4 * R + 2 * hidden + y_width + CHUNKS * PART
     past = past_ptr + batch * (every + 1) * size
     length = steps_of(lengths_ptr, batch, steps)
     d_memory = d_memory_ptr + batch * size  # the gradient as it stands
@@ -158,15 +158,15 @@ def _backward_kernel(
     for segment in tl.range(segments, disable_licm=True):
         begin = (segments - 1 - segment) * every
         end = tl.minimum(begin + every, length)
-        mark = marks_ptr + (batch * tl.cdiv(steps, every) + begin // every) * size
-        copy_memory(mark, past, segment // steps, rows, width, CHUNKS, CHUNK, BLOCK_M)
+        checkpoint = checkpoints_ptr + (batch * tl.cdiv(steps, every) + begin // every) * size
+        copy_memory(checkpoint, past, segment // steps, rows, width, CHUNKS, CHUNK, BLOCK_M)
         for t in tl.range(begin, end, disable_licm=True):
             at = batch * steps + t
             zero = t // steps  # as in the forward
             keys = scratch_ptr + (batch + zero) * scratch_size
             adds, strengths = keys + VECTORS, keys + 4 * VECTORS + 3 * WEIGHTS
             gates = strengths + R
-            _recall(
+            _load_heads(
                 heads_ptr + at * NUMBERS,
                 add_ptr + at * vectors if add_ptr is not None else None,
                 keys, adds, strengths, gates, width, R, PER_HEAD, WRITE_KEY, BLOCK_K,
@@ -191,24 +191,24 @@ def _backward_kernel(
             d_weights, strengths = grads + WEIGHTS, grads + 3 * WEIGHTS
             gates, d_strengths, d_head_gates = strengths + R, strengths + 2 * R, strengths + 3 * R
             d_cells = strengths + 4 * R
-            d_seen = d_cells + 2 * hidden
-            parts = d_seen + shown
+            d_input = d_cells + 2 * hidden
+            parts = d_input + y_width
             least, weight = rows_ptr + at * R, weights_ptr + at * weights_size
-            grad_y = grad_y_ptr + at * shown
+            grad_y = grad_y_ptr + at * y_width
             d_gates, d_heads = d_gates_ptr + at * 4 * hidden, d_heads_ptr + at * NUMBERS
             d_written = d_written_ptr + at * vectors
             previous = before_step(previous_ptr, weights_ptr, batch, steps, t, weights_size)
             d_previous, d_before = d_weights + t % 2 * WEIGHTS, d_cells + t % 2 * hidden
-            grad_of_read(grad_y + hidden, d_seen + hidden, grad_read, vectors, FED, BLOCK_K)
-            _recall(
+            grad_of_read(grad_y + hidden, d_input + hidden, grad_read, vectors, FED_READS, BLOCK_K)
+            _load_heads(
                 heads_ptr + at * NUMBERS,
                 add_ptr + at * vectors if add_ptr is not None else None,
                 keys, adds, strengths, gates, width, R, PER_HEAD, WRITE_KEY, BLOCK_K,
             )  # fmt: skip
-            seen = past + (t - begin + (0 if READ_FIRST else 1)).to(tl.int64) * size
+            read_from = past + (t - begin + (0 if READ_FIRST else 1)).to(tl.int64) * size
             for chunk in tl.range(CHUNKS, disable_licm=True):
                 first = zero + chunk * CHUNK
-                source = load_tile(seen, first, rows, width, width, 1, CHUNK, BLOCK_M)
+                source = load_tile(read_from, first, rows, width, width, 1, CHUNK, BLOCK_M)
                 for r in range(R):
                     d = load_column(d_weight, r, first, rows, CHUNK)
                     d += tl.sum(source * load_vector(grad_read, r, width, BLOCK_M)[None, :], 1)
@@ -236,7 +236,7 @@ def _backward_kernel(
                 grad = outer(
                     grad, weight + none, held + 2 * VECTORS, first, rows, width, R, CHUNK, BLOCK_M
                 )  # fmt: skip
-                source = load_tile(seen, first, rows, width, width, 1, CHUNK, BLOCK_M)
+                source = load_tile(read_from, first, rows, width, width, 1, CHUNK, BLOCK_M)
                 for r in range(R):  # one head at a time: fewer registers
                     grad = score_backward(
                         source, grad, of_scores + r * rows, held + r * width, strengths + none + r,
@@ -260,22 +260,23 @@ def _backward_kernel(
                 R, PER_HEAD, STRENGTH, WRITE_KEY, BLOCK_K,
             )  # fmt: skip
             controller_back(
-                grad_y, d_heads, interface_ptr, recurrent_ptr, opened_ptr + at * 4 * hidden,
+                grad_y, d_heads, interface_ptr, recurrent_ptr, activated_ptr + at * 4 * hidden,
                 cells_ptr + at * hidden, before_step(c_ptr, cells_ptr, batch, steps, t, hidden),
-                d_cell, d_seen, d_gates, d_before, hidden, fed, zero, NUMBERS, BLOCK_C, BLOCK_K,
+                d_cell, d_input, d_gates, d_before, hidden,
+                recurrent_size, zero, NUMBERS, BLOCK_C, BLOCK_K,
             )  # fmt: skip
             d_weight, d_cell = d_previous, d_before
-    d_seen = scratch_ptr + (batch + 1) * scratch_size - CHUNKS * PART - shown
-    leave(
+    d_input = scratch_ptr + (batch + 1) * scratch_size - CHUNKS * PART - y_width
+    store_state(
         d_weight, d_cell, d_previous_ptr + batch * weights_size, d_c_ptr + batch * hidden,
         hidden, rows, R, BLOCK_H, BLOCK_N, BLOCK_K,
     )  # fmt: skip
-    leave_seen(
-        d_seen, d_h_ptr + batch * hidden, d_reads_ptr + batch * vectors, hidden, vectors, BLOCK_K
+    store_input_grad(
+        d_input, d_h_ptr + batch * hidden, d_reads_ptr + batch * vectors, hidden, vectors, BLOCK_K
     )  # fmt: skip
 
 
-def memory_scan_backward(
+def lrua_scan_backward(
     grad_y: torch.Tensor,
     grad_memory: torch.Tensor,
     grad_weight: torch.Tensor,
@@ -287,12 +288,12 @@ def memory_scan_backward(
     previous: torch.Tensor,
     c: torch.Tensor,
     lengths: torch.Tensor | None,
-    opened: torch.Tensor,
+    activated: torch.Tensor,
     cells: torch.Tensor,
     heads: torch.Tensor,
     weights: torch.Tensor,
     rows: torch.Tensor,
-    marks: torch.Tensor,
+    checkpoints: torch.Tensor,
     decay: float,
     read_first: bool,
     shared: bool,
@@ -325,14 +326,14 @@ def memory_scan_backward(
         memory.new_zeros(batch, own + 3 * hidden + number * width),
     )
     with torch.cuda.device_of(memory):
-        _backward_kernel[(batch,)](
+        _lrua_scan_bwd_kernel[(batch,)](
             *contiguous(grad_y, grad_memory, grad_weight, grad_c),
             *(dense(add), *contiguous(recurrent, interface, previous, c), dense(lengths)),
-            *contiguous(opened, cells, heads, weights, rows, marks),
+            *contiguous(activated, cells, heads, weights, rows, checkpoints),
             *(*scratch, *out),
             *(steps, hidden, count, width, every, eps),
             **constants,
-            FED=recurrent.shape[1] > hidden,
+            FED_READS=recurrent.shape[1] > hidden,
             CHUNK=chunk,
         )
     return out

@@ -1,26 +1,26 @@
-// Kernels of memory_scan for one instruction set; csrc/common/each_isa.h includes this file.
-#include "cpu/scan/memory_scan_parts.h"
+// Kernels of lrua_scan for one instruction set; csrc/common/each_isa.h includes this file.
+#include "cpu/scan/lrua_scan_parts.h"
 
 namespace stmeta::STMETA_ISA {
 
 // ---- forward ----
 
 // One element's memory at one step, from shaped heads on.
-STMETA_FN inline void step_memory(const MemoryScan& p, const Tile& t, int64_t i, int64_t step,
+STMETA_FN inline void step_memory(const LruaScan& p, const Tile& t, int64_t i, int64_t step,
                                   const float* heads, Scratch scratch) {
   const MemorySizes& s = p.sizes;
   const int64_t at = (t.first + i) * p.steps + step;
   float* memory = t.memory + i * t.size;
-  keep_mark(p, t, i, step);
-  const LruaInputs e = spread_heads(p, at, heads, t, memory, t.previous + i * t.looks);
-  lrua_forward(
-      s, p.options, e,
-      {memory, t.usage + i * s.padded, t.weight + i * t.looks, t.read, p.rows + at * s.heads},
-      scratch);
+  save_checkpoint(p, t, i, step);
+  const LruaInputs e = spread_heads(p, at, heads, t, memory, t.previous + i * t.weight_floats);
+  lrua_forward(s, p.options, e,
+               {memory, t.usage + i * s.padded, t.weight + i * t.weight_floats, t.read,
+                p.rows + at * s.heads},
+               scratch);
   show_step(p, t, i, step, t.read);
 }
 
-STMETA_FN inline void forward(const MemoryScan& p, int64_t first, int64_t rows, float* floats) {
+STMETA_FN inline void forward(const LruaScan& p, int64_t first, int64_t rows, float* floats) {
   const MemorySizes& s = p.sizes;
   Scratch scratch = {floats};
   Tile t = take_tile(p, first, rows, scratch);
@@ -51,8 +51,9 @@ STMETA_FN inline void forward(const MemoryScan& p, int64_t first, int64_t rows, 
 // What the backward of a scan carries, and gradients of one element, padded.
 struct Carried : ScanBack {
   float *key, *strength, *gate, *add;
-  float* looked;  // [rows][every + 1][looks]: weights of a segment, before its first step first
-  float* found;   // [rows][every][room_of_content]: `Content` of each step, and what it points to
+  float* step_weights;  // [rows][every + 1][weight_floats]: weights of a segment, before its first
+                        // step first
+  float* found;  // [rows][every][room_of_content]: `Content` of each step, and what it points to
 };
 
 // Floats of a step's `Content`, with itself in the first line.
@@ -60,7 +61,7 @@ STMETA_INLINE int64_t room_of_content(const MemorySizes& s) {
   return 16 + s.heads * (s.wide + s.padded) + round_line(s.heads) + s.padded;
 }
 
-STMETA_FN inline Carried take_carried(const MemoryScan& p, const Tile& t, Scratch& scratch) {
+STMETA_FN inline Carried take_carried(const LruaScan& p, const Tile& t, Scratch& scratch) {
   const MemorySizes& s = p.sizes;
   const int64_t line = round_line(s.heads), vectors = s.heads * s.wide;
   Carried c = {take_scan_back(p, t, scratch)};
@@ -68,79 +69,82 @@ STMETA_FN inline Carried take_carried(const MemoryScan& p, const Tile& t, Scratc
   c.strength = scratch.take(line);
   c.gate = scratch.take(line);
   c.add = scratch.take(vectors);
-  c.looked = scratch.take(t.rows * (p.every + 1) * t.looks);
+  c.step_weights = scratch.take(t.rows * (p.every + 1) * t.weight_floats);
   c.found = scratch.take(t.rows * p.every * room_of_content(p.sizes));
   c.cells = scratch.take(t.rows * (p.every + 1) * p.hidden);
   return c;
 }
 
 // Where the memory before step k of a segment is. Slots: the first of each part, then one part.
-STMETA_INLINE float* memory_at(const MemoryScan& p, const Tile& t, const Carried& c, int64_t i,
+STMETA_INLINE float* memory_at(const LruaScan& p, const Tile& t, const Carried& c, int64_t i,
                                int64_t k) {
-  const int64_t at = k % p.few, slot = at == 0 ? k / p.few : p.slots - p.few + at;
+  const int64_t at = k % p.inner_every,
+                slot = at == 0 ? k / p.inner_every : p.slots - p.inner_every + at;
   return c.past + (i * p.slots + slot) * t.size;
 }
 
-STMETA_INLINE float* looked_at(const MemoryScan& p, const Tile& t, const Carried& c, int64_t i,
-                               int64_t k) {
-  return c.looked + (i * (p.every + 1) + k) * t.looks;
+STMETA_INLINE float* weights_at(const LruaScan& p, const Tile& t, const Carried& c, int64_t i,
+                                int64_t k) {
+  return c.step_weights + (i * (p.every + 1) + k) * t.weight_floats;
 }
 
-STMETA_INLINE float* found_at(const MemoryScan& p, const Carried& c, int64_t i, int64_t k) {
+STMETA_INLINE float* found_at(const LruaScan& p, const Carried& c, int64_t i, int64_t k) {
   return c.found + (i * p.every + k) * room_of_content(p.sizes);
 }
 
 // The memory and weights before a segment.
-STMETA_FN inline void start_segment(const MemoryScan& p, const Tile& t, const Carried& c, int64_t i,
+STMETA_FN inline void start_segment(const LruaScan& p, const Tile& t, const Carried& c, int64_t i,
                                     int64_t begin) {
   const MemorySizes& s = p.sizes;
-  const int64_t b = t.first + i, mark = b * p.marks() + begin / p.every;
-  read_rows(p.checkpoints + mark * s.rows * s.width, s.width, s.rows, s.width, s.wide,
+  const int64_t b = t.first + i, checkpoint = b * p.num_checkpoints() + begin / p.every;
+  read_rows(p.checkpoints + checkpoint * s.rows * s.width, s.width, s.rows, s.width, s.wide,
             memory_at(p, t, c, i, 0));
-  float* looked = looked_at(p, t, c, i, 0);
+  float* step_weights = weights_at(p, t, c, i, 0);
   if (p.lean) {
-    read_rows(p.weights + mark * s.heads * s.rows, s.rows, s.heads, s.rows, s.padded, looked);
+    read_rows(p.weights + checkpoint * s.heads * s.rows, s.rows, s.heads, s.rows, s.padded,
+              step_weights);
   } else {
-    see_previous(p, b, begin, looked);
+    load_previous(p, b, begin, step_weights);
   }
 }
 
 // Steps [from, end) of a segment again, from the memory before `from`: the memories before them,
-// and with `look` their weights, which are known at the second time.
-STMETA_FN inline void repeat_steps(const MemoryScan& p, const Tile& t, const Carried& c, int64_t i,
-                                   int64_t from, int64_t end, bool look, Scratch scratch) {
+// and with `address` their weights, which are known at the second time.
+STMETA_FN inline void repeat_steps(const LruaScan& p, const Tile& t, const Carried& c, int64_t i,
+                                   int64_t from, int64_t end, bool address, Scratch scratch) {
   MemorySizes s = p.sizes;
   const int64_t b = t.first + i;
   const bool read_first = p.options.read_first;
   float *write = scratch.take(s.heads * s.padded), *keep = scratch.take(s.padded);
   for (int64_t step = from; step < end && p.runs(b, step); ++step) {
     const int64_t at = b * p.steps + step, k = step % p.every;
-    const bool writes = step + 1 < end || (look && !read_first);
+    const bool writes = step + 1 < end || (address && !read_first);
     float *memory = memory_at(p, t, c, i, k), *next = memory_at(p, t, c, i, k + 1);
     const float* heads = p.heads + at * p.numbers;
-    const LruaInputs e = spread_heads(p, at, heads, t, memory, looked_at(p, t, c, i, k));
+    const LruaInputs e = spread_heads(p, at, heads, t, memory, weights_at(p, t, c, i, k));
     if (writes) {
       s.reads = 0;
       choose_rows(s, p.options.shared, e, p.rows + at * s.heads, write, keep);
       write_and_read(s, {nullptr, write, nullptr, e.add, keep, true}, memory, next, nullptr);
     }
-    if (!look) continue;
+    if (!address) continue;
     float* place = found_at(p, c, i, k);
     Scratch room = {place + 16};
     const Content found = compare(s, read_first ? memory : next, e.key, p.options.eps, room);
     __builtin_memcpy(place, &found, sizeof(found));
-    soften(s, found, e.strength, p.options.eps, looked_at(p, t, c, i, k + 1));
+    softmax_of_scores(s, found, e.strength, p.options.eps, weights_at(p, t, c, i, k + 1));
   }
 }
 
 // One element's memory, a step back: gradients of its raw heads.
-STMETA_FN inline void step_memory_back(const MemoryScan& p, const Tile& t, const Carried& c,
+STMETA_FN inline void step_memory_back(const LruaScan& p, const Tile& t, const Carried& c,
                                        int64_t i, int64_t step, Scratch scratch) {
   const MemorySizes& s = p.sizes;
-  const int64_t b = t.first + i, at = b * p.steps + step, k = step % p.every, size = t.looks;
+  const int64_t b = t.first + i, at = b * p.steps + step, k = step % p.every,
+                size = t.weight_floats;
   const int64_t width = s.width, vectors = s.heads * width;
-  see_read(p, c, b, i, step);
-  const float *previous = looked_at(p, t, c, i, k), *weight = previous + size;
+  load_read(p, c, b, i, step);
+  const float *previous = weights_at(p, t, c, i, k), *weight = previous + size;
   const float* heads = p.heads + at * p.numbers;
   const float* memory = memory_at(p, t, c, i, k);
   const LruaInputs e = spread_heads(p, at, heads, t, memory, previous);
@@ -149,7 +153,7 @@ STMETA_FN inline void step_memory_back(const MemoryScan& p, const Tile& t, const
   __builtin_memcpy(&found, found_at(p, c, i, k), sizeof(found));
   lrua_backward(s, p.options, e,
                 {weight, p.rows + at * s.heads, carried, c.weight + i * size, c.read, carried,
-                 c.spare + i * size, c.key, c.strength, c.gate, c.add},
+                 c.other_weight + i * size, c.key, c.strength, c.gate, c.add},
                 scratch, &found);
   float* d_heads = c.d_heads + i * p.numbers;
   for (int64_t r = 0; r < s.heads; ++r) {
@@ -172,7 +176,7 @@ STMETA_FN inline void step_memory_back(const MemoryScan& p, const Tile& t, const
   copy(d_heads, p.numbers, p.d_heads + at * p.numbers);
 }
 
-STMETA_FN inline void backward(const MemoryScan& p, int64_t first, int64_t rows, float* floats) {
+STMETA_FN inline void backward(const LruaScan& p, int64_t first, int64_t rows, float* floats) {
   Scratch scratch = {floats};
   const Tile t = take_tile(p, first, rows, scratch);
   Carried c = take_carried(p, t, scratch);
@@ -185,8 +189,9 @@ STMETA_FN inline void backward(const MemoryScan& p, int64_t first, int64_t rows,
       repeat_steps(p, t, c, i, begin, end, true, scratch);
     }
     for (int64_t step = end - 1; step >= begin; --step) {
-      const int64_t part = begin + (step - begin) / p.few * p.few;
-      const bool enters = step + 1 < end && step + 1 == part + p.few;  // the last is there already
+      const int64_t part = begin + (step - begin) / p.inner_every * p.inner_every;
+      const bool enters =
+          step + 1 < end && step + 1 == part + p.inner_every;  // the last is there already
       for (int64_t i = 0; enters && i < rows; ++i) {
         repeat_steps(p, t, c, i, part, step + 1, false, scratch);
       }

@@ -1,6 +1,6 @@
 """A whole episode in one call: T steps of an LSTM controller with an LRUA memory (MANN).
 
-Implementations: scan/memory_scan in csrc/cpu, csrc/cuda and kernels/triton.
+Implementations: scan/lrua_scan in csrc/cpu, csrc/cuda and kernels/triton.
 
 The memory, its usage and the state stay on chip from the first step to the last (in a thread's
 cache, in a block's shared memory, in a program's registers); the backward repeats what was written,
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from stmeta.ops._core.dispatch import resolve, run
 from stmeta.ops.memory.content_addressing import EPS
 from stmeta.ops.memory.lrua_step import lrua_step_ref
+from stmeta.ops.scan import _lrua_scan as _lrua_scan
 from stmeta.ops.scan._common import (
     check_lengths,
     check_recurrent,
@@ -27,13 +28,11 @@ from stmeta.ops.scan._common import (
     rounded_linear,
     within,
 )
-from stmeta.ops.scan._memory_scan import _autograd, _backward_fake, _fake
 
-__all__ = ["MemoryScan", "memory_scan", "memory_scan_ref", "memory_step_ref"]
-__all__ += ["_autograd", "_backward_fake", "_fake"]
+__all__ = ["LRUAScan", "lrua_scan", "lrua_scan_ref", "lrua_scan_step_ref"]
 
 
-class MemoryScan(NamedTuple):
+class LRUAScan(NamedTuple):
     """What an episode gives: every step's output, and the state behind its last step."""
 
     y: Tensor
@@ -48,7 +47,7 @@ class MemoryScan(NamedTuple):
     """[B, H], cell of the LSTM."""
 
 
-def memory_scan(
+def lrua_scan(
     gates: Tensor,
     recurrent: Tensor,
     interface: Tensor,
@@ -70,7 +69,7 @@ def memory_scan(
     write_key: bool = False,
     eps: float = EPS,
     backend: str = "auto",
-) -> MemoryScan:
+) -> LRUAScan:
     """Run an LSTM and an LRUA memory over an episode (Santoro et al. 2016, section 3).
 
     Step t: gates_t + recurrent [h, reads] opens the LSTM (input, forget, cell, output); interface h
@@ -124,14 +123,14 @@ def memory_scan(
         "key": (key, "B T R M"),
         "add": (add, "B T R M"),
     }
-    check_tensors("memory_scan", memory, letters, rounded=("recurrent", "interface"))
+    check_tensors("lrua_scan", memory, letters, rounded=("recurrent", "interface"))
     heads, width = previous.shape[1], memory.shape[2]
-    check_recurrent("memory_scan", recurrent, c.shape[1], heads * width)
+    check_recurrent("lrua_scan", recurrent, c.shape[1], heads * width)
     _check_interface(interface, heads, width, c.shape[1], write_key)
-    check_lengths("memory_scan", lengths, gates)
+    check_lengths("lrua_scan", lengths, gates)
     if heads > memory.shape[1]:
         raise ValueError(
-            f"memory_scan: there must be at least as many rows N as heads R = {heads}, "
+            f"lrua_scan: there must be at least as many rows N as heads R = {heads}, "
             f"got {memory.shape[1]}"
         )
     tensors = (gates, key, add, recurrent, interface, bias)
@@ -139,13 +138,13 @@ def memory_scan(
     options = (decay, read_first, shared, strength, write_key, eps)
     sizes = {"H": heads, "bf16": recurrent.dtype == torch.bfloat16}
     sizes |= zip("BNM", memory.shape, strict=True)
-    name = resolve("memory_scan", memory, backend, sizes)
+    name = resolve("lrua_scan", memory, backend, sizes)
     if name == "eager" or gates.shape[1] == 0:
-        return memory_scan_ref(*tensors, *options)
-    return MemoryScan(*run("memory_scan", name, *tensors, *options)[:5])
+        return lrua_scan_ref(*tensors, *options)
+    return LRUAScan(*run("lrua_scan", name, *tensors, *options)[:5])
 
 
-def memory_scan_ref(
+def lrua_scan_ref(
     gates: Tensor,
     key: Tensor | None,
     add: Tensor | None,
@@ -166,9 +165,9 @@ def memory_scan_ref(
     write_key: bool,
     eps: float,
     step: Callable[..., tuple[Tensor, ...]] | None = None,
-) -> MemoryScan:
-    """`memory_scan` in plain PyTorch, step by step; `step` is a compiled `memory_step_ref`."""
-    step = step or memory_step_ref
+) -> LRUAScan:
+    """`lrua_scan` in plain PyTorch, step by step; `step` is a compiled `lrua_scan_step_ref`."""
+    step = step or lrua_scan_step_ref
     gates = within(gates, lengths)
     key, add = (None if x is None else within(x, lengths) for x in (key, add))
     state = (memory, usage, previous, reads, h, c)
@@ -183,22 +182,22 @@ def memory_scan_ref(
             *now, recurrent, interface, bias, *state,
             decay, read_first, shared, strength, write_key, eps,
         )  # fmt: skip
-        shown = (state[4], state[3])
+        now_out = (state[4], state[3])
         if lengths is not None:
             on = (t < lengths)[:, None]
-            shown = tuple(torch.where(on, x, 0) for x in shown)
+            now_out = tuple(torch.where(on, x, 0) for x in now_out)
             pairs = zip(state, before, strict=True)
             state = tuple(torch.where(on if x.ndim < 3 else on[:, None], x, y) for x, y in pairs)
-        outputs += shown
+        outputs += now_out
     memory, usage, previous, _, _, c = state
     if not outputs:
         y = gates.new_zeros(gates.shape[0], 0, h.shape[1] + width)
-        return MemoryScan(y, memory, usage, previous, c)
+        return LRUAScan(y, memory, usage, previous, c)
     y = torch.cat(outputs, 1).unflatten(1, (steps, h.shape[1] + width))
-    return MemoryScan(y, memory, usage, previous, c)
+    return LRUAScan(y, memory, usage, previous, c)
 
 
-def memory_step_ref(
+def lrua_scan_step_ref(
     gates: Tensor,
     key: Tensor | None,
     add: Tensor | None,
@@ -218,7 +217,7 @@ def memory_step_ref(
     write_key: bool,
     eps: float,
 ) -> tuple[Tensor, ...]:
-    """One step of `memory_scan_ref`: the six tensors of the state."""
+    """One step of `lrua_scan_ref`: the six tensors of the state."""
     heads, width = previous.shape[1], memory.shape[2]
     h, c = controller_step(gates, recurrent, reads, h, c)
     numbers = (1 if write_key else 2) * width + 2
@@ -240,7 +239,7 @@ def _check_interface(
     per_head = (1 if write_key else 2) * width + 2
     if interface.shape[0] != heads * per_head:
         raise ValueError(
-            f"memory_scan: interface must be [R * P, H] = [{heads * per_head}, {hidden}] with "
+            f"lrua_scan: interface must be [R * P, H] = [{heads * per_head}, {hidden}] with "
             f"P = {per_head} numbers of a head (write_key = {write_key}), got "
             f"{list(interface.shape)}"
         )

@@ -1,28 +1,28 @@
-// CUDA kernel of the backward of stmeta::memory_scan and its launch; see scan_controller.cuh.
+// CUDA kernel of the backward of stmeta::lrua_scan and its launch; see scan_controller.cuh.
 //
 // A block walks back through its episode. The memories of a segment of ceil(sqrt(T)) steps are made
-// again from the mark that the forward kept and from what was written; they lie in main memory (in
-// L2, mostly), the gradient of the memory in shared memory.
+// again from the checkpoint that the forward kept and from what was written; they lie in main
+// memory (in L2, mostly), the gradient of the memory in shared memory.
 #pragma once
 
-#include "cuda/scan/memory_scan_parts.cuh"
+#include "cuda/scan/lrua_scan_parts.cuh"
 
-namespace stmeta::memory_scan {
+namespace stmeta::lrua_scan {
 
 struct Backward : Scan {
   const float *grad_y, *grad_memory, *grad_weight, *grad_c;
   const float *add, *previous, *c;
-  const float *opened, *cells, *heads, *weights;  // as the forward kept them
+  const float *activated, *cells, *heads, *weights;  // as the forward kept them
   const int64_t* rows;
-  const float* kept;
+  const float* checkpoints;
   float *d_gates, *d_heads, *d_written, *d_memory, *d_previous, *d_reads, *d_h, *d_c;
 };
 
 struct BackwardShared {
   float *grad_tile, *previous, *weights, *write, *grad, *next, *dots, *squares;
-  float *d_seen, *d_cell, *d_gates, *d_heads, *d_h;  // [K], [H], [4H], [R * P], [H]
-  float *keys, *units, *add, *grad_read;             // [R, pitch]
-  float *d_add, *d_units, *d_strength, *d_gate;      // [R, pitch] x2, [slots] x2
+  float *d_input, *d_cell, *d_gates, *d_heads, *d_h;  // [K], [H], [4H], [R * P], [H]
+  float *keys, *units, *add, *grad_read;              // [R, pitch]
+  float *d_add, *d_units, *d_strength, *d_gate;       // [R, pitch] x2, [slots] x2
   float *strength, *gate;
   int* least;
   float *scratch, *all;
@@ -36,7 +36,7 @@ struct BackwardShared {
         next(rows.take<float>(p.s.rows * p.s.slots)),
         dots(rows.take<float>(p.s.rows * p.s.slots)),
         squares(rows.take<float>(p.s.rows)),
-        d_seen(rest.take<float>(p.fed)),
+        d_input(rest.take<float>(p.recurrent_size)),
         d_cell(rest.take<float>(p.hidden)),
         d_gates(rest.take<float>(4 * p.hidden)),
         d_heads(rest.take<float>(p.numbers())),
@@ -98,8 +98,9 @@ __device__ inline void load_write(const Backward& p, int64_t b, int t, const Bac
 // The memories before each step of [begin, end), and the one after the last.
 __device__ inline void repeat(const Backward& p, const Episode& e, int begin, int end,
                               const BackwardShared& m) {
-  const float* mark = p.kept + (e.b * p.marks() + begin / p.every) * p.memory_size();
-  load_memory(p, mark, e.memory(0));
+  const float* checkpoint =
+      p.checkpoints + (e.b * p.num_checkpoints() + begin / p.every) * p.memory_size();
+  load_memory(p, checkpoint, e.memory(0));
   for (int t = begin; t < end; ++t) {
     load_write(p, e.b, t, m);
     write_rows(p.s, e.memory(t - begin), m.least, m.write, m.add, e.memory(t - begin + 1));
@@ -110,7 +111,7 @@ __device__ inline void repeat(const Backward& p, const Episode& e, int begin, in
 
 // The staged gradient, of the memory after the write, becomes that of the memory before it. Gives
 // d_add, d_gate, and in `next` the gradient of the previous weights. Call after a barrier.
-__device__ inline void unwrite(const Backward& p, const BackwardShared& m) {
+__device__ inline void write_backward(const Backward& p, const BackwardShared& m) {
   const Shape& s = p.s;
   const Rows<float> rows{m.grad_tile, s.pitch};
   row_dots(s, s.rows, rows, m.add, s.heads, false, m.dots, nullptr);
@@ -133,8 +134,8 @@ __device__ inline void unwrite(const Backward& p, const BackwardShared& m) {
 
 // The reads and the addressing; adds to the gradient of the memory that was read. `grad` is the
 // gradient of the step's weights, but for what comes through the reads. Call after a barrier.
-__device__ inline void unread(const Backward& p, int64_t at, const float* memory,
-                              const BackwardShared& m) {
+__device__ inline void read_backward(const Backward& p, int64_t at, const float* memory,
+                                     const BackwardShared& m) {
   const Shape& s = p.s;
   const Rows<float> rows{memory, s.pitch};
   row_dots(s, s.rows, rows, m.grad_read, s.heads, true, m.grad, nullptr);
@@ -190,15 +191,16 @@ __device__ inline void recall(const Backward& p, const Episode& e, int t, int be
   for (int i = threadIdx.x; i < s.heads * s.pitch; i += blockDim.x) {
     const int r = i / s.pitch, column = i % s.pitch, from = r * s.width + column;
     float x = 0.0f;
-    if (column < s.width) x = grad[from] + (p.fed > p.hidden ? m.d_seen[p.hidden + from] : 0.0f);
+    if (column < s.width)
+      x = grad[from] + (p.recurrent_size > p.hidden ? m.d_input[p.hidden + from] : 0.0f);
     m.grad_read[i] = x;
   }
   __syncthreads();
   const float* memory = e.memory(t - begin + (p.read_first ? 0 : 1));
-  if (p.read_first) unwrite(p, m);
-  unread(p, at, memory, m);
+  if (p.read_first) write_backward(p, m);
+  read_backward(p, at, memory, m);
   __syncthreads();
-  if (!p.read_first) unwrite(p, m);
+  if (!p.read_first) write_backward(p, m);
   __syncthreads();
   finish_heads(p, at, m);
   __syncthreads();
@@ -221,11 +223,11 @@ __device__ inline void start(const Backward& p, int64_t b, const BackwardShared&
 __device__ inline void end(const Backward& p, int64_t b, const BackwardShared& m) {
   store_memory(p, m.grad_tile, p.d_memory + b * p.memory_size());
   store_heads(p.s, own_place(p.s), m.grad, p.d_previous + b * p.weight_size());
-  copy(m.d_seen, p.hidden, p.d_h + b * p.hidden);
+  copy(m.d_input, p.hidden, p.d_h + b * p.hidden);
   copy(m.d_cell, p.hidden, p.d_c + b * p.hidden);
   float* reads = p.d_reads + b * p.vectors();
-  if (p.fed > p.hidden) {
-    copy(m.d_seen + p.hidden, p.vectors(), reads);
+  if (p.recurrent_size > p.hidden) {
+    copy(m.d_input + p.hidden, p.vectors(), reads);
   } else {
     fill(reads, p.vectors(), 0.0f);
   }
@@ -236,8 +238,8 @@ template <bool kWhole>
 __global__ void __launch_bounds__(kThreads, 1)
     backward_kernel(const __grid_constant__ Backward p, float* work, int64_t floats) {
   const int64_t b = blockIdx.x, size = static_cast<int64_t>(p.s.rows) * p.s.pitch;
-  Arena near{dynamic_shared()}, far{reinterpret_cast<unsigned char*>(work + b * floats)};
-  BackwardShared m(kWhole ? near : far, near, p);
+  Arena on_chip{dynamic_shared()}, in_memory{reinterpret_cast<unsigned char*>(work + b * floats)};
+  BackwardShared m(kWhole ? on_chip : in_memory, on_chip, p);
   const Episode e{b, p.past + b * (p.every + 1) * size, size};
   rest_controller(p, m);
   if (kClusters && b >= p.s.batch) return only_assist_back(p, b, m);
@@ -254,9 +256,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
       recall(p, e, t, first, m);
       uncontrol(p, b, t, m);
-      float* spare = m.grad;
+      float* swapped = m.grad;
       m.grad = m.next;
-      m.next = spare;
+      m.next = swapped;
     }
     stop = first;
   }
@@ -268,9 +270,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 constexpr std::array kBackward = {backward_kernel<false>, backward_kernel<true>};
 
-inline Plan plan(Backward& p, const Most& most = {}) {
+inline Plan plan(Backward& p, const BlockLimits& limits = {}) {
   const int64_t past = int64_t{p.s.batch} * (p.every + 1) * p.s.rows * p.s.pitch;
-  return make_plan<BackwardShared>(p, false, past, kBackward, most);
+  return make_plan<BackwardShared>(p, false, past, kBackward, limits);
 }
 
 // scratch: [plan.floats()]
@@ -278,4 +280,4 @@ inline void backward(const Backward& p, const Plan& plan, float* scratch, Stream
   run(p, false, kBackward, plan, scratch, stream);
 }
 
-}  // namespace stmeta::memory_scan
+}  // namespace stmeta::lrua_scan

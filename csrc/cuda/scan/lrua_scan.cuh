@@ -1,26 +1,26 @@
-// CUDA kernel of stmeta::memory_scan and its launch. Reference: stmeta/ops/scan/memory_scan.py; how
+// CUDA kernel of stmeta::lrua_scan and its launch. Reference: stmeta/ops/scan/lrua_scan.py; how
 // it is cut: scan_controller.cuh. A cluster loads 4 * H * K + R * P * H weights from L2 at each
 // step.
 #pragma once
 
-#include "cuda/scan/memory_scan_parts.cuh"
+#include "cuda/scan/lrua_scan_parts.cuh"
 
-namespace stmeta::memory_scan {
+namespace stmeta::lrua_scan {
 
 struct Forward : Scan {
   const float *gates, *bias, *key, *add;           // [B, T, 4H], [R * P], [B, T, R, M] or null x2
   const float *memory, *usage, *previous, *reads;  // [B, N, M], [B, N], [B, R, N], [B, R * M]
   const float *h, *c;                              // [B, H]
   float *y, *memory_out, *usage_out, *weight_out, *c_out;
-  float *opened, *cells, *heads, *weights;  // [B, T, 4H], [B, T, H], [B, T, R * P], [B, T, R, N]
-  int64_t* rows;                            // [B, T, R]
-  float* kept;                              // [B, marks, N, M]
+  float *activated, *cells, *heads, *weights;  // [B, T, 4H], [B, T, H], [B, T, R * P], [B, T, R, N]
+  int64_t* rows;                               // [B, T, R]
+  float* checkpoints;                          // [B, checkpoints, N, M]
 };
 
 struct Shared {
   float *tile, *usage, *previous, *weights, *write, *squares;
-  float *seen, *cell, *gates, *heads;  // [K], [H], [4H], [R * P]
-  float *keys, *add, *sums;            // [R, pitch]
+  float *input, *cell, *gates, *heads;  // [K], [H], [4H], [R * P]
+  float *keys, *add, *sums;             // [R, pitch]
   float *strength, *gate;
   int* least;
   float *scratch, *all;
@@ -32,7 +32,7 @@ struct Shared {
         weights(rows.take<float>(p.s.rows * p.s.slots)),
         write(rows.take<float>(p.s.rows * p.s.slots)),
         squares(rows.take<float>(p.s.rows)),
-        seen(rest.take<float>(p.fed)),
+        input(rest.take<float>(p.recurrent_size)),
         cell(rest.take<float>(p.hidden)),
         gates(rest.take<float>(4 * p.hidden)),
         heads(rest.take<float>(p.numbers())),
@@ -51,8 +51,8 @@ __device__ inline void begin(const Forward& p, int64_t b, const Shared& m) {
   load_memory(p, p.memory + b * p.memory_size(), m.tile);
   copy(p.usage + b * p.s.rows, p.s.rows, m.usage);
   load_heads(p.s, own_place(p.s), p.previous + b * p.weight_size(), m.previous);
-  copy(p.h + b * p.hidden, p.hidden, m.seen);
-  if (p.fed > p.hidden) copy(p.reads + b * p.vectors(), p.vectors(), m.seen + p.hidden);
+  copy(p.h + b * p.hidden, p.hidden, m.input);
+  if (p.recurrent_size > p.hidden) copy(p.reads + b * p.vectors(), p.vectors(), m.input + p.hidden);
   copy(p.c + b * p.hidden, p.hidden, m.cell);
   fill(m.keys, p.s.heads * p.s.pitch, 0.0f);  // padding stays
   fill(m.add, p.s.heads * p.s.pitch, 0.0f);
@@ -121,7 +121,7 @@ __device__ inline void step(const Forward& p, int64_t at, const Shared& m) {
   for (int i = threadIdx.x; i < p.vectors(); i += blockDim.x) {
     const float x = m.sums[i / p.s.width * p.s.pitch + i % p.s.width];
     read[i] = x;
-    if (p.fed > p.hidden) m.seen[p.hidden + i] = x;
+    if (p.recurrent_size > p.hidden) m.input[p.hidden + i] = x;
   }
   if (p.read_first) write_rows(p.s, m.tile, m.least, m.write, m.add, m.tile);
   __syncthreads();
@@ -130,7 +130,7 @@ __device__ inline void step(const Forward& p, int64_t at, const Shared& m) {
 // What a step past the end of an episode keeps.
 __device__ inline void rest(const Forward& p, int64_t at, const Shared& m) {
   fill(p.y + at * (p.hidden + p.vectors()), p.hidden + p.vectors(), 0.0f);
-  fill(p.opened + at * 4 * p.hidden, 4 * p.hidden, 0.0f);
+  fill(p.activated + at * 4 * p.hidden, 4 * p.hidden, 0.0f);
   fill(p.heads + at * p.numbers(), p.numbers(), 0.0f);
   copy(m.cell, p.hidden, p.cells + at * p.hidden);
   store_heads(p.s, own_place(p.s), m.previous, p.weights + at * p.weight_size());
@@ -142,15 +142,16 @@ template <bool kWhole>
 __global__ void __launch_bounds__(kThreads, 1)
     forward_kernel(const __grid_constant__ Forward p, float* work, int64_t floats) {
   const int64_t b = blockIdx.x;
-  Arena near{dynamic_shared()}, far{reinterpret_cast<unsigned char*>(work + b * floats)};
-  Shared m(kWhole ? near : far, near, p);
+  Arena on_chip{dynamic_shared()}, in_memory{reinterpret_cast<unsigned char*>(work + b * floats)};
+  Shared m(kWhole ? on_chip : in_memory, on_chip, p);
   if (kClusters && b >= p.s.batch) return only_assist(p, b, m);
   begin(p, b, m);
   const int length = p.length(b), longest = p.longest(b);
   for (int t = 0; t < p.steps; ++t) {
     const int64_t at = b * p.steps + t;
     if (t % p.every == 0) {
-      store_memory(p, m.tile, p.kept + (b * p.marks() + t / p.every) * p.memory_size());
+      store_memory(p, m.tile,
+                   p.checkpoints + (b * p.num_checkpoints() + t / p.every) * p.memory_size());
     }
     if (t >= length) {
       rest(p, at, m);
@@ -158,9 +159,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       continue;
     }
     step(p, at, m);
-    float* spare = m.previous;
+    float* swapped = m.previous;
     m.previous = m.weights;
-    m.weights = spare;
+    m.weights = swapped;
   }
   store_memory(p, m.tile, p.memory_out + b * p.memory_size());
   copy(m.usage, p.s.rows, p.usage_out + b * p.s.rows);
@@ -172,8 +173,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 constexpr std::array kForward = {forward_kernel<false>, forward_kernel<true>};
 
-inline Plan plan(Forward& p, const Most& most = {}) {
-  return make_plan<Shared>(p, true, 0, kForward, most);
+inline Plan plan(Forward& p, const BlockLimits& limits = {}) {
+  return make_plan<Shared>(p, true, 0, kForward, limits);
 }
 
 // scratch: [plan.floats()]
@@ -181,4 +182,4 @@ inline void forward(const Forward& p, const Plan& plan, float* scratch, Stream s
   run(p, true, kForward, plan, scratch, stream);
 }
 
-}  // namespace stmeta::memory_scan
+}  // namespace stmeta::lrua_scan

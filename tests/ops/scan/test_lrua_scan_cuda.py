@@ -1,4 +1,4 @@
-"""memory_scan in CUDA C++ without a GPU: compiled by nvcc, and run on the CPU by tests/cuda_host.
+"""lrua_scan in CUDA C++ without a GPU: compiled by nvcc, and run on the CPU by tests/cuda_host.
 
 On a GPU: the last test, which compares Triton as well.
 """
@@ -14,21 +14,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from stmeta.ops import availability, memory_scan
+from stmeta.ops import availability, lrua_scan
 from stmeta.ops.memory.content_addressing import EPS
-from stmeta.ops.scan.memory_scan import _autograd, _backward_fake, _fake
+from stmeta.ops.scan._lrua_scan import _autograd, _backward_fake, _fake
 from tests.ops._harness.cuda_host import SCAN_WAYS, HostProgram, HostProgramError, as_tensor
 from tests.ops._harness.nvcc import check_kernels, compile_launcher
-from tests.ops.scan.test_memory_scan import OPTIONS, make
+from tests.ops.scan.test_lrua_scan import OPTIONS, make
 
 ADDRESS, THREAD = "address,undefined", "thread"
 KERNELS = (
     *(
-        "memory_scan::forward_kernel<true>",
-        "memory_scan::forward_kernel<false>",
+        "lrua_scan::forward_kernel<true>",
+        "lrua_scan::forward_kernel<false>",
         "scan::pack_kernel",
     ),
-    *("memory_scan::backward_kernel<true>", "memory_scan::backward_kernel<false>"),
+    *("lrua_scan::backward_kernel<true>", "lrua_scan::backward_kernel<false>"),
 )
 SIZES = {  # B, T, H, R, N, M
     "small": (2, 5, 6, 2, 6, 5),
@@ -45,7 +45,7 @@ Program = Callable[[str], HostProgram]
 
 @pytest.mark.slow
 def test_launcher_compiles(tmp_path):
-    kernels = compile_launcher("memory_scan", tmp_path, 80, 90)
+    kernels = compile_launcher("lrua_scan", tmp_path, 80, 90)
     check_kernels(kernels, KERNELS, registers=128)  # 512 threads share 65,536
 
 
@@ -55,7 +55,7 @@ def program(tmp_path_factory) -> Program:
     folder = tmp_path_factory.mktemp("cuda_host")
     kinds = (ADDRESS, THREAD)
     with ThreadPoolExecutor() as pool:
-        built = pool.map(lambda kind: HostProgram("memory_scan", kind, folder), kinds)
+        built = pool.map(lambda kind: HostProgram("lrua_scan", kind, folder), kinds)
         by_kind: dict[str, HostProgram] = dict(zip(kinds, built, strict=True))
     return by_kind.__getitem__
 
@@ -139,7 +139,7 @@ def test_empty_batch(program):
 
 def test_too_many_heads(program):
     """The error names what to use instead."""
-    with pytest.raises(HostProgramError, match=r"memory_scan: .* got 17 heads .* 'eager'"):
+    with pytest.raises(HostProgramError, match=r"lrua_scan: .* got 17 heads .* 'eager'"):
         host(program(ADDRESS))(*arguments((1, 1, 2, 17, 20, 2)))
 
 
@@ -177,13 +177,13 @@ def test_the_same_bits_twice_on_a_gpu(backend):
 
 
 def on_gpu(backend: str):
-    """`memory_scan` of a backend; skips with the reason."""
-    reason = availability("memory_scan")[backend]
+    """`lrua_scan` of a backend; skips with the reason."""
+    reason = availability("lrua_scan")[backend]
     if reason:
         pytest.skip(reason)
 
     def function(leaves: dict[str, Tensor], options: dict[str, Any]) -> tuple[Tensor, ...]:
-        return memory_scan(**leaves, backend=backend, **options)
+        return lrua_scan(**leaves, backend=backend, **options)
 
     return function
 
@@ -192,7 +192,7 @@ def on_gpu(backend: str):
 
 
 def arguments(sizes, options=None, lengths=None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments in float64, and options, of `memory_scan`."""
+    """Arguments in float64, and options, of `lrua_scan`."""
     options = options or {}
     made = {k: v for k, v in options.items() if k in ("fed", "write_key")}
     tensors = make(sizes, **made, extra=bool(options) and options is not OPTIONS["paper"])
@@ -214,7 +214,7 @@ def compare_public(function, sizes, options, lengths, device: str, factor: float
     tensors = {name: x.to(device) for name, x in tensors.items()}
 
     def eager(leaves: dict[str, Tensor], options: dict[str, Any]) -> tuple[Tensor, ...]:
-        return memory_scan(**leaves, backend="eager", **options)
+        return lrua_scan(**leaves, backend="eager", **options)
 
     exact = results(eager, tensors, passed, torch.float64)
     plain = results(eager, tensors, passed, torch.float32)
@@ -251,7 +251,7 @@ def results(function, tensors, options, dtype: torch.dtype) -> dict[str, Tensor]
 
 
 def host(program: HostProgram, whole: bool = True, cluster: int = 1):
-    """`memory_scan` with a derivative: the program's kernels between the op's own formulas.
+    """`lrua_scan` with a derivative: the program's kernels between the op's own formulas.
 
     `whole`: the memory may lie in shared memory. `cluster`: the most blocks of one.
     """
@@ -275,12 +275,12 @@ def host(program: HostProgram, whole: bool = True, cluster: int = 1):
 
     def backward(*inputs: Any) -> tuple[Tensor, ...]:
         *grads, add, recurrent, interface, memory, previous, c, lengths = inputs[:11]
-        opened, cells, heads, weights, rows, marks = inputs[11:17]
-        items = (*grads, add, previous, c, opened, cells, heads, weights, marks, rows)
-        return call(1, _backward_fake(*inputs), opened.shape[1], recurrent, interface, memory,
+        activated, cells, heads, weights, rows, checkpoints = inputs[11:17]
+        items = (*grads, add, previous, c, activated, cells, heads, weights, checkpoints, rows)
+        return call(1, _backward_fake(*inputs), activated.shape[1], recurrent, interface, memory,
                     previous, c, lengths, inputs[17:], *items)  # fmt: skip
 
-    setup, formula = _autograd(SimpleNamespace(memory_scan_backward=backward))
+    setup, formula = _autograd(SimpleNamespace(lrua_scan_backward=backward))
 
     class Scan(torch.autograd.Function):
         @staticmethod

@@ -1,20 +1,20 @@
-// Forward and backward of csrc/cuda/scan/memory_scan.cuh on the CPU; driven by
-// tests/ops/scan/test_memory_scan_cuda.py.
-#include "cuda/scan/memory_scan.cuh"
+// Forward and backward of csrc/cuda/scan/lrua_scan.cuh on the CPU; driven by
+// tests/ops/scan/test_lrua_scan_cuda.py.
+#include "cuda/scan/lrua_scan.cuh"
 
 #include <limits>
 
 #include "case_io.h"
-#include "cuda/scan/memory_scan_backward.cuh"
+#include "cuda/scan/lrua_scan_backward.cuh"
 
-using namespace stmeta::memory_scan;
+using namespace stmeta::lrua_scan;
 using Floats = std::vector<float>;
 
 // What both take first.
 struct Common {
   Floats recurrent, interface;
   std::vector<int64_t> lengths;
-  Most most;
+  BlockLimits limits;
   Scan scan;
 
   explicit Common(Case& io) {
@@ -22,7 +22,7 @@ struct Common {
     const auto options = io.array<int64_t>();
     recurrent = io.array<float>(), interface = io.array<float>();
     lengths = io.array<int64_t>();
-    most = {options.at(4) != 0, static_cast<int>(options.at(5))};
+    limits = {options.at(4) != 0, static_cast<int>(options.at(5))};
     scan = make_scan(sizes.at(0), sizes.at(4), sizes.at(5), sizes.at(3), sizes.at(1), sizes.at(2),
                      sizes.at(6), options.at(3) != 0);
     scan.recurrent = or_null(recurrent), scan.interface = or_null(interface);
@@ -55,15 +55,15 @@ void run_forward(Case& io) {
                            all * p.hidden,
                            all * p.numbers(),
                            all * p.weight_size(),
-                           batch * p.marks() * p.memory_size()};
+                           batch * p.num_checkpoints() * p.memory_size()};
   std::vector<Floats> out;
   for (const int64_t size : sizes) out.push_back(unset(size));
-  float** places[] = {&p.y,      &p.memory_out, &p.usage_out, &p.weight_out, &p.c_out,
-                      &p.opened, &p.cells,      &p.heads,     &p.weights,    &p.kept};
+  float** places[] = {&p.y,         &p.memory_out, &p.usage_out, &p.weight_out, &p.c_out,
+                      &p.activated, &p.cells,      &p.heads,     &p.weights,    &p.checkpoints};
   for (int i = 0; i < 10; ++i) *places[i] = out[i].data();
   std::vector<int64_t> rows(all * p.s.heads, -1);
   p.rows = rows.data();
-  const Plan way = plan(p, c.most);
+  const Plan way = plan(p, c.limits);
   auto scratch = unset(way.floats());
   forward(p, way, scratch.data(), nullptr);
   for (int i = 0; i < 9; ++i) io.result(out[i]);
@@ -80,8 +80,8 @@ void run_backward(Case& io) {
   const auto rows = io.array<int64_t>();
   p.grad_y = in[0].data(), p.grad_memory = in[1].data(), p.grad_weight = in[2].data();
   p.grad_c = in[3].data(), p.add = or_null(in[4]), p.previous = in[5].data(), p.c = in[6].data();
-  p.opened = in[7].data(), p.cells = in[8].data(), p.heads = in[9].data();
-  p.weights = in[10].data(), p.kept = in[11].data(), p.rows = rows.data();
+  p.activated = in[7].data(), p.cells = in[8].data(), p.heads = in[9].data();
+  p.weights = in[10].data(), p.checkpoints = in[11].data(), p.rows = rows.data();
   const int64_t batch = p.s.batch, all = batch * p.steps;
   const int64_t sizes[] = {all * 4 * p.hidden,      all * p.numbers(),       all * p.vectors(),
                            batch * p.memory_size(), batch * p.weight_size(), batch * p.vectors(),
@@ -91,7 +91,7 @@ void run_backward(Case& io) {
   float** places[] = {&p.d_gates,    &p.d_heads, &p.d_written, &p.d_memory,
                       &p.d_previous, &p.d_reads, &p.d_h,       &p.d_c};
   for (int i = 0; i < 8; ++i) *places[i] = out[i].data();
-  const Plan way = plan(p, c.most);
+  const Plan way = plan(p, c.limits);
   auto scratch = unset(way.floats());
   backward(p, way, scratch.data(), nullptr);
   for (const auto& result : out) io.result(result);
@@ -103,7 +103,7 @@ void run_plan(Case& io) {
   Forward forward{};
   Backward backward{};
   static_cast<Scan&>(forward) = static_cast<Scan&>(backward) = c.scan;
-  const Plan first = plan(forward, c.most), second = plan(backward, c.most);
+  const Plan first = plan(forward, c.limits), second = plan(backward, c.limits);
   io.result(std::vector<int64_t>{forward.cluster, first.whole, backward.cluster, second.whole});
 }
 

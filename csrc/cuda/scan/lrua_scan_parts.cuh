@@ -1,10 +1,10 @@
-// What the forward and the backward of stmeta::memory_scan share on a GPU; scan_controller.cuh says
+// What the forward and the backward of stmeta::lrua_scan share on a GPU; scan_controller.cuh says
 // how a block takes an episode.
 #pragma once
 
 #include "cuda/scan/scan_launch.cuh"
 
-namespace stmeta::memory_scan {
+namespace stmeta::lrua_scan {
 
 using namespace stmeta::scan;
 
@@ -64,14 +64,14 @@ __device__ inline void write_rows(const Shape& s, const float* from, const int* 
 
 // Sizes of a scan; pointers and options are the caller's to set.
 inline Scan make_scan(int64_t batch, int64_t rows, int64_t width, int64_t heads, int64_t steps,
-                      int64_t hidden, int64_t fed, bool write_key) {
+                      int64_t hidden, int64_t recurrent_size, bool write_key) {
   Scan p{};
   const int64_t per_head = (write_key ? 1 : 2) * width + 2;
-  size_sequence(p, "memory_scan", batch, rows, width, heads, steps, hidden, fed, heads * width,
-                heads * per_head);
-  require(heads <= rows || batch == 0, "memory_scan: there must be at least as many rows as heads");
+  size_sequence(p, "lrua_scan", batch, rows, width, heads, steps, hidden, recurrent_size,
+                heads * width, heads * per_head);
+  require(heads <= rows || batch == 0, "lrua_scan: there must be at least as many rows as heads");
   p.write_key = write_key, p.per_head = static_cast<int>(per_head);
   return p;
 }
 
-}  // namespace stmeta::memory_scan
+}  // namespace stmeta::lrua_scan

@@ -1,4 +1,4 @@
-"""What the forward and the backward of Triton's memory_scan share; see memory_scan.py."""
+"""What the forward and the backward of Triton's lrua_scan share; see lrua_scan.py."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def constants_of(
 ) -> dict[str, Any]:  # fmt: skip
     """Constants of both kernels; a ValueError where a program cannot keep the memory."""
     heads = previous.shape[1]
-    blocks = blocks_of("memory_scan", heads, memory, c.shape[1], recurrent, interface)
+    blocks = blocks_of("lrua_scan", heads, memory, c.shape[1], recurrent, interface)
     _, read_first, shared, strength, write_key, _ = options
     return {
         "R": heads,
