@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+import pytest
 
 from stmeta import _openmp
 
@@ -17,3 +20,14 @@ def pytest_configure() -> None:
         threads = max(1, torch.get_num_threads() // workers)
         torch.set_num_threads(threads)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # of the programs that tests start
+
+
+@pytest.fixture(scope="session")
+def tiny_motions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in clips, a few of each class, made once for all workers: read only."""
+    from stmeta.data.datasets import motions
+
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # whose own folder lies in that of the whole run
+        root = root.parent
+    return motions.build(root / "tiny_motions", size="tiny", workers=1)  # others wait for the first

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from stmeta import cli
-from stmeta.data.datasets import motions
 from stmeta.data.ingest.encode import encode_frames
 from tests.data._composite import write_local
 from tests.data._videos import moving_bars
@@ -97,11 +96,6 @@ def commands(page: Path) -> list[str]:
 
 
 ALL = [(page, line) for page in PAGES for line in commands(page)]
-
-
-@pytest.fixture(scope="module")
-def tiny_motions(tmp_path_factory) -> Path:
-    return motions.build(tmp_path_factory.mktemp("motions"), size="tiny", workers=1)
 
 
 @pytest.fixture(scope="module")

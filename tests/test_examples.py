@@ -11,14 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from stmeta.data.datasets import motions
-
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return motions.build(tmp_path_factory.mktemp("motions"), size="tiny", workers=1)
 
 
 def run(name: str, steps: int, data: Path) -> str:
@@ -40,15 +33,15 @@ def losses(text: str) -> list[float]:
 
 
 @pytest.mark.parametrize(("name", "steps"), [("ntm_on_encoder", 40), ("spt_masked_vit", 40)])
-def test_loss_falls(name, steps, data):
-    first, last = losses(run(name, steps, data))
+def test_loss_falls(name, steps, tiny_motions):
+    first, last = losses(run(name, steps, tiny_motions))
     assert last < first
 
 
-def test_finetune_videomae(data):
+def test_finetune_videomae(tiny_motions):
     if importlib.util.find_spec("transformers") is None:
         pytest.skip("needs transformers: no such module")
-    out = run("finetune_videomae", 3, data)
+    out = run("finetune_videomae", 3, tiny_motions)
     assert out.count("0 left alone") == 2 and "VideoMAEEmbeddings" in out
     # Too few steps to learn anything: the loss of both parts at both ends is that of a guess.
     assert len(losses(out)) == 4 and all(0.5 < loss < 5 for loss in losses(out))
