@@ -28,6 +28,7 @@ LESS = {
     "demo": (
         *("--pretrain.evals", "1", "--classify.evals", "1", "--classify-masked.evals", "1"),
         *("--fewshot.evals", "1", "--fewshot.test-episodes", "32"),
+        *("--fewshot.ways", "3", "--fewshot.instances", "4"),  # as many as the small set has
     ),
     "small_set": ("--pretrain.evals", "1", "--classify.evals", "1"),
     **dict.fromkeys(EPISODES, ("--episodes.evals", "1", "--episodes.test-episodes", "64")),

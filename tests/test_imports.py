@@ -29,7 +29,7 @@ ALLOWED = {
     "swap": {"_errors", "ops", "nn"},
     "data": {"_errors", "_extension", "_util"},
     "train": {"_errors", "_util", "data", "memory", "models", "nn", "ops"},
-    "recipes": {"memory", "models", "train"},
+    "recipes": {"data", "memory", "models", "train"},
     "train.__main__": {"_errors", "_openmp", "_util", "recipes", "train"},
     "commands": {"_errors", "_util", "data", "train"},
     "__main__": {"cli"},

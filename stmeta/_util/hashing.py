@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 _MASK = (1 << 64) - 1
 
 
@@ -19,6 +21,22 @@ def hash64(*values: int) -> int:
 def uniform(seed: int, number: int) -> float:
     """The `number`-th of a seed's random values in [0, 1)."""
     return (hash64(seed, number) >> 11) * 2.0**-53
+
+
+def uniforms(seeds: np.ndarray, steps: int, numbers: int) -> np.ndarray:
+    """Random values in [0, 1), float64 [B, steps, numbers]: `uniform` for many at once.
+
+    Args:
+        seeds: uint64 [B].
+        steps: L.
+        numbers: values per step.
+    """
+    state = np.array([hash64(int(seed)) for seed in seeds], np.uint64)[:, None]
+    state = (state ^ np.arange(steps * numbers, dtype=np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+    state = (state ^ state >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    state = (state ^ state >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    state ^= state >> np.uint64(31)
+    return ((state >> np.uint64(11)) * 2.0**-53).reshape(len(seeds), steps, numbers)
 
 
 def shuffled(position: int, count: int, seed: int) -> int:

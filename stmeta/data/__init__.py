@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING
 from stmeta._util.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from stmeta.data.episodes.clips import EpisodeLoader as EpisodeLoader
-    from stmeta.data.episodes.clips import EpisodeSampler as EpisodeSampler
-    from stmeta.data.episodes.images import ImageEpisodeBatch as ImageEpisodeBatch
-    from stmeta.data.episodes.images import ImageEpisodes as ImageEpisodes
+    from stmeta.data.episodes.clips import ClipSource as ClipSource
+    from stmeta.data.episodes.clips import FeatureSource as FeatureSource
+    from stmeta.data.episodes.images import ImageSource as ImageSource
+    from stmeta.data.episodes.images import image_episodes as image_episodes
+    from stmeta.data.episodes.loader import EpisodeBatch as EpisodeBatch
+    from stmeta.data.episodes.loader import EpisodeLoader as EpisodeLoader
+    from stmeta.data.episodes.sampler import EpisodeSampler as EpisodeSampler
     from stmeta.data.episodes.sequences import TaskBatch as TaskBatch
     from stmeta.data.episodes.sequences import TaskLoader as TaskLoader
     from stmeta.data.episodes.sequences import associative_recall_task as associative_recall_task
     from stmeta.data.episodes.sequences import copy_task as copy_task
     from stmeta.data.episodes.sequences import repeat_copy_task as repeat_copy_task
     from stmeta.data.loading.batch import ClipBatch as ClipBatch
-    from stmeta.data.loading.batch import EpisodeBatch as EpisodeBatch
     from stmeta.data.loading.config import LoaderConfig as LoaderConfig
     from stmeta.data.loading.loader import ClipLoader as ClipLoader
     from stmeta.data.loading.sampler import ClipRequest as ClipRequest
@@ -49,12 +51,13 @@ __all__ = [
     "ClipLoader",
     "ClipRequest",
     "ClipSampler",
+    "ClipSource",
     "EncodedSample",
     "EpisodeBatch",
     "EpisodeLoader",
     "EpisodeSampler",
-    "ImageEpisodeBatch",
-    "ImageEpisodes",
+    "FeatureSource",
+    "ImageSource",
     "LoaderConfig",
     "SampleInfo",
     "ShardIndex",
@@ -67,6 +70,7 @@ __all__ = [
     "build_index",
     "copy_task",
     "find_shards",
+    "image_episodes",
     "probe",
     "read_classes",
     "repeat_copy_task",
@@ -79,12 +83,13 @@ _MODULES = {
     "ClipLoader": "loading.loader",
     "ClipRequest": "loading.sampler",
     "ClipSampler": "loading.sampler",
+    "ClipSource": "episodes.clips",
     "EncodedSample": "shards.writer",
-    "EpisodeBatch": "loading.batch",
-    "EpisodeLoader": "episodes.clips",
-    "EpisodeSampler": "episodes.clips",
-    "ImageEpisodeBatch": "episodes.images",
-    "ImageEpisodes": "episodes.images",
+    "EpisodeBatch": "episodes.loader",
+    "EpisodeLoader": "episodes.loader",
+    "EpisodeSampler": "episodes.sampler",
+    "FeatureSource": "episodes.clips",
+    "ImageSource": "episodes.images",
     "LoaderConfig": "loading.config",
     "SampleInfo": "shards.tar_index",
     "ShardIndex": "shards.index",
@@ -97,6 +102,7 @@ _MODULES = {
     "build_index": "shards.index",
     "copy_task": "episodes.sequences",
     "find_shards": "shards.paths",
+    "image_episodes": "episodes.images",
     "probe": "video.probe",
     "read_classes": "shards.classes",
     "repeat_copy_task": "episodes.sequences",

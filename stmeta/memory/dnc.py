@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stmeta.memory._cell import CellConfig
 from stmeta.memory.mann import lstm_gates, select
 from stmeta.ops.memory.allocation import allocation
 from stmeta.ops.memory.content_addressing import EPS, content_addressing
@@ -53,7 +54,7 @@ class DNCState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DNCConfig:
+class DNCConfig(CellConfig):
     """Sizes, and the choices on which papers and public implementations disagree."""
 
     hidden: int = 256
@@ -80,6 +81,10 @@ class DNCConfig:
     code cuts them there, to keep allocation from steering earlier writes."""
     eps: float = EPS
     """Added to the norms of the cosine. The usage needs none, see `allocation`."""
+
+    def build(self, in_dim: int) -> DNCCell:
+        """Make the memory for inputs of width `in_dim`."""
+        return DNCCell(in_dim, self)
 
 
 class DNCCell(nn.Module):
@@ -113,7 +118,7 @@ class DNCCell(nn.Module):
         for name in ("hidden", "rows", "width", "read_heads", "write_heads"):
             if getattr(config, name) < 1:
                 raise ValueError(f"DNCCell: {name} must be at least 1, got {getattr(config, name)}")
-        self.config, self.in_dim = config, in_dim
+        self.config, self.in_dim, self.rows = config, in_dim, config.rows
         reads, writes, width = config.read_heads, config.write_heads, config.width
         self.out_dim = config.hidden + reads * width
         self.input = nn.Linear(in_dim, 4 * config.hidden)
@@ -143,6 +148,14 @@ class DNCCell(nn.Module):
             h=like.new_zeros(batch, c.hidden),
             c=like.new_zeros(batch, c.hidden),
         )
+
+    def read_weights(self, state: DNCState) -> Tensor:
+        """Where the last step read, [B, R, N]."""
+        return state.read_weights
+
+    def write_weights(self, state: DNCState, before: DNCState) -> Tensor:
+        """Where the last step wrote, [B, W, N]."""
+        return state.write_weights
 
     def forward(
         self, x: Tensor, state: DNCState | None = None, *, lengths: Tensor | None = None
@@ -240,8 +253,8 @@ class DNCCell(nn.Module):
         backward = last[:, None] @ link  # (B, W, R, N)
         forward = last[:, None] @ link.transpose(2, 3)
         looks = torch.cat([backward, content[:, None], forward], dim=1)  # (B, 2 W + 1, R, N)
-        mix = torch.softmax(modes, dim=2).transpose(1, 2)[..., None]
-        return (mix * looks).sum(1)
+        shares = torch.softmax(modes, dim=2).transpose(1, 2)[..., None]
+        return (shares * looks).sum(1)
 
 
 def _product(factors: Tensor) -> Tensor:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from stmeta.memory._cell import CellConfig
 from stmeta.memory.mann import select
 from stmeta.ops.scan._common import check_lengths, within
 
@@ -24,6 +26,18 @@ class LSTMState(NamedTuple):
         return LSTMState(self.h.detach(), self.c.detach())
 
 
+@dataclass(frozen=True, kw_only=True)
+class LSTMConfig(CellConfig):
+    """Size of the baseline."""
+
+    hidden: int = 200
+    """Width of the state and of the output."""
+
+    def build(self, in_dim: int) -> LSTMCell:
+        """Make the layer for inputs of width `in_dim`."""
+        return LSTMCell(in_dim, self.hidden)
+
+
 class LSTMCell(nn.Module):
     """One LSTM layer over a sequence, used like `MANNCell`.
 
@@ -34,7 +48,7 @@ class LSTMCell(nn.Module):
 
     def __init__(self, in_dim: int, hidden: int = 200) -> None:
         super().__init__()
-        self.in_dim, self.out_dim = in_dim, hidden
+        self.in_dim, self.out_dim, self.rows = in_dim, hidden, 0
         self.lstm = nn.LSTM(in_dim, hidden, batch_first=True)
         # Remember until told otherwise (Jozefowicz et al. 2015).
         nn.init.constant_(self.lstm.get_parameter("bias_ih_l0")[hidden : 2 * hidden], 1.0)
@@ -43,6 +57,14 @@ class LSTMCell(nn.Module):
         """Zeros, on the device and in the dtype of the weights."""
         zero = next(self.lstm.parameters()).new_zeros(batch, self.out_dim)
         return LSTMState(zero, zero)
+
+    def read_weights(self, state: LSTMState) -> Tensor:
+        """Nothing, [B, 0, 0]: there is no memory to read."""
+        return state.h.new_zeros(len(state.h), 0, 0)
+
+    def write_weights(self, state: LSTMState, before: LSTMState) -> Tensor:
+        """Nothing, [B, 0, 0]."""
+        return self.read_weights(state)
 
     def forward(
         self, x: Tensor, state: LSTMState | None = None, *, lengths: Tensor | None = None

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from stmeta.memory._cell import CellConfig
 from stmeta.ops.scan._common import check_lengths, within
 from stmeta.ops.scan.lrua_scan import lrua_scan
 
@@ -39,7 +40,7 @@ class MANNState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MANNConfig:
+class MANNConfig(CellConfig):
     """Sizes, and the choices on which public implementations disagree."""
 
     hidden: int = 200
@@ -48,15 +49,15 @@ class MANNConfig:
     """Rows N of the memory."""
     width: int = 40
     """Width M of a row."""
-    reads: int = 4
+    num_heads: int = 4
     """Heads R, each with a read and a write."""
     decay: float = 0.99
     """How slowly usage fades, gamma in eq. 4."""
     read_first: bool = True
     """Read the memory as it was before this step's write. A read after the write mostly finds the
     row just written, whose label has not come yet. Where clip and label are written together, one
-    step late (`FewShotConfig.bind`), read after the write: a clip of the same class as the last one
-    then finds it."""
+    step late (`FewShotClassifierConfig.bind`), read after the write: a clip of the same class as
+    the last one then finds it."""
     write: Literal["add", "key"] = "add"
     """What is written: a vector of its own, or the read key (eq. 8 of the paper)."""
     least_used: Literal["per_head", "shared"] = "per_head"
@@ -68,6 +69,13 @@ class MANNConfig:
     """The controller sees what the last step read."""
     initial: float = 1e-6
     """Value of the memory at the start."""
+    gate_bias: float = 0.0
+    """Added to the first value of the write gates: below 0 new rows are preferred to rows just
+    read."""
+
+    def build(self, in_dim: int) -> MANNCell:
+        """Make the memory for inputs of width `in_dim`."""
+        return MANNCell(in_dim, self)
 
 
 class MANNCell(nn.Module):
@@ -89,21 +97,23 @@ class MANNCell(nn.Module):
     def __init__(self, in_dim: int, config: MANNConfig | None = None) -> None:
         super().__init__()
         config = config or MANNConfig()
-        if config.reads > config.rows:
+        if config.num_heads > config.rows:
             raise ValueError(
-                f"MANNCell: rows must be at least reads = {config.reads}, got {config.rows}"
+                f"MANNCell: rows must be at least num_heads = {config.num_heads}, got {config.rows}"
             )
-        self.config, self.in_dim = config, in_dim
-        fed = config.reads * config.width if config.feed_reads else 0
-        self.out_dim = config.hidden + config.reads * config.width
+        self.config, self.in_dim, self.rows = config, in_dim, config.rows
+        self.slots = (config.num_heads, config.width)
+        fed = config.num_heads * config.width if config.feed_reads else 0
+        self.out_dim = config.hidden + config.num_heads * config.width
         self.input = nn.Linear(in_dim, 4 * config.hidden)
         self.recurrent = nn.Linear(config.hidden + fed, 4 * config.hidden, bias=False)
         vectors = 2 if config.write == "add" else 1
         # Per head: key, write vector, strength, gate.
         self.per_head = vectors * config.width + 2
-        self.interface = nn.Linear(config.hidden, config.reads * self.per_head)
+        self.interface = nn.Linear(config.hidden, config.num_heads * self.per_head)
         with torch.no_grad():  # remember by default: forget gate open (Jozefowicz et al. 2015)
             self.input.bias[config.hidden : 2 * config.hidden] += 1.0
+            self.interface.bias.view(config.num_heads, -1)[:, -1] += config.gate_bias
 
     def initial_state(self, batch: int) -> MANNState:
         """State before the first step, on the device of the weights; fp32, or fp64 as they are."""
@@ -112,11 +122,21 @@ class MANNCell(nn.Module):
         return MANNState(
             memory=like.new_full((batch, c.rows, c.width), c.initial),
             usage=like.new_zeros(batch, c.rows),
-            read_weights=like.new_zeros(batch, c.reads, c.rows),
-            reads=like.new_zeros(batch, c.reads * c.width),
+            read_weights=like.new_zeros(batch, c.num_heads, c.rows),
+            reads=like.new_zeros(batch, c.num_heads * c.width),
             h=like.new_zeros(batch, c.hidden),
             c=like.new_zeros(batch, c.hidden),
         )
+
+    def read_weights(self, state: MANNState) -> Tensor:
+        """Where the last step read, [B, R, N]."""
+        return state.read_weights
+
+    def write_weights(self, state: MANNState, before: MANNState) -> Tensor:
+        """Where the last step wrote, [B, 1, N]: the sum over heads."""
+        # usage = decay * usage + read weights + write weights
+        written = state.usage - self.config.decay * before.usage - state.read_weights.sum(1)
+        return written[:, None]
 
     def forward(
         self,
@@ -177,13 +197,13 @@ class MANNCell(nn.Module):
         if x.shape[1] == 0:
             return y, state
         last = last_shown(y, lengths, state.h, state.reads)
-        h, reads = last.split([config.hidden, config.reads * config.width], dim=1)
+        h, reads = last.split([config.hidden, config.num_heads * config.width], dim=1)
         return y, MANNState(episode.memory, episode.usage, episode.weight, reads, h, episode.c)
 
     def _check(self, x: Tensor, **extra: Tensor | None) -> None:
         if x.ndim != 3 or x.shape[2] != self.in_dim:
             raise ValueError(f"MANNCell: x must be [B, T, {self.in_dim}], got {list(x.shape)}")
-        want = (*x.shape[:2], self.config.reads, self.config.width)
+        want = (*x.shape[:2], self.config.num_heads, self.config.width)
         for name, tensor in extra.items():
             if tensor is not None and tuple(tensor.shape) != want:
                 raise ValueError(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from stmeta.memory._cell import CellConfig
 from stmeta.memory.mann import last_shown, lstm_gates, select
 from stmeta.ops.memory.ntm_step import ntm_step
 from stmeta.ops.scan._common import check_lengths, within
@@ -39,7 +40,7 @@ class NTMState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NTMConfig:
+class NTMConfig(CellConfig):
     """Sizes, and the choices on which public implementations disagree."""
 
     controller: Literal["lstm", "feedforward"] = "lstm"
@@ -77,6 +78,10 @@ class NTMConfig:
     start_controller: Literal["zero", "learned"] = "zero"
     """First reads, h and c: zeros, or learned biases (section 4 of the paper)."""
 
+    def build(self, in_dim: int) -> NTMCell:
+        """Make the memory for inputs of width `in_dim`."""
+        return NTMCell(in_dim, self)
+
 
 _Run = tuple[Tensor, NTMState]
 
@@ -107,7 +112,7 @@ class NTMCell(nn.Module):
         super().__init__()
         config = config or NTMConfig()
         _check_config(in_dim, config)
-        self.config, self.in_dim = config, in_dim
+        self.config, self.in_dim, self.rows = config, in_dim, config.rows
         read = config.read_heads * config.width
         lstm = config.controller == "lstm"
         self.out_dim = config.hidden + read
@@ -157,6 +162,14 @@ class NTMCell(nn.Module):
         if not sizes[2]:  # the feed-forward h is an output, never an input
             first = torch.cat([first, first.new_zeros(c.hidden)])
         return NTMState(memory, weights, *first.expand(batch, -1).split(sizes, dim=1))
+
+    def read_weights(self, state: NTMState) -> Tensor:
+        """Where the last step read, [B, R, N]."""
+        return state.weights[:, : self.config.read_heads]
+
+    def write_weights(self, state: NTMState, before: NTMState) -> Tensor:
+        """Where the last step wrote, [B, W, N]."""
+        return state.weights[:, self.config.read_heads :]
 
     def forward(
         self, x: Tensor, state: NTMState | None = None, *, lengths: Tensor | None = None

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from stmeta.memory.dnc import DNCCell
-from stmeta.memory.mann import MANNCell, select
-from stmeta.memory.ntm import NTMCell
+from stmeta.memory._cell import Cell
+from stmeta.memory.mann import select
 
 
 class WeightTrace(NamedTuple):
@@ -28,18 +27,19 @@ def trace_weights(model: nn.Module, *inputs: Tensor) -> WeightTrace:
     The memory is called a second time, step by step, with what the model gave it.
 
     Args:
-        model: holds one `MANNCell`, `NTMCell` or `DNCCell`, called once in its forward.
+        model: holds one memory with rows, called once in its forward.
         *inputs: of the model.
 
     Raises:
         ValueError: the model holds no such memory, or calls it not exactly once.
     """
-    cells = [part for part in model.modules() if isinstance(part, MANNCell | NTMCell | DNCCell)]
+    cells = [part for part in model.modules() if isinstance(part, Cell) and part.rows]
     if len(cells) != 1:
         raise ValueError(
-            f"trace_weights: the model must hold one MANNCell, NTMCell or DNCCell, got {len(cells)}"
+            f"trace_weights: the model must hold one memory with rows, got {len(cells)}"
         )
     cell, calls = cells[0], []
+    assert isinstance(cell, nn.Module)
     hook = cell.register_forward_pre_hook(
         lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
     )
@@ -54,9 +54,7 @@ def trace_weights(model: nn.Module, *inputs: Tensor) -> WeightTrace:
     return _steps(cell, *calls[0])
 
 
-def _steps(
-    cell: MANNCell | NTMCell | DNCCell, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> WeightTrace:
+def _steps(cell: Cell, args: tuple[Any, ...], kwargs: dict[str, Any]) -> WeightTrace:
     x, state = args[0], args[1] if len(args) > 1 else kwargs.pop("state", None)
     state = state or cell.initial_state(len(x))
     reads, writes = [], []
@@ -67,20 +65,13 @@ def _steps(
             now["lengths"] = (lengths - t).clamp(0, 1)
         before: Any = state
         _, state = cell(x[:, t : t + 1], state, **now)
-        if isinstance(cell, MANNCell):
-            read = state.read_weights.sum(1)
-            # usage = decay * usage + read weights + write weights
-            write = state.usage - cell.config.decay * before.usage - read
-        elif isinstance(cell, NTMCell):
-            reading = cell.config.read_heads
-            read, write = state.weights[:, :reading].sum(1), state.weights[:, reading:].sum(1)
-        else:
-            read, write = state.read_weights.sum(1), state.write_weights.sum(1)
+        read = cell.read_weights(state).sum(1)
+        write = cell.write_weights(state, before).sum(1)
         if lengths is not None:  # a sequence that has ended looks nowhere
             read, write = select(t < lengths, (read, write), (0, 0))
         reads.append(read)
         writes.append(write)
     if not reads:
-        none = x.new_zeros(len(x), 0, cell.config.rows)
+        none = x.new_zeros(len(x), 0, cell.rows)
         return WeightTrace(none, none)
     return WeightTrace(torch.stack(reads, 1), torch.stack(writes, 1))

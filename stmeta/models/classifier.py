@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from stmeta.models._encoder import VideoEncoderConfig
 from stmeta.models.checkpoint import LoadReport, load_prefixed
-from stmeta.models.small_vit import SmallViT, SmallViTConfig
 from stmeta.ops.video.random_masking import MaskMode, random_masking
 
 
@@ -17,13 +17,13 @@ class VideoClassifier(nn.Module):
     """Encoder, pooling, LayerNorm, dropout, Linear.
 
     Args:
-        config: shape of the encoder; `config.dropout` also acts before the head.
+        config: of the encoder, which it builds; `config.dropout` also acts before the head.
         num_classes: logits.
         pool: "mean" of the patch tokens, or the "cls" token.
     """
 
     def __init__(
-        self, config: SmallViTConfig, num_classes: int, *, pool: Literal["mean", "cls"] = "mean"
+        self, config: VideoEncoderConfig, num_classes: int, *, pool: Literal["mean", "cls"] = "mean"
     ) -> None:
         super().__init__()
         if pool not in ("mean", "cls"):
@@ -33,7 +33,7 @@ class VideoClassifier(nn.Module):
                 "VideoClassifier: pool='cls' needs config.cls_token = True; use pool='mean'"
             )
         self.config, self.num_classes, self.pool = config, num_classes, pool
-        self.encoder = SmallViT(config)
+        self.encoder = config.build()
         self.fc_norm = nn.LayerNorm(config.dim)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.dim, num_classes)
@@ -62,13 +62,14 @@ class VideoClassifier(nn.Module):
             logits [B, num_classes].
         """
         if ids_keep is None and mask_ratio > 0:
+            config = self.config.maskable()
             ids_keep = random_masking(
                 video.shape[0],
-                self.config.tokens,
+                config.tokens,
                 mask_ratio,
                 generator,
                 mask_mode,
-                frames=self.config.grid[0],
+                frames=config.grid[0],
                 device=video.device,
             ).ids_keep
         return self.head(self.dropout(self.features(video, ids_keep)))
@@ -100,9 +101,20 @@ class VideoClassifier(nn.Module):
         return report
 
     def layer_of(self, name: str) -> tuple[int, int]:
-        """Layer of a parameter and the last layer, see `SmallViT.layer_of`."""
-        return self.encoder.layer_of(name.removeprefix("encoder."))
+        """Layer of a parameter and the last layer, see `SmallViT.layer_of`.
+
+        Raises:
+            ValueError: the encoder knows no layers.
+        """
+        layer_of = getattr(self.encoder, "layer_of", None)
+        if layer_of is None:
+            raise ValueError(
+                f"VideoClassifier: {type(self.encoder).__name__} does not say which layer a "
+                "parameter is of (`layer_of`); set layer_decay to 1"
+            )
+        return layer_of(name.removeprefix("encoder."))
 
     def no_decay(self) -> set[str]:
         """Names of tables and tokens, which take no weight decay."""
-        return {f"encoder.{name}" for name in self.encoder.no_decay()}
+        no_decay: set[str] = getattr(self.encoder, "no_decay", set)()
+        return {f"encoder.{name}" for name in no_decay}

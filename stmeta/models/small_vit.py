@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from stmeta.models._encoder import VideoEncoderConfig
 from stmeta.nn.block import Block, init_weights
 from stmeta.nn.positions import PositionKind, SeparablePositions
 from stmeta.nn.spt import ShiftedPatchTokenization, Shifts
@@ -24,20 +25,13 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmallViTConfig:
+class SmallViTConfig(VideoEncoderConfig):
     """Shape of a video encoder. The defaults are the preset `small_64`."""
 
-    image_size: int = 64
-    """Height and width in pixels."""
-    frames: int = 16
-    """Frames per clip."""
     tubelet: int = 2
     """Frames per token."""
     patch: int = 8
     """Pixels per token, in height and in width."""
-    in_chans: int = 3
-    dim: int = 192
-    """Width of a token."""
     depth: int = 9
     """Transformer blocks."""
     heads: int = 12
@@ -54,10 +48,6 @@ class SmallViTConfig:
     """Locality self-attention: learned temperature, masked diagonal."""
     positions: PositionKind = "learned"
     cls_token: bool = True
-    drop_path: float = 0.0
-    """Stochastic depth of the last block; rises linearly from 0 at the first."""
-    dropout: float = 0.0
-    """In attention outputs and MLPs, and before the head of a classifier."""
     mean: tuple[float, ...] = (0.45, 0.45, 0.45)
     """Subtracted from pixels in [0, 1]."""
     std: tuple[float, ...] = (0.225, 0.225, 0.225)
@@ -74,6 +64,14 @@ class SmallViTConfig:
                 raise ValueError(
                     f"SmallViTConfig: {name} must be a multiple of {unit} = {part}, got {size}"
                 )
+
+    def build(self) -> SmallViT:
+        """Make the encoder."""
+        return SmallViT(self)
+
+    def maskable(self) -> SmallViTConfig:
+        """This config: its tokens can be left out."""
+        return self
 
     @property
     def grid(self) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from stmeta.models.small_vit import SmallViT, SmallViTConfig, make_blocks
+from stmeta.models.small_vit import SmallViTConfig, make_blocks
 from stmeta.nn.block import init_weights
 from stmeta.nn.positions import SeparablePositions
 from stmeta.ops.video.gather_tokens import gather_tokens
@@ -46,7 +46,7 @@ class VideoMAE(nn.Module):
         super().__init__()
         decoder = config.decoder
         self.config, self.norm_pix = config, norm_pix
-        self.encoder = SmallViT(config)
+        self.encoder = config.build()
         self.decoder_embed = nn.Linear(config.dim, decoder.dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder.dim))
         self.decoder_pos = SeparablePositions(

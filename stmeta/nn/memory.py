@@ -65,7 +65,7 @@ class MANN(nn.Module):
 
     Args:
         dim: width D of the features.
-        out_dim: width D' of the result; None = no Linear, D' = hidden + reads * width.
+        out_dim: width D' of the result; None = no Linear, D' = hidden + num_heads * width.
         config: sizes of controller and memory, and what the paper leaves open.
 
     Raises:

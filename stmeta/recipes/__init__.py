@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from stmeta.train.config import MemoryConfig, TrainConfig
+from stmeta.train.config import RunConfig
 
 
 def names() -> list[str]:
@@ -13,7 +13,7 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def get(name: str) -> TrainConfig | MemoryConfig:
+def get(name: str) -> RunConfig:
     """The config of a recipe.
 
     Raises:

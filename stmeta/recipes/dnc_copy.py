@@ -11,19 +11,12 @@ its 64 rows, not that rows come to an end.
 from __future__ import annotations
 
 from stmeta.memory.dnc import DNCConfig
-from stmeta.train.config import MemoryConfig, OptimConfig
+from stmeta.train.config import RunConfig
+from stmeta.train.tasks.sequences import CopyConfig
 
 
-def recipe() -> MemoryConfig:
+def recipe() -> RunConfig:
     """Graves et al. 2016, with the copy task of Graves et al. 2014: 8 bits, lengths 1 to 20."""
-    return MemoryConfig(
-        recipe="dnc_copy",
-        task="copy",
-        memory="dnc",
-        dnc=DNCConfig(hidden=100, rows=64, width=20, read_heads=1),
-        steps=6000,
-        test_lengths=(10, 20, 40),
-        optim=OptimConfig(
-            lr=1e-3, warmup=0.0, weight_decay=0.0, betas=(0.9, 0.999), clip_grad=10.0
-        ),
-    )
+    memory = DNCConfig(hidden=100, rows=64, width=20, read_heads=1)
+    task = CopyConfig(memory=memory, steps=6000, test_lengths=(10, 20, 40))
+    return RunConfig(recipe="dnc_copy", tasks={"sequences": task})

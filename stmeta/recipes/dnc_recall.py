@@ -9,21 +9,12 @@ Measured on one CPU core beside other jobs, fp32, 10 minutes of CPU time: 0.11 w
 from __future__ import annotations
 
 from stmeta.memory.dnc import DNCConfig
-from stmeta.train.config import MemoryConfig, OptimConfig
+from stmeta.train.config import RunConfig
+from stmeta.train.tasks.sequences import RecallConfig
 
 
-def recipe() -> MemoryConfig:
+def recipe() -> RunConfig:
     """Associative recall (Graves et al. 2014, section 4.3): 2 to 6 items of 3 vectors of 6 bits."""
-    return MemoryConfig(
-        recipe="dnc_recall",
-        task="recall",
-        memory="dnc",
-        dnc=DNCConfig(hidden=100, rows=64, width=20, read_heads=1),
-        bits=6,
-        max_length=6,
-        test_lengths=(6, 10),
-        steps=6000,
-        optim=OptimConfig(
-            lr=1e-3, warmup=0.0, weight_decay=0.0, betas=(0.9, 0.999), clip_grad=10.0
-        ),
-    )
+    memory = DNCConfig(hidden=100, rows=64, width=20, read_heads=1)
+    task = RecallConfig(memory=memory, bits=6, max_length=6, test_lengths=(6, 10), steps=6000)
+    return RunConfig(recipe="dnc_recall", tasks={"sequences": task})

@@ -13,24 +13,32 @@ That is 92.5 / 96.9 / 97.5 after 1, 5 and 8 images of a class, where Babu et al.
 
 from __future__ import annotations
 
-from stmeta.train.config import MemoryConfig, OptimConfig
+from stmeta.memory.lstm import LSTMConfig
+from stmeta.models.few_shot import FewShotClassifierConfig
+from stmeta.models.image_encoder import ImageEncoderConfig
+from stmeta.train.config import RunConfig
+from stmeta.train.optim import AdamWConfig
+from stmeta.train.tasks.episodes import OmniglotConfig
 
 
-def recipe() -> MemoryConfig:
+def recipe() -> RunConfig:
     """As `mann_omniglot`, with an LSTM of 200 in the place of LSTM and memory.
 
     An LSTM gives an encoder hardly any gradient until it can bind labels to images: with the loss
     of the labels alone, it is at 32 % after as many episodes. So the features have a loss of their
     own (`matching`, Vinyals et al. 2016), and each label comes with the features of its image.
     """
-    return MemoryConfig(
-        recipe="lstm_omniglot",
-        task="omniglot",
-        memory="lstm",
-        filters=(32, 64, 64),
-        encoder=(64,),
+    model = FewShotClassifierConfig.plain(
+        LSTMConfig(hidden=200),
+        encoder=ImageEncoderConfig(filters=(32, 64, 64), widths=(64,)),
+        standardise=True,
+        inputs=("features", "label", "last_features"),
+    )
+    task = OmniglotConfig(
+        model=model,
         matching=1.0,
-        optim=OptimConfig(
+        optim=AdamWConfig(
             lr=2e-3, warmup=0.0, weight_decay=0.0, betas=(0.9, 0.999), clip_grad=10.0
         ),
     )
+    return RunConfig(recipe="lstm_omniglot", tasks={"episodes": task})

@@ -16,25 +16,32 @@ That is 96.9 / 99.4 / 99.5 after 1, 5 and 8 images of a class, where Babu et al.
 from __future__ import annotations
 
 from stmeta.memory.mann import MANNConfig
-from stmeta.train.config import MemoryConfig, OptimConfig
+from stmeta.models.few_shot import FewShotClassifierConfig
+from stmeta.models.image_encoder import ImageEncoderConfig
+from stmeta.train.config import RunConfig
+from stmeta.train.optim import AdamWConfig
+from stmeta.train.tasks.episodes import OmniglotConfig
 
 
-def recipe() -> MemoryConfig:
+def recipe() -> RunConfig:
     """Santoro et al. 2016, section 4.2: five classes, episodes of 50 images, 100,000 episodes.
 
     Other than in the paper, three convolutions and a layer turn an image into 64 features, read
-    keys and written rows come directly from them (`stmeta.models.mann`), and the memory is read
-    after the write: matching then begins within 500 episodes instead of some 35,000. `--filters`
-    and `--encoder` without a number give the network of the paper.
+    keys and written rows come directly from them (`stmeta.models.few_shot`), and the memory is read
+    after the write: matching then begins within 500 episodes instead of some 35,000. The network of
+    the paper is `santoro_omniglot`.
     """
-    return MemoryConfig(
-        recipe="mann_omniglot",
-        task="omniglot",
-        memory="mann",
-        filters=(32, 64, 64),
-        encoder=(64,),
-        mann=MANNConfig(hidden=200, rows=128, width=96, reads=4, read_first=False),
-        optim=OptimConfig(
+    model = FewShotClassifierConfig(
+        memory=MANNConfig(
+            hidden=200, rows=128, width=96, num_heads=4, read_first=False, gate_bias=-2.0
+        ),
+        encoder=ImageEncoderConfig(filters=(32, 64, 64), widths=(64,)),
+        augment=False,
+    )
+    task = OmniglotConfig(
+        model=model,
+        optim=AdamWConfig(
             lr=3e-3, warmup=0.0, weight_decay=0.0, betas=(0.9, 0.999), clip_grad=10.0
         ),
     )
+    return RunConfig(recipe="mann_omniglot", tasks={"episodes": task})

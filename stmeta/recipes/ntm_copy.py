@@ -11,20 +11,13 @@ itself, and its memory stays unused.
 from __future__ import annotations
 
 from stmeta.memory.ntm import NTMConfig
-from stmeta.train.config import MemoryConfig, OptimConfig
+from stmeta.train.config import RunConfig
+from stmeta.train.tasks.sequences import CopyConfig
 
 
-def recipe() -> MemoryConfig:
+def recipe() -> RunConfig:
     """Graves et al. 2014, section 4.1: 8 bits, lengths 1 to 20, feed-forward controller."""
-    return MemoryConfig(
-        recipe="ntm_copy",
-        task="copy",
-        memory="ntm",
-        ntm=NTMConfig(
-            controller="feedforward", hidden=100, rows=128, width=20, start_weights="first_row"
-        ),
-        steps=6000,
-        optim=OptimConfig(
-            lr=1e-3, warmup=0.0, weight_decay=0.0, betas=(0.9, 0.999), clip_grad=10.0
-        ),
+    memory = NTMConfig(
+        controller="feedforward", hidden=100, rows=128, width=20, start_weights="first_row"
     )
+    return RunConfig(recipe="ntm_copy", tasks={"sequences": CopyConfig(memory=memory, steps=6000)})

@@ -9,15 +9,18 @@ Measured on 320 + 176 surveillance clips of railway wagons (4 actions, ten secon
 
 from __future__ import annotations
 
+from stmeta.data.loading.config import LoaderConfig
 from stmeta.models.small_vit import DecoderConfig, SmallViTConfig
-from stmeta.train.config import ClassifyConfig, ClipConfig, OptimConfig, PretrainConfig, TrainConfig
+from stmeta.train.config import RunConfig
+from stmeta.train.optim import AdamWConfig
+from stmeta.train.tasks.classify import ClassifyConfig
+from stmeta.train.tasks.pretrain import PretrainConfig
 
 
-def recipe() -> TrainConfig:
+def recipe() -> RunConfig:
     """Pretrain on the set's own clips, then classify."""
-    return TrainConfig(
+    return RunConfig(
         recipe="small_set",
-        stage=("pretrain", "classify"),
         model=SmallViTConfig(
             image_size=64,
             frames=8,
@@ -29,14 +32,16 @@ def recipe() -> TrainConfig:
             head_dim=32,
             decoder=DecoderConfig(dim=96, depth=2, heads=3, head_dim=32),
         ),
-        clip=ClipConfig(stride=4, hflip=0.5, crop_scale=(0.5, 1.0)),
-        pretrain=PretrainConfig(epochs=80, mask_ratio=0.75, optim=OptimConfig(lr=1.5e-3)),
-        classify=ClassifyConfig(
-            epochs=100,
-            mixup=0.2,
-            balanced=True,
-            drop_path=0.1,
-            views=3,
-            optim=OptimConfig(lr=1e-3, layer_decay=0.85),
-        ),
+        clip=LoaderConfig(stride=4, hflip=0.5, crop_scale=(0.5, 1.0)),
+        tasks={
+            "pretrain": PretrainConfig(epochs=80, mask_ratio=0.75, optim=AdamWConfig(lr=1.5e-3)),
+            "classify": ClassifyConfig(
+                epochs=100,
+                mixup=0.2,
+                balanced=True,
+                drop_path=0.1,
+                views=3,
+                optim=AdamWConfig(lr=1e-3, layer_decay=0.85),
+            ),
+        },
     )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
 
-_NAMES = {"main": "__main__", "parse": "__main__", "RunConfig": "config", "Trainer": "trainer"}
-__all__ = [*_NAMES]
+from stmeta._util.lazy_names import lazy_names
 
+if TYPE_CHECKING:
+    from stmeta.train.__main__ import main as main
+    from stmeta.train.__main__ import parse as parse
+    from stmeta.train.config import RunConfig as RunConfig
+    from stmeta.train.trainer import Trainer as Trainer
 
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module 'stmeta.train' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_NAMES[name]}"), name)
+__all__ = ["RunConfig", "Trainer", "main", "parse"]
+_MODULES = {"RunConfig": "config", "Trainer": "trainer", "main": "__main__", "parse": "__main__"}
+
+if not TYPE_CHECKING:
+    __getattr__ = lazy_names(__name__, _MODULES)

@@ -20,12 +20,12 @@ from stmeta._errors import BackendUnavailableError, DataError
 from stmeta._util.terminal import plain, unbroken
 
 if TYPE_CHECKING:
-    from stmeta.train.config import MemoryConfig, TrainConfig
+    from stmeta.train.config import RunConfig
 
 _log = logging.getLogger("stmeta.train")
 
 
-def parse(argv: Sequence[str]) -> tuple[TrainConfig | MemoryConfig, bool]:
+def parse(argv: Sequence[str]) -> tuple[RunConfig, bool]:
     """Turn the command line into a config and whether to resume.
 
     The recipe gives the defaults; every field can be changed (`--help` lists them).
@@ -35,6 +35,7 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig | MemoryConfig, bool]:
         ValueError: there is no such recipe.
     """
     from stmeta import recipes
+    from stmeta.train.config import RunConfig
     from stmeta.train.run_folder import read_config
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -45,14 +46,15 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig | MemoryConfig, bool]:
     if known.resume:  # a folder: its config is the default, so the bare command goes on
         default = dataclasses.replace(read_config(Path(known.resume)), out=Path(known.resume))
     config = tyro.cli(
-        type(default),
+        RunConfig,
         prog="python -m stmeta.train",
         description=(
-            "Train the stages of a recipe. --recipe NAME chooses the defaults "
-            f"({', '.join(recipes.names())}); --resume [DIR] goes on where a run stopped."
+            "Train the tasks of a recipe. --recipe NAME chooses the defaults "
+            f"({', '.join(recipes.names())}); --resume [DIR] continues an interrupted run."
         ),
         default=default,
         args=rest,
+        config=(tyro.conf.AvoidSubcommands,),  # a field is of the class that the recipe names
     )
     return config, known.resume is not None
 
@@ -67,8 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str], waiting: str) -> int:
-    from stmeta.train import distributed, memory_pipeline, run
-    from stmeta.train.config import MemoryConfig
+    from stmeta.train import distributed, run
     from stmeta.train.trainer import NonFiniteLossError
 
     console = Console(quiet=not distributed.is_first())
@@ -82,12 +83,9 @@ def _main(argv: Sequence[str], waiting: str) -> int:
         if waiting:
             _log.info("%s", waiting)
         try:
-            if isinstance(config, MemoryConfig):
-                memory_pipeline.run(config, resume=resume, console=console)
-            else:
-                run.run(config, resume=resume, console=console)
+            run.run(config, resume=resume, console=console)
         except KeyboardInterrupt:
-            console.print(f"saved; go on with: python -m stmeta.train --resume {config.folder}")
+            console.print(f"saved; continue with: python -m stmeta.train --resume {config.folder}")
             return 130
     except (BackendUnavailableError, DataError, NonFiniteLossError, OSError, ValueError) as error:
         if isinstance(error, BrokenPipeError):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from stmeta._errors import DataError
 from stmeta._util.files import open_regular, replaced
+from stmeta.train.old_runs import convert_names
 
 _REMEDY = "delete the folder {folder} to begin this stage again, or bring the file back"
 _MARK = b"sha256 "
@@ -127,44 +128,55 @@ def _is_table(value: Any, needed: set[str]) -> bool:
 
 
 def restore(
-    state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, path: Path
+    state: Mapping[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    path: Path,
+    names: set[str],
 ) -> None:
     """Put a state into a model and its optimizer; how fast it learns stays as it is set now.
 
+    Args:
+        state: from `load_state`.
+        model: gets the weights.
+        optimizer: gets its moments.
+        path: of the state, for errors.
+        names: what this kind of optimizer remembers of a parameter.
+
     Raises:
-        DataError: the state is of another model.
+        DataError: the state is of another model, or of another kind of optimizer.
     """
     mine = {name: _form(tensor) for name, tensor in model.state_dict().items()}
-    theirs = {name: _form(tensor) for name, tensor in state["model"].items()}
+    weights = convert_names(state["model"])
+    theirs = {name: _form(tensor) for name, tensor in weights.items()}
     if differences := _differences(theirs, mine):
         raise DataError(
-            f"--resume: {path} is of another model than the one that --model, --fewshot or the "
+            f"--resume: {path} is of another model than the one that --model, the tasks or the "
             f"classes of the data make now ({differences}); use the settings and the data of that "
             "run, or train into another --out"
         )
-    model.load_state_dict(state["model"])
+    model.load_state_dict(weights)
     groups = optimizer.state_dict()["param_groups"]
     numbers = [number for group in groups for number in group["params"]]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     moments = state["optimizer"]["state"]
     for number, parameter in zip(numbers, parameters, strict=True):
-        if number in moments and not _fits(moments[number], parameter):
+        if number in moments and not _fits(moments[number], parameter, names):
             raise _unusable(path, "has a state of the optimizer that is of another model")
     if set(moments) - set(numbers):
         raise _unusable(path, "has a state of the optimizer with more parameters than the model")
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
-def _fits(moment: Any, parameter: Tensor) -> bool:
-    if not isinstance(moment, dict) or set(moment) != {"step", "exp_avg", "exp_avg_sq"}:
+def _fits(moment: Any, parameter: Tensor, names: set[str]) -> bool:
+    """Whether what an optimizer remembers is of this parameter: numbers, or as large as it is."""
+    if not isinstance(moment, dict) or set(moment) != names:
         return False
-    tensors, step = (moment["exp_avg"], moment["exp_avg_sq"]), moment["step"]
-    return (
-        all(isinstance(t, Tensor) and _form(t) == _form(parameter) for t in tensors)
-        and isinstance(step, Tensor)
-        and _form(step) == "float32 []"
-        and bool(step >= 0)
-    )
+    for name, value in moment.items():
+        wanted = {"float32 []"} if name == "step" else {_form(parameter)}
+        if not isinstance(value, Tensor) or _form(value) not in wanted:
+            return False
+    return "step" not in moment or bool(moment["step"] >= 0)
 
 
 def _form(tensor: Tensor) -> str:

@@ -9,10 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+_alone = False  # while the first process trains by itself
+
+# The others wait that long for the first one to build data or to train by itself.
+_PATIENCE = timedelta(days=7)
 
 
 def rank() -> int:
@@ -22,7 +28,7 @@ def rank() -> int:
 
 def world_size() -> int:
     """Number of processes that train together."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
 def is_first() -> bool:
@@ -38,7 +44,8 @@ def together() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield
     finally:
@@ -55,6 +62,25 @@ def first_alone() -> Iterator[None]:
     finally:
         if world_size() > 1 and is_first():
             dist.barrier()
+
+
+@contextmanager
+def only_first() -> Iterator[bool]:
+    """The block is the first process's alone, which is as if started alone; the others wait.
+
+    Yields:
+        Whether this is the first process.
+    """
+    global _alone
+    if world_size() == 1 or not is_first():
+        yield is_first()
+    else:
+        _alone = True
+        try:
+            yield True
+        finally:
+            _alone = False
+    wait()
 
 
 def wait() -> None:

@@ -1,4 +1,4 @@
-"""Pictures and tables of a run: people would rather look than read."""
+"""Plots and tables of a run."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 from torch import Tensor
 
+from stmeta.memory.trace import WeightTrace
+
 BLUE, ORANGE, GREEN, GREY = "#2a6fbb", "#e07b39", "#3a9a5b", "#8a8a8a"
 
 
@@ -24,32 +26,37 @@ def save_figure(figure: Figure, path: Path) -> None:
     os.replace(partial, path)
 
 
-def curves(stages: dict[str, dict[str, Any]], path: Path) -> None:
-    """Loss (top) and accuracy (bottom) of each stage, training and validation."""
-    figure = Figure(figsize=(4.2 * len(stages), 5.6), layout="constrained")
-    axes = figure.subplots(2, len(stages), squeeze=False)
-    for column, (name, record) in enumerate(stages.items()):
+def curves(tasks: dict[str, dict[str, Any]], path: Path) -> None:
+    """Loss (top) and accuracy or errors (bottom) of each task, training and validation."""
+    figure = Figure(figsize=(max(4.8, 4.2 * len(tasks)), 5.6), layout="constrained")
+    axes = figure.subplots(2, len(tasks), squeeze=False)
+    for column, (name, record) in enumerate(tasks.items()):
         history, evals = record["history"], record["evals"]
         top, bottom = axes[0, column], axes[1, column]
         top.set_title(name.replace("_", ", "), fontsize=11)
         _curve(top, history, evals, "loss")
-        accuracy = next(
-            (k for k in ("top1", "accuracy") if any(k in item for item in history)), None
-        )
-        if accuracy is None:
+        figures = {key for item in history for key in item} - {"step", "loss", "lr"}
+        if not figures:
             bottom.set_axis_off()
             continue
-        _curve(bottom, history, evals, accuracy)
-        for k, shade in (("instance_1", GREY), ("instance_5", GREEN), ("instance_10", ORANGE)):
-            if evals and k in evals[0]:
-                values = [e[k] for e in evals]
-                label = f"new classes, clip {k.split('_')[1]}"
-                bottom.plot(
-                    [e["step"] for e in evals], values, "o-", ms=3, color=shade, label=label
-                )
-        bottom.set_ylim(0, 1)
+        metric = sorted(figures)[0]
+        _curve(bottom, history, evals, metric)
+        shares = all(0 <= item.get(metric, 0) <= 1 for item in history)
+        for key, shade in zip(_numbered(evals, metric), (GREY, GREEN, ORANGE, BLUE), strict=False):
+            values = [e[key] for e in evals]
+            steps = [e["step"] for e in evals]
+            bottom.plot(steps, values, "o-", ms=3, color=shade, label=key.replace("_", " "))
+            shares = shares and max(values) <= 1
+        bottom.set(**({"ylim": (0, 1)} if shares else {"yscale": "symlog"}))
         bottom.legend(frameon=False, fontsize=8)
     save_figure(figure, path)
+
+
+def _numbered(evals: list[dict], metric: str) -> list[str]:
+    """Figures of a validation at several places: instance_5, wrong_bits_20."""
+    every = evals[0] if evals else {}
+    instances = [f"instance_{k}" for k in (1, 5, 10)]
+    return [k for k in every if k in instances or k.rpartition("_")[0] == metric]
 
 
 def _curve(axis: Any, history: list[dict], evals: list[dict], key: str) -> None:
@@ -123,33 +130,80 @@ def confusion(label: Tensor, predicted: Tensor, classes: Sequence[str], path: Pa
     save_figure(figure, path)
 
 
-def instances(final: dict[str, float], ways: int, path: Path) -> None:
-    """Accuracy at the k-th clip of a class within an episode."""
+def instances(record: dict[str, Any], ways: int, batch_size: int, path: Path) -> None:
+    """Accuracy on new classes: over training, and at the k-th sample of a class at its end."""
+    evals, final = record["evals"], record["final"]
     values = [final[f"instance_{k}"] for k in range(1, len(final) + 1) if f"instance_{k}" in final]
-    figure = Figure(figsize=(4.6, 3.2), layout="constrained")
-    axis = figure.subplots()
-    axis.plot(range(1, len(values) + 1), values, "o-", color=BLUE)
-    axis.axhline(1 / ways, color=GREY, ls="--", lw=1)
-    axis.text(len(values), 1 / ways, "chance", ha="right", va="bottom", fontsize=8, color=GREY)
-    axis.set(
-        xlabel="clips of the class seen, this one included",
-        ylabel="accuracy, new classes",
-        ylim=(0, 1),
-    )
-    axis.set_xticks(range(1, len(values) + 1))
-    axis.grid(alpha=0.25)
+    figure = Figure(figsize=(9.2, 3.4), layout="constrained")
+    over, end = figure.subplots(1, 2, sharey=True)
+    for k, shade in ((1, GREY), (2, BLUE), (5, GREEN), (10, ORANGE)):
+        if f"instance_{k}" in final:
+            episodes = [item["step"] * batch_size for item in evals]
+            accuracy = [item[f"instance_{k}"] for item in evals]
+            over.plot(episodes, accuracy, "o-", ms=3, color=shade, label=f"sample {k}")
+    over.set(xlabel="training episodes", ylabel="accuracy, new classes", ylim=(0, 1))
+    over.legend(frameon=False, fontsize=8, loc="lower right")
+    end.plot(range(1, len(values) + 1), values, "o-", color=BLUE)
+    end.axhline(1 / ways, color=GREY, ls="--", lw=1)
+    end.text(len(values), 1 / ways, "chance", ha="right", va="bottom", fontsize=8, color=GREY)
+    end.set(xlabel="samples of the class so far, this one included")
+    end.set_xticks(range(1, len(values) + 1))
+    for axis in (over, end):
+        axis.grid(alpha=0.25)
     save_figure(figure, path)
 
 
-def summary(stages: dict[str, dict[str, Any]]) -> Table:
+def bits(target: Tensor, output: Tensor, path: Path) -> None:
+    """Target, output and their difference of one sequence, [T, bits] in [0, 1]."""
+    figure = Figure(figsize=(max(4.0, len(target) / 8), 3.6), layout="constrained")
+    rows = (("target", target), ("output", output), ("difference", (output - target).abs()))
+    for axis, (name, values) in zip(figure.subplots(3, 1), rows, strict=True):
+        axis.imshow(values.T.numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1)
+        axis.set_ylabel(name)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    save_figure(figure, path)
+
+
+def weights(
+    trace: WeightTrace, path: Path, *, title: str, marks: Sequence[str] = (), count: int = 64
+) -> None:
+    """Where the first sequence writes and reads, [T, N]; rows in the order of their first write.
+
+    Args:
+        trace: of a batch.
+        path: of the PNG.
+        title: above the picture.
+        marks: one character for each step, along the time axis.
+        count: rows shown at most, those with the largest write weights.
+    """
+    read, write = trace.read[0].cpu(), trace.write[0].cpu()
+    strongest = write.amax(0).topk(min(count, write.shape[1])).indices
+    order = strongest[write[:, strongest].argmax(0).argsort(stable=True)]
+    figure = Figure(figsize=(max(6.0, len(read) / 6), 6.4), layout="constrained")
+    for axis, (name, values) in zip(
+        figure.subplots(2, 1, sharex=True), (("write", write), ("read", read)), strict=True
+    ):
+        shown = axis.imshow(values[:, order].T.numpy(), aspect="auto", cmap="viridis", vmin=0)
+        axis.set_ylabel(f"rows, {name} weights")
+        axis.set_yticks([])
+        figure.colorbar(shown, ax=axis, pad=0.01)
+    if marks:
+        axis.set_xticks(range(len(marks)), marks, fontsize=7)
+    axis.set_xlabel("step")
+    figure.suptitle(title)
+    save_figure(figure, path)
+
+
+def summary(tasks: dict[str, dict[str, Any]]) -> Table:
     """The table at the end of a run."""
     table = Table(title="stmeta", title_justify="left")
-    for name, justify in (("stage", "left"), ("steps", "right"), ("time", "right")):
+    for name, justify in (("task", "left"), ("steps", "right"), ("time", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    table.add_column("clips/s", justify="right")
+    table.add_column("per second", justify="right")
     table.add_column("data wait", justify="right")
-    table.add_column("result on unseen clips")
-    for name, record in stages.items():
+    table.add_column("result on unseen data")
+    for name, record in tasks.items():
         minutes, seconds = divmod(round(record["seconds"]), 60)
         table.add_row(
             name,
@@ -157,21 +211,6 @@ def summary(stages: dict[str, dict[str, Any]]) -> Table:
             f"{minutes}:{seconds:02d}",
             f"{record['clips_per_second']:,.0f}",
             f"{record['data_wait_share']:.1%}",
-            describe(record["final"], record.get("chance")),
+            record.get("result", ""),
         )
     return table
-
-
-def describe(final: dict[str, float], chance: float | None) -> str:
-    """A stage's result in words."""
-    tail = f" (chance {chance:.0%})" if chance else ""
-    if "instance_1" in final:
-        shown = [k for k in (1, 2, 5, 10) if f"instance_{k}" in final]
-        parts = ", ".join(f"{k}: {final[f'instance_{k}']:.1%}" for k in shown)
-        return f"new classes, accuracy at clip {parts}{tail}"
-    if "top1" in final:
-        interval = ""
-        if "macro_f1_low" in final:
-            interval = f" [{final['macro_f1_low']:.3f}, {final['macro_f1_high']:.3f}]"
-        return f"top-1 {final['top1']:.1%}{tail}, macro F1 {final['macro_f1']:.3f}{interval}"
-    return f"masked MSE {final['loss']:.4f}" if "loss" in final else ""

@@ -8,7 +8,7 @@ import json
 import platform
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -16,9 +16,8 @@ import stmeta
 from stmeta._errors import BackendUnavailableError, DataError
 from stmeta._util.files import read_small, replaced
 from stmeta._util.locks import lock_folder
-from stmeta.train.config import MemoryConfig, RunConfig, TrainConfig, from_json, to_json
+from stmeta.train.config import RunConfig, from_json, to_json
 
-Run = TypeVar("Run", bound=RunConfig)
 _CONFIG = "config.json"
 
 
@@ -37,7 +36,7 @@ def device_of(config: RunConfig) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def read_config(folder: Path) -> TrainConfig | MemoryConfig:
+def read_config(folder: Path) -> RunConfig:
     """The config of the run in a folder.
 
     Raises:
@@ -58,7 +57,7 @@ def read_config(folder: Path) -> TrainConfig | MemoryConfig:
 
 
 @contextlib.contextmanager
-def claimed(config: Run, resume: bool) -> Iterator[Run]:
+def claimed(config: RunConfig, resume: bool) -> Iterator[RunConfig]:
     """Choose the folder and keep every other run out of it while the block runs.
 
     A finished or stopped run is never overwritten: without `out`, a free folder is taken. A folder
@@ -109,7 +108,7 @@ def write_config(config: RunConfig) -> None:
 
 
 def write_metrics(config: RunConfig, records: dict[str, Any]) -> None:
-    """Write metrics.json: the machine, and one record per stage."""
+    """Write metrics.json: the machine, and one record per task."""
     environment = {
         "stmeta": stmeta.__version__,
         "torch": torch.__version__,

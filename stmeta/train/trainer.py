@@ -1,6 +1,6 @@
-"""Runs one stage: steps, checkpoints, validation, progress. Knows no model and no data set.
+"""Trains one task: steps, checkpoints, validation, progress. Knows no model and no data set.
 
-Every random choice of a step is a function of (seed, stage, step), and batches come from a plan
+Every random choice of a step is a function of (seed, task, step), and batches come from a plan
 that is a function of its position, so a run that was killed and resumed ends with the same bits.
 """
 
@@ -14,55 +14,18 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from stmeta._errors import DataError
 from stmeta.train import checkpoint, distributed
-from stmeta.train.config import OptimConfig, RunConfig
-
-
-class Stage(Protocol):
-    """What a stage tells the trainer. Implementations: `stmeta.train.stages`."""
-
-    name: str
-    unit: str  # what a batch is made of, "clips"
-    model: nn.Module
-    steps: int
-    evals: int
-    optim: OptimConfig
-    metric: str  # the figure of `evaluate` that picks the best weights
-    sign: int  # 1: higher is better, -1: lower is better
-    shown: tuple[str, ...]  # figures of `evaluate` for the console
-
-    def batches(self) -> Iterator[Any]:
-        """Yield batches for ever, from the current position."""
-        ...
-
-    def data_state(self) -> dict[str, int]:
-        """Position of the data, as integers."""
-        ...
-
-    def load_data_state(self, state: dict[str, int]) -> None:
-        """Go to a position that `data_state` returned."""
-        ...
-
-    def loss(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, int, dict[str, float]]:
-        """Return the loss, the number of clips in the batch, and figures for the curves."""
-        ...
-
-    def keys(self, batch: Any) -> list[str]:
-        """Keys of the clips in a batch, for error messages."""
-        ...
-
-    def evaluate(self) -> dict[str, float]:
-        """Figures on validation data."""
-        ...
+from stmeta.train.config import RunConfig
+from stmeta.train.tasks._base import Task
 
 
 class NonFiniteLossError(RuntimeError):
@@ -70,17 +33,17 @@ class NonFiniteLossError(RuntimeError):
 
 
 class Trainer:
-    """Trains one stage to its end, or from its last checkpoint to its end."""
+    """Trains one task to its end, or from its last checkpoint to its end."""
 
     def __init__(
-        self, stage: Stage, config: RunConfig, *, device: torch.device, console: Console
+        self, task: Task, config: RunConfig, *, device: torch.device, console: Console
     ) -> None:
-        self.stage, self.config, self.device, self.console = stage, config, device, console
-        self.folder = config.folder / stage.name
+        self.task, self.config, self.device, self.console = task, config, device, console
+        self.folder = config.folder / task.name
         self._last = self.folder / "last.pt"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.steps = min(stage.steps, config.max_steps or stage.steps)
-        self.optimizer = make_optimizer(stage.model, stage.optim)
+        self.steps = min(task.steps, config.max_steps or task.steps)
+        self.optimizer = task.config.optim.build(task.model)
         self.step = 0
         self.history: list[dict[str, float]] = []
         self.evals: list[dict[str, float]] = []
@@ -96,19 +59,18 @@ class Trainer:
         """
         if resume and self._last.exists():
             self._load()
-        eval_steps = {
-            round(self.steps * (i + 1) / self.stage.evals) for i in range(self.stage.evals)
-        }
+        evals = self.task.config.evals
+        eval_steps = {round(self.steps * (i + 1) / evals) for i in range(evals)}
         with (
             _writer(self.folder, self.step) as writer,
             progress_bar(self.console) as bar,
         ):
-            task = bar.add_task(self.stage.name, total=self.steps, completed=self.step, note="")
-            source = self.stage.batches()
+            line = bar.add_task(self.task.name, total=self.steps, completed=self.step, note="")
+            source = self.task.batches()
             with interruptible() as interrupted:
                 while self.step < self.steps:
                     self._train_step(source, writer)
-                    bar.update(task, completed=self.step, note=self._note())
+                    bar.update(line, completed=self.step, note=self._note())
                     if self.step in eval_steps:
                         self._evaluate(writer)
                     stop = interrupted() and self.step < self.steps
@@ -120,19 +82,19 @@ class Trainer:
 
     def _train_step(self, source: Iterator[Any], writer: SummaryWriter | None) -> None:
         began = time.perf_counter()
-        before = self.stage.data_state()
+        before = self.task.data_state()
         batch = next(source)
         waited = time.perf_counter() - began
         rate = self._set_learning_rate()
         # Masks, dropout and drop path: the same in an interrupted and in an uninterrupted run.
         # `generator` is the same on all ranks; dropout differs, as their clips do.
-        seed = step_seed(self.config.seed, self.stage.name, self.step)
+        seed = step_seed(self.config.seed, self.task.name, self.step)
         torch.manual_seed(seed + (distributed.rank() << 40))
         generator = torch.Generator().manual_seed(seed)
-        self.stage.model.train()
+        self.task.model.train()
         try:
             with precision(self.device, self.config.precision):
-                loss, clips, figures = self.stage.loss(batch, generator)
+                loss, clips, figures = self.task.loss(batch, generator)
         except DataError:
             self._save(before)
             raise
@@ -140,15 +102,15 @@ class Trainer:
         if not math.isfinite(value):
             self._save(before)
             raise NonFiniteLossError(
-                f"{self.stage.name}: the loss is {value} at step {self.step}; {self.stage.unit}: "
-                f"{', '.join(self.stage.keys(batch))}. The state before this step is in "
+                f"{self.task.name}: the loss is {value} at step {self.step}; {self.task.unit}: "
+                f"{', '.join(self.task.keys(batch))}. The state before this step is in "
                 f"{self._last}; lower the learning rate"
                 + (" or use --precision fp32" if self.config.precision != "fp32" else "")
             )
         loss.backward()
-        distributed.average_gradients(self.stage.model.parameters())
-        if self.stage.optim.clip_grad > 0:
-            nn.utils.clip_grad_norm_(self.stage.model.parameters(), self.stage.optim.clip_grad)
+        distributed.average_gradients(self.task.model.parameters())
+        if (limit := self.task.config.optim.clip_grad) > 0:
+            nn.utils.clip_grad_norm_(self.task.model.parameters(), limit)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
@@ -161,7 +123,7 @@ class Trainer:
                 writer.add_scalar(f"train/{name}", figure, self.step)
 
     def _set_learning_rate(self) -> float:
-        rate = learning_rate(self.stage.optim, self.step, self.steps)
+        rate = self.task.config.optim.learning_rate(self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         return rate
@@ -171,24 +133,25 @@ class Trainer:
             distributed.wait()
             return
         began = time.perf_counter()
-        self.stage.model.eval()
+        self.task.model.eval()
         with torch.inference_mode(), precision(self.device, self.config.precision):
-            figures = self.stage.evaluate()
+            figures = self.task.evaluate()
         for name, figure in figures.items():
             assert writer is not None
             writer.add_scalar(f"val/{name}", figure, self.step)
         self.evals.append({"step": self.step, **figures})
+        shown = {k: v for k, v in figures.items() if k in self.task.console_metrics}
         self.console.print(
-            f"[dim]{self.stage.name:>15} {self.step:>6}/{self.steps}[/]  {self._note()}  "
-            + "  ".join(f"val {k} {v:.4g}" for k, v in figures.items() if k in self.stage.shown)
+            f"[dim]{self.task.name:>15} {self.step:>6}/{self.steps}[/]  {self._note()}  "
+            + "  ".join(f"val {k} {v:.4g}" for k, v in shown.items())
             + f"  [dim]({time.perf_counter() - began:.1f} s)[/]",
             highlight=False,
             soft_wrap=True,
         )
-        score = self.stage.sign * figures[self.stage.metric]
+        score = self.task.sign * figures[self.task.metric]
         if score > self.best:
             self.best = score
-            checkpoint.save_weights(self.stage.model, self.folder / "best.safetensors")
+            checkpoint.save_weights(self.task.model, self.folder / "best.safetensors")
         distributed.wait()
 
     def _note(self) -> str:
@@ -196,7 +159,7 @@ class Trainer:
         loss = sum(item["loss"] for item in recent) / max(len(recent), 1)
         speed = self.clips / max(self.seconds, 1e-9)
         wait = self.waited / max(self.seconds, 1e-9)
-        return f"loss {loss:.4f}  {speed:,.0f} {self.stage.unit}/s  data wait {wait:.0%}"
+        return f"loss {loss:.4f}  {speed:,.0f} {self.task.unit}/s  data wait {wait:.0%}"
 
     def _record(self) -> dict[str, Any]:
         return {
@@ -213,9 +176,9 @@ class Trainer:
         if not distributed.is_first():
             return
         state = {
-            "model": self.stage.model.state_dict(),
+            "model": self.task.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "data": data or self.stage.data_state(),
+            "data": data or self.task.data_state(),
             "step": self.step,
             "best": self.best,
             "history": self.history,
@@ -225,13 +188,15 @@ class Trainer:
             "clips": self.clips,
         }
         checkpoint.save_state(state, self._last)
-        checkpoint.save_weights(self.stage.model, self.folder / "last.safetensors")
+        checkpoint.save_weights(self.task.model, self.folder / "last.safetensors")
 
     def _load(self) -> None:
         state = checkpoint.load_state(self._last, self.device)
-        checkpoint.restore(state, self.stage.model, self.optimizer, self._last)
+        checkpoint.restore(
+            state, self.task.model, self.optimizer, self._last, self.task.config.optim.state_names()
+        )
         try:
-            self.stage.load_data_state(state["data"])
+            self.task.load_data_state(state["data"])
         except (KeyError, ValueError) as error:
             raise DataError(
                 f"--resume: {self._last} is of other data or another order of them than --data and "
@@ -254,20 +219,20 @@ def _writer(folder: Path, step: int) -> Iterator[SummaryWriter | None]:
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
     """Hold the first Ctrl-C back until the step is whole; a second one interrupts at once."""
-    asked = False
+    interrupted = False
 
-    def ask(*_: object) -> None:
-        nonlocal asked
-        if asked:
+    def interrupt(*_: object) -> None:
+        nonlocal interrupted
+        if interrupted:
             raise KeyboardInterrupt
-        asked = True
+        interrupted = True
 
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
-    previous = signal.signal(signal.SIGINT, ask)
+    previous = signal.signal(signal.SIGINT, interrupt)
     try:
-        yield lambda: asked
+        yield lambda: interrupted
     finally:
         signal.signal(signal.SIGINT, previous)
 
@@ -290,39 +255,6 @@ def precision(device: torch.device, name: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=name == "bf16")
 
 
-def step_seed(seed: int, stage: str, step: int) -> int:
-    """A seed for one step, different for every stage."""
-    return (seed * 1_000_003 + zlib.crc32(stage.encode()) * 7919 + step) & 0x7FFF_FFFF_FFFF_FFFF
-
-
-def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
-    """Linear warm-up, then a half cosine down to `min_lr` at the last step."""
-    warmup = max(1, round(optim.warmup * steps))
-    if step < warmup:
-        return optim.lr * (step + 1) / warmup
-    share = (step - warmup) / max(1, steps - warmup)
-    return optim.min_lr + (optim.lr - optim.min_lr) * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def make_optimizer(model: nn.Module, optim: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with layer-wise rates and no decay on 1-D parameters (biases, norms).
-
-    A model with a method `layer_of(name) -> (layer, layers)` gets `layer_decay`; tokens and
-    positions, which are tables and not matrices, are told by `no_decay() -> set of names`.
-    """
-    layer_of = getattr(model, "layer_of", None)
-    no_decay: set[str] = getattr(model, "no_decay", set)()
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        layer, layers = layer_of(name) if layer_of and optim.layer_decay < 1 else (0, 0)
-        decay = 0.0 if parameter.ndim <= 1 or name in no_decay else optim.weight_decay
-        scale = optim.layer_decay ** (layers - layer)
-        groups.setdefault((scale, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": p, "weight_decay": d, "scale": s} for (s, d), p in groups.items()],
-        lr=optim.lr,
-        betas=optim.betas,
-        fused=True,
-    )
+def step_seed(seed: int, task: str, step: int) -> int:
+    """A seed for one step, different for every task."""
+    return (seed * 1_000_003 + zlib.crc32(task.encode()) * 7919 + step) & 0x7FFF_FFFF_FFFF_FFFF

@@ -24,13 +24,13 @@ LENGTHS = (3, 0, 5, 1)
 SMALL = {"hidden": 6, "rows": 5, "width": 4}
 CELLS = {
     "lstm": lambda: LSTMCell(DIM, 6),
-    "mann": lambda: MANNCell(DIM, MANNConfig(reads=2, **SMALL)),
+    "mann": lambda: MANNCell(DIM, MANNConfig(num_heads=2, **SMALL)),
     "ntm": lambda: NTMCell(DIM, NTMConfig(**SMALL)),
     "feedforward": lambda: NTMCell(DIM, NTMConfig(controller="feedforward", **SMALL)),
     "dnc": lambda: DNCCell(DIM, DNCConfig(read_heads=2, write_heads=2, **SMALL)),
     "dnc, no links": lambda: DNCCell(DIM, DNCConfig(links=False, read_heads=1, **SMALL)),
     "layer of ntm": lambda: NTMMemory(DIM, config=NTMConfig(**SMALL)),
-    "layer of mann": lambda: MANN(DIM, config=MANNConfig(reads=2, **SMALL)),
+    "layer of mann": lambda: MANN(DIM, config=MANNConfig(num_heads=2, **SMALL)),
 }
 BACKENDS = ("auto", "eager")
 

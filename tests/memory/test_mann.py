@@ -18,14 +18,20 @@ CHOICES = [
     {"least_used": "shared"},
     {"strength": False},
     {"feed_reads": False},
-    {"reads": 1},
-    {"reads": 3, "least_used": "shared", "write": "key", "read_first": False, "strength": False},
+    {"num_heads": 1},
+    {
+        "num_heads": 3,
+        "least_used": "shared",
+        "write": "key",
+        "read_first": False,
+        "strength": False,
+    },
 ]
 
 
 def make_cell(in_dim=5, *, seed=0, **choices):
     torch.manual_seed(seed)
-    sizes = {"hidden": 7, "rows": 6, "width": 4, "reads": 2, "decay": 0.9}
+    sizes = {"hidden": 7, "rows": 6, "width": 4, "num_heads": 2, "decay": 0.9}
     return MANNCell(in_dim, MANNConfig(**(sizes | choices))).double()
 
 
@@ -40,7 +46,7 @@ def sigmoid(v):
 def slow_step(cell, x, state, key, add):
     """One sample, one step, in loops over Python floats, from the equations of the paper."""
     config = cell.config
-    n, m, r = config.rows, config.width, config.reads
+    n, m, r = config.rows, config.width, config.num_heads
     fed = state["h"] + (state["reads"] if config.feed_reads else [])
     weight = torch.cat([cell.input.weight, cell.recurrent.weight], 1).tolist()
     given = x + fed
@@ -107,7 +113,7 @@ def test_matches_the_equations_in_loops(choices):
     config = cell.config
     batch, steps = 2, 9  # more steps than rows: rows are overwritten
     x = torch.randn(batch, steps, 5, dtype=torch.float64)
-    key, add = torch.randn(2, batch, steps, config.reads, config.width, dtype=torch.float64)
+    key, add = torch.randn(2, batch, steps, config.num_heads, config.width, dtype=torch.float64)
     y, state = cell(x, key=key, add=add)
     first = cell.initial_state(batch)
     for b in range(batch):
@@ -150,7 +156,7 @@ def test_samples_of_a_batch_do_not_touch_each_other():
 
 
 def test_a_closed_gate_writes_to_the_least_used_row_only():
-    cell = make_cell(reads=1)
+    cell = make_cell(num_heads=1)
     with torch.no_grad():
         cell.interface.bias[-1] = -50.0  # sigmoid(alpha) = 0
     state = cell.initial_state(1)
@@ -164,7 +170,7 @@ def test_a_closed_gate_writes_to_the_least_used_row_only():
 
 
 def test_an_open_gate_writes_where_the_last_step_read():
-    cell = make_cell(reads=1)
+    cell = make_cell(num_heads=1)
     with torch.no_grad():
         cell.interface.bias[-1] = 50.0  # sigmoid(alpha) = 1
     memory = torch.randn(1, 6, 4, dtype=torch.float64)
@@ -190,7 +196,7 @@ def test_reading_after_the_write_finds_the_row_just_written():
     add = torch.randn(1, 1, 1, 4, dtype=torch.float64) * 100
     weights = {}
     for first in (True, False):
-        cell = make_cell(reads=1, read_first=first)
+        cell = make_cell(num_heads=1, read_first=first)
         _, state = cell(torch.randn(1, 1, 5, dtype=torch.float64), key=add, add=add)
         weights[first] = state.read_weights[0, 0]
     assert weights[False][0] > 0.9  # row 0 is the least used of an unused memory
@@ -256,8 +262,8 @@ def test_errors_say_what_was_expected(arguments, message):
 
 
 def test_more_heads_than_rows_is_an_error():
-    with pytest.raises(ValueError, match="rows must be at least reads = 4, got 2"):
-        MANNCell(5, MANNConfig(rows=2, reads=4))
+    with pytest.raises(ValueError, match="rows must be at least num_heads = 4, got 2"):
+        MANNCell(5, MANNConfig(rows=2, num_heads=4))
 
 
 def test_lstm_baseline_has_the_same_interface():
@@ -285,7 +291,7 @@ def test_the_memory_stays_fp32(half):
 
 def test_ragged_sequences_end_where_they_end():
     torch.manual_seed(0)
-    cell = MANNCell(6, MANNConfig(hidden=10, rows=8, width=6, reads=2))
+    cell = MANNCell(6, MANNConfig(hidden=10, rows=8, width=6, num_heads=2))
     x, lengths = torch.randn(3, 5, 6), torch.tensor([5, 2, 0])
     _, start = cell(torch.randn(3, 3, 6))
     y, state = cell(x, start, lengths=lengths)

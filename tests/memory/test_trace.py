@@ -15,11 +15,11 @@ from stmeta.memory import (
     NTMConfig,
     trace_weights,
 )
-from stmeta.models.mann import FewShotConfig, FewShotMANN
+from stmeta.models.few_shot import FewShotClassifier, FewShotClassifierConfig
 from stmeta.models.sequence import SequenceModel
 
 CELLS = {
-    "mann": lambda: MANNCell(5, MANNConfig(hidden=9, rows=7, width=4, reads=2)),
+    "mann": lambda: MANNCell(5, MANNConfig(hidden=9, rows=7, width=4, num_heads=2)),
     "ntm": lambda: NTMCell(5, NTMConfig(hidden=9, rows=7, width=4, read_heads=2)),
     "dnc": lambda: DNCCell(5, DNCConfig(hidden=9, rows=7, width=4, read_heads=2)),
 }
@@ -44,7 +44,7 @@ def test_weights_of_every_step(make):
 def test_manns_writes_are_those_of_the_paper():
     """A gate wide open to the least used rows: every head writes one row, with weight one."""
     torch.manual_seed(0)
-    cell = MANNCell(5, MANNConfig(hidden=9, rows=7, width=4, reads=2))
+    cell = MANNCell(5, MANNConfig(hidden=9, rows=7, width=4, num_heads=2))
     with torch.no_grad():
         cell.interface.weight.zero_()
         cell.interface.bias.view(2, -1)[:, -1] = -100.0
@@ -55,8 +55,8 @@ def test_manns_writes_are_those_of_the_paper():
 
 def test_what_the_model_adds_to_keys_counts():
     torch.manual_seed(0)
-    config = FewShotConfig(mann=MANNConfig(hidden=8, rows=6, width=8, reads=2))
-    model = FewShotMANN(4, 3, config).eval()
+    config = FewShotClassifierConfig(memory=MANNConfig(hidden=8, rows=6, width=8, num_heads=2))
+    model = FewShotClassifier(4, 3, config).eval()
     label = torch.tensor([[0, 1, 0, 2]])
     x = torch.randn(1, 4, 4)
     trace = trace_weights(model, x, label)
@@ -65,7 +65,7 @@ def test_what_the_model_adds_to_keys_counts():
 
 
 def test_one_memory_called_once():
-    with pytest.raises(ValueError, match="must hold one MANNCell, NTMCell or DNCCell, got 0"):
+    with pytest.raises(ValueError, match="must hold one memory with rows, got 0"):
         trace_weights(nn.Linear(2, 2), torch.randn(1, 2))
     cell = CELLS["mann"]()
 

@@ -14,7 +14,7 @@ from stmeta.nn import MANN, NTMMemory
 
 CONFIGS = {
     "NTMMemory": (NTMMemory, NTMConfig(hidden=10, rows=6, width=4, read_heads=2)),
-    "MANN": (MANN, MANNConfig(hidden=10, rows=6, width=4, reads=2)),
+    "MANN": (MANN, MANNConfig(hidden=10, rows=6, width=4, num_heads=2)),
 }
 WIDTH = 10 + 2 * 4
 

@@ -101,16 +101,29 @@ def test_a_split_given_as_the_data_set(make, tmp_path, capsys):
         (["--pretrain.epochs", 0], "--pretrain.epochs must be above 0"),
         (["--pretrain.epochs", "nan"], "--pretrain.epochs must be a finite number"),
         (["--classify-masked.optim.lr", "-1"], "--classify-masked.optim.lr must be above 0"),
-        (["--fewshot.head.mann.rows", 0], "--fewshot.head.mann.rows must be 1 or more"),
+        (["--fewshot.model.memory.rows", 0], "--fewshot.model.memory.rows must be 1 or more"),
         (["--classify.evals", 0], "--classify.evals must be 1 or more"),
+        (["--stage", "nosuch"], "--stage must be of the tasks pretrain, classify"),
+        (["--clip.frames", 4], "--clip.frames has no effect"),
     ],
 )
 def test_settings_that_no_run_can_have(tmp_path, capsys, arguments, message):
     assert message in refused(capsys, tmp_path / "run", *arguments)
 
 
+def test_a_recipe_for_your_own_videos_asks_for_them(tmp_path, capsys):
+    assert main(["--recipe", "small_set", "--out", str(tmp_path / "run")]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "pretrain needs videos; pass --data FOLDER" in shown and "--data motions" in shown
+    assert not (tmp_path / "run").exists()
+
+
 def test_memory_settings_are_checked_too(tmp_path, capsys):
-    for flag, value in (("--batch-size", 0), ("--ntm.rows", -1), ("--test-lengths", 0)):
+    for flag, value in (
+        ("--sequences.batch-size", 0),
+        ("--sequences.memory.rows", -1),
+        ("--sequences.test-lengths", 0),
+    ):
         code = main(["--recipe", "ntm_copy", "--out", str(tmp_path / "run"), flag, str(value)])
         assert code == 1
         assert f"{flag} must be" in capsys.readouterr().out

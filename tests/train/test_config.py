@@ -8,7 +8,7 @@ import pytest
 
 from stmeta import recipes
 from stmeta.train import parse
-from stmeta.train.config import TrainConfig, from_json, to_json
+from stmeta.train.config import from_json, to_json
 
 
 @pytest.mark.parametrize("name", recipes.names())
@@ -18,8 +18,8 @@ def test_recipe_survives_json(name):
 
 
 def test_unknown_field_is_named():
-    text = json.loads(to_json(TrainConfig()))
-    text["pretrain"]["colour"] = 1
+    text = json.loads(to_json(recipes.get("demo")))
+    text["tasks"]["pretrain"]["colour"] = 1
     with pytest.raises(ValueError, match=r"PretrainConfig has no field colour.*train again"):
         from_json(json.dumps(text))
 
@@ -36,7 +36,7 @@ def test_command_line_reaches_every_level():
     )
     assert (config.fused, resume) == (True, False)
     assert config.stage == ("pretrain", "classify")
-    assert config.pretrain.optim.lr == 0.5
+    assert config.tasks["pretrain"].optim.lr == 0.5
     assert (config.model.dim, config.data, config.precision) == (48, Path("videos"), "bf16")
 
 

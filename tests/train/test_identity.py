@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from stmeta.data.loading.config import LoaderConfig
+from stmeta.data.shards.classes import trained_classes
 from stmeta.data.shards.writer import EncodedSample, ShardIndex, write_shards
 from stmeta.models.classifier import VideoClassifier
 from stmeta.models.small_vit import SmallViTConfig
-from stmeta.train.config import ClassifyConfig, ClipConfig
-from stmeta.train.run import _classes_of, _feature_table
-from stmeta.train.stages import ClassifyStage, clip_loader
+from stmeta.train.tasks._base import TaskContext
+from stmeta.train.tasks._clips import clip_loader, loader_config
+from stmeta.train.tasks.classify import ClassifyConfig, ClassifyTask
+from stmeta.train.tasks.fewshot import feature_table
 
 MODEL = SmallViTConfig(image_size=32, frames=4, dim=16, depth=1, heads=1, head_dim=16)
 NAMES = ["a", "b", "c", "d", "e"]
@@ -52,17 +54,16 @@ def put(folder: Path, videos: list[bytes], labels: list[int], name: str = "0") -
     return folder
 
 
+def context(data: Path) -> TaskContext:
+    clip = LoaderConfig(threads=1, cache_mib=0)
+    return TaskContext(name="classify", folder=data, data=data, model=MODEL, clip=clip)
+
+
 def loaders(train: Path, val: Path, views: int = 1):
+    made = context(train.parent)
     return [
         clip_loader(
-            root,
-            dataclasses.replace(ClipConfig(), threads=1, cache_mib=0),
-            MODEL,
-            batch_size=4,
-            train=root is train,
-            views=views,
-            seed=0,
-            device=torch.device("cpu"),
+            made, root.name, loader_config(made, batch_size=4, train=root is train, views=views)
         )
         for root in (train, val)
     ]
@@ -77,16 +78,21 @@ def test_equal_keys_in_two_shards_stay_apart(videos, tmp_path):
     model = VideoClassifier(MODEL, num_classes=2).eval()
     first, second = loaders(train, val, views=2)
     with first, second, torch.inference_mode():
-        stage = ClassifyStage("classify", model, ClassifyConfig(views=2), first, second)
-        logits, labels = stage.predict()
+        task = ClassifyTask(context(tmp_path), ClassifyConfig(views=2), model, first, second)
+        logits, labels = task.predict()
         assert labels.tolist() == [0, 1, 0, 1, 1, 0, 1, 0]
         for i, row in enumerate(logits):
             clips = [second.load([second.sampler.clip(i, view=v)]).video for v in range(2)]
             expected = model(torch.cat(clips).transpose(1, 2)).float().mean(0)
             torch.testing.assert_close(row, expected)
-        features, labels, keys = _feature_table(model, second, 1, torch.device("cpu"))
-    assert features.shape[1] == 8 and keys == sorted([*"0123"] * 2)
+        source, labels = feature_table(model, second, 1, torch.device("cpu"))
+    assert source.features.shape[1] == 8 and source.keys == sorted([*"0123"] * 2)
     assert labels.tolist() == [0, 1, 1, 0, 0, 1, 1, 0]
+
+
+def labelled(split: Path):
+    index = ShardIndex.open(split)
+    return index.labels, index.classes
 
 
 def test_the_head_counts_what_is_trained(videos, tmp_path):
@@ -94,19 +100,19 @@ def test_the_head_counts_what_is_trained(videos, tmp_path):
     (tmp_path / "classes.json").write_text(json.dumps(NAMES))
     train = put(tmp_path / "train", videos[:4], [1, 3, 1, 3])
     val = put(tmp_path / "val", videos[4:], [3, 1, 4, -1])
-    assert _classes_of(ShardIndex.open(train)) == ["b", "d"]
+    assert trained_classes(*labelled(train)).names == ["b", "d"]
     torch.manual_seed(0)
     model = VideoClassifier(MODEL, num_classes=2)
     first, second = loaders(train, val)
     with first, second, torch.inference_mode():
         settings = ClassifyConfig(balanced=True, mixup=0.0)
-        stage = ClassifyStage("classify", model.eval(), settings, first, second)
-        logits, targets = stage.predict()
+        task = ClassifyTask(context(tmp_path), settings, model.eval(), first, second)
+        logits, targets = task.predict()
         # Class e is not trained on, and the last clip has no label: neither has a right output.
         assert targets.tolist() == [1, 0, -1, -1]
-        scores = stage.evaluate()
+        scores = task.evaluate()
         right = (logits[:2].argmax(1) == targets[:2]).float().mean()
         assert scores["top1"] == float(right)
-        batch = next(stage.batches())
-        loss, clips, _ = stage.loss(batch, torch.Generator().manual_seed(0))
+        batch = next(task.batches())
+        loss, clips, _ = task.loss(batch, torch.Generator().manual_seed(0))
         assert clips == 4 and bool(loss.isfinite())

@@ -63,7 +63,7 @@ def test_run_leaves_what_the_documents_say(whole):
         assert 0 <= record["data_wait_share"] <= 1
         assert record.get("skipped", []) == []
     assert 0 <= metrics["stages"]["classify"]["final"]["macro_f1_low"] <= 1
-    assert "result on unseen clips" in printed
+    assert "result on unseen data" in printed
     assert not list(out.rglob("*.tmp"))
 
 

@@ -8,7 +8,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from stmeta.train import plots as report
-from stmeta.train.run import bootstrap_macro_f1
+from stmeta.train.tasks.classify import bootstrap_macro_f1
 
 
 def test_reconstruction_shows_three_rows(tmp_path):
@@ -48,8 +48,7 @@ def test_summary_prints_the_figures():
         "seconds": 75.0,
         "clips_per_second": 312.0,
         "data_wait_share": 0.021,
-        "chance": 0.2,
-        "final": {"instance_1": 0.25, "instance_5": 0.75},
+        "result": "1: 25.0%, 5: 75.0% (chance 20%)",
     }
     console = Console(width=160, record=True, file=None, quiet=False)
     with console.capture() as captured:

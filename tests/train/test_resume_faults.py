@@ -22,8 +22,9 @@ from stmeta.train import checkpoint, main
 from stmeta.train.run_folder import claimed, write_config
 
 TINY = (
-    "--recipe ntm_copy --steps 4 --save-every 2 --evals 1 --test-lengths 2 --max-length 2 "
-    "--batch-size 2 --ntm.rows 4 --ntm.width 3 --ntm.hidden 5"
+    "--recipe ntm_copy --save-every 2 --sequences.steps 4 --sequences.evals 1 "
+    "--sequences.test-lengths 2 --sequences.max-length 2 --sequences.batch-size 2 "
+    "--sequences.memory.rows 4 --sequences.memory.width 3 --sequences.memory.hidden 5"
 ).split()
 
 
@@ -53,7 +54,7 @@ def resumed(capsys, out: Path, *more: str) -> str:
 
 
 def test_a_run_that_is_whole_goes_on(run):
-    assert main(["--resume", str(run), "--steps", "6"]) == 0
+    assert main(["--resume", str(run), "--sequences.steps", "6"]) == 0
     record = json.loads((run / "metrics.json").read_text())["stages"]["sequences"]
     assert record["steps"] == 6
 
@@ -167,9 +168,13 @@ def test_moments_of_another_model(run, capsys):
 
 
 def test_another_model_is_named(run, capsys):
-    shown = resumed(capsys, run, "--ntm.hidden", "6")
-    assert "another --ntm (hidden 5, now 6)" in shown and "--out" in shown
-    assert "another --memory (ntm, now lstm)" in resumed(capsys, run, "--memory", "lstm")
+    shown = resumed(capsys, run, "--sequences.memory.hidden", "6")
+    assert "another --sequences.memory (hidden 5, now 6)" in shown and "--out" in shown
+    other = ["--recipe", "dnc_copy", "--resume", "--out", str(run)]
+    assert main(other) == 1
+    assert "another --sequences.memory (NTMConfig, now DNCConfig)" in " ".join(
+        capsys.readouterr().out.split()
+    )
     path = run / "sequences" / "last.pt"
     state = checkpoint.load_state(path)
     name = next(iter(state["model"]))
@@ -199,10 +204,19 @@ def test_a_run_of_another_recipe(run, capsys):
         ('{"model": {"dim": true}}', "model.dim must be int"),
         ('{"model": {"frames": 3}}', "multiple of tubelet"),
         ('{"stage": ["nosuch"]}', "stage must be"),
-        ('{"pretrain": {"epochs": NaN}}', "pretrain.epochs must be float"),
+        ('{"pretrain": {"epochs": NaN}}', "tasks.pretrain.epochs must be float"),
         ('{"pretrain": {"optim": {"betas": [1]}}}', "betas must be"),
         ('{"task": "copy", "memory": "none"}', "memory must be"),
         ('{"out": 7}', "out must be"),
+        ('{"tasks": {"a": {}}}', "tasks.a must name its class"),
+        ('{"tasks": {"a": {"class": "os:environ"}}}', "must be a TaskConfig, got the class"),
+        ('{"tasks": {"a": {"class": "stmeta.nosuch:A"}}}', "must be a TaskConfig, got the class"),
+        ('{"tasks": {"a": {"class": "nosuch:A"}}}', "import its module first"),
+        ('{"tasks": {"a": {"class": "stmeta.memory.ntm:NTMConfig"}}}', "must be a TaskConfig"),
+        ('{"tasks": {"a": {"class": 3}}}', "must be a TaskConfig"),
+        ('{"tasks": {}}', "--stage must name at least one task"),
+        ('{"task": "copy", "memory": 3}', "memory must be one of"),
+        ('{"task": [], "memory": "ntm"}', "task must be one of"),
     ],
 )
 def test_a_config_that_no_run_wrote(run, capsys, text, message):

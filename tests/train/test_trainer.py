@@ -13,22 +13,26 @@ from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
-from stmeta.train.config import OptimConfig, TrainConfig
-from stmeta.train.trainer import (
-    NonFiniteLossError,
-    Trainer,
-    learning_rate,
-    make_optimizer,
-    step_seed,
-)
+from stmeta.train.config import RunConfig
+from stmeta.train.optim import AdamWConfig, OptimConfig
+from stmeta.train.tasks._base import TaskConfig
+from stmeta.train.trainer import NonFiniteLossError, Trainer, step_seed
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToyConfig(TaskConfig):
+    optim: OptimConfig = dataclasses.field(default_factory=lambda: AdamWConfig(lr=0.05))
+    evals: int = 2
+
+    def build(self, context):
+        return Toy()
 
 
 class Toy:
     """Linear regression with dropout on batches that are a function of their position."""
 
-    name, unit, evals, steps = "toy", "clips", 2, 20
-    metric, sign, shown = "score", 1, ("score",)
-    optim = OptimConfig(lr=0.05)
+    name, unit, steps, config = "toy", "clips", 20, ToyConfig()
+    metric, sign, console_metrics = "score", 1, ("score",)
 
     def __init__(self):
         torch.manual_seed(0)
@@ -63,7 +67,7 @@ class Toy:
 
 
 def trainer(stage, out):
-    config = TrainConfig(out=out, save_every=7)
+    config = RunConfig(out=out, save_every=7)
     console = Console(file=io.StringIO())
     return Trainer(stage, config, device=torch.device("cpu"), console=console)
 
@@ -131,13 +135,13 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path):
 
 
 def test_learning_rate_shape():
-    optim = OptimConfig(lr=1.0, min_lr=0.1, warmup=0.1)
-    rates = [learning_rate(optim, step, 100) for step in range(100)]
+    optim = AdamWConfig(lr=1.0, min_lr=0.1, warmup=0.1)
+    rates = [optim.learning_rate(step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == pytest.approx(1.0) == rates[9]
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert 0.1 < rates[-1] < 0.102
-    assert learning_rate(optim, 55, 100) == pytest.approx(0.55)  # half way down the cosine
+    assert optim.learning_rate(55, 100) == pytest.approx(0.55)  # half way down the cosine
 
 
 def test_decay_and_layer_groups():
@@ -154,7 +158,7 @@ def test_decay_and_layer_groups():
             return {"table"}
 
     model = Layered()
-    groups = make_optimizer(model, OptimConfig(weight_decay=0.3, layer_decay=0.5)).param_groups
+    groups = AdamWConfig(weight_decay=0.3, layer_decay=0.5).build(model).param_groups
     found = {
         id(p): (group["scale"], group["weight_decay"]) for group in groups for p in group["params"]
     }

@@ -13,8 +13,8 @@ import pytest
 
 from stmeta import _openmp
 
-TRAIN = ("-m", "stmeta.train", "--recipe", "ntm_copy", "--max-steps", "1", "--steps", "1")
-SMALL = ("--test-lengths", "3", "--max-length", "3", "--evals", "1")
+TRAIN = ("-m", "stmeta.train", "--recipe", "ntm_copy", "--max-steps", "1")
+SMALL = ("--sequences.test-lengths", "3", "--sequences.max-length", "3", "--sequences.evals", "1")
 
 TORCH = Path(*importlib.util.find_spec("torch").submodule_search_locations)  # type: ignore
 OPENMP = next(iter([*TORCH.glob("lib/libgomp*"), *TORCH.parent.glob("torch.libs/libgomp*")]), "")

@@ -1,4 +1,4 @@
-"""What passes from the data side to a model: batches of clips, and batches of episodes."""
+"""What passes from the data side to a model: batches of clips."""
 
 from __future__ import annotations
 
@@ -57,34 +57,6 @@ class ClipBatch(TensorFields):
     """Name of each sample, for people: two shards may use the same one."""
     sample: Tensor | None = None
     """int64 [B], position of each sample in the split's index, which identifies it."""
-
-    def __len__(self) -> int:
-        return len(self.key)
-
-
-@dataclass(frozen=True)
-class EpisodeBatch(TensorFields):
-    """A batch of few-shot episodes: B sequences of L clips, or of features of clips.
-
-    The protocol is `offset` (Santoro et al. 2016, figure 1a): at step t a model sees clip t and the
-    label of clip t - 1, and must name clip t.
-    """
-
-    label: Tensor
-    """int64 [B, L], 0 ... ways - 1; every episode numbers its classes anew."""
-    previous_label: Tensor
-    """int64 [B, L], the label of the step before; -1 at the first step."""
-    class_id: Tensor
-    """int64 [B, L], the data set's own label."""
-    instance: Tensor
-    """int64 [B, L], how many clips of this class the episode has shown before this one."""
-    key: list[list[str]]
-    """Names of the samples, per episode."""
-    video: Tensor | None = None
-    """uint8 [B, L, T, C, H, W], or None where features are given."""
-    features: Tensor | None = None
-    """[B, L, D] of a frozen encoder, or None where clips are given."""
-    protocol: str = "offset"
 
     def __len__(self) -> int:
         return len(self.key)

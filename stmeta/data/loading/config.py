@@ -41,7 +41,8 @@ class LoaderConfig:
     """Clips per video in an evaluation, next to each other, spread over its length."""
     repeats: int = 1
     """Training clips of one video, next to each other in the batch: the same frames, decoded once,
-    with other crops, flips and changes of colour. `batch_size` counts clips and is a multiple."""
+    with other crops, flips and changes of colour. `batch_size` counts clips and is a multiple,
+    which the plan of a loader checks."""
     labelled_share: float | None = None
     """Part of every training batch that has a label; the rest is unlabelled (-1), as for
     semi-supervised training. Each part is shuffled for itself; the shorter one goes round again
@@ -108,9 +109,6 @@ class LoaderConfig:
         self._require("crop_ratio", 0 < low <= high, "(low, high), ascending and above 0")
         self._require("crop", self.crop in ("resized", "plain"), "resized or plain")
         self._require("decoder", self.decoder in ("auto", "dali", "pyav"), "auto, dali or pyav")
-        if self.train and self.batch_size % self.repeats:
-            rule = f"a multiple of repeats = {self.repeats}, as it counts clips"
-            self._require("batch_size", False, rule)
         if self.fps is not None:
             self._require("fps", 0 < self.fps < math.inf, "above 0, or None")
             self._require("stride", self.stride == 1, "1 where fps says which frames are taken")

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from stmeta.data.episodes.clips import EpisodeLoader, EpisodeSampler, instance_numbers
+from stmeta.data.episodes.clips import ClipSource, FeatureSource
+from stmeta.data.episodes.loader import EpisodeLoader
+from stmeta.data.episodes.sampler import EpisodeSampler, instance_numbers
 from stmeta.data.ingest.encode import encode_frames
 from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 from stmeta.data.shards.writer import EncodedSample, write_shards
@@ -78,29 +80,30 @@ def test_instance_numbers():
     assert instance_numbers(labels[0]).tolist() == expected[0]
 
 
-def table(views: int = 2) -> dict:
+def table(views: int = 2) -> FeatureSource:
     features = torch.arange(views * len(LABELS), dtype=torch.float32).view(views, -1, 1)
-    return {"features": features.expand(-1, -1, 4), "keys": [f"k{i}" for i in range(len(LABELS))]}
+    return FeatureSource(features.expand(-1, -1, 4), [f"k{i}" for i in range(len(LABELS))])
 
 
 def test_features():
     plan = EpisodeSampler(LABELS, ways=3, instances=2)
-    loader = EpisodeLoader(plan, batch_size=4, episodes=10, **table())
+    loader = EpisodeLoader(plan, table(), batch_size=4, episodes=10)
     batches = list(loader)
     assert [len(batch) for batch in batches] == [4, 4, 2] and len(loader) == 3
     batch = batches[1]
     episode = plan(5)
-    assert batch.video is None and batch.features.shape == (4, 6, 4)
+    assert batch.x.shape == (4, 6, 4)
     assert batch.label[1].tolist() == episode.labels.tolist()
     assert batch.class_id[1].tolist() == episode.class_ids.tolist()
-    assert batch.previous_label[1].tolist() == [-1, *episode.labels[:-1].tolist()]
+    assert batch.given_label[1, 1:].argmax(1).tolist() == episode.labels[:-1].tolist()
+    assert not batch.given_label[:, 0].any() and batch.target_mask.all()
     assert batch.instance[1].tolist() == instance_numbers(episode.labels).tolist()
     assert batch.key[1] == [f"k{i}" for i in episode.samples]
-    drawn = batch.features[1, :, 0].long().numpy()
+    drawn = batch.x[1, :, 0].long().numpy()
     assert (drawn % len(LABELS)).tolist() == episode.samples.tolist()
-    views = torch.cat([b.features[..., 0].flatten() for b in batches]).long() // len(LABELS)
+    views = torch.cat([b.x[..., 0].flatten() for b in batches]).long() // len(LABELS)
     assert 15 < int(views.sum()) < 45  # both views are used
-    for field in (batch.label, batch.previous_label, batch.class_id, batch.instance):
+    for field in (batch.label, batch.class_id, batch.instance):
         assert field.dtype == torch.int64 and field.shape == (4, 6)
 
 
@@ -108,7 +111,7 @@ def test_features():
 def test_resume_is_exact(stop):
     def make() -> EpisodeLoader:
         plan = EpisodeSampler(LABELS, ways=3, instances=2)
-        return EpisodeLoader(plan, batch_size=4, episodes=10, **table())
+        return EpisodeLoader(plan, table(), batch_size=4, episodes=10)
 
     def take(loader: EpisodeLoader, count: int) -> list:
         found: list = []
@@ -127,7 +130,7 @@ def test_resume_is_exact(stop):
     loader.load_state_dict(state)
     found += take(loader, 8 - stop)
     for got, exact in zip(found, expected, strict=True):
-        assert torch.equal(got.features, exact.features) and got.key == exact.key
+        assert torch.equal(got.x, exact.x) and got.key == exact.key
 
 
 @pytest.fixture(scope="module")
@@ -153,32 +156,42 @@ def test_clips(split):
     config = LoaderConfig(frames=4, size=16, batch_size=5, device="cpu")
     with ClipLoader(split, config) as clips:
         plan = EpisodeSampler(clips.index.labels, ways=2, instances=3)
-        loader = EpisodeLoader(plan, clips=clips, batch_size=2, episodes=5)
+        loader = EpisodeLoader(plan, ClipSource(clips), batch_size=2, episodes=5)
         batches = list(loader)
-        again = EpisodeLoader(plan, clips=clips, batch_size=2, episodes=5)
+        again = EpisodeLoader(plan, ClipSource(clips), batch_size=2, episodes=5)
         again.load_state_dict({"epoch": 0, "position": 1})
-        assert torch.equal(next(iter(again)).video, batches[1].video)
+        assert torch.equal(next(iter(again)).x, batches[1].x)
     assert [len(batch) for batch in batches] == [2, 2, 1]
     batch = batches[0]
-    assert batch.video.shape == (2, 6, 4, 3, 16, 16) and batch.features is None
+    assert batch.x.shape == (2, 6, 4, 3, 16, 16)
     episode = plan(1)
     assert batch.key[1] == [f"s{i}" for i in episode.samples]
     for step, sample in enumerate(episode.samples):
         # Every video has one colour per frame.
-        pixels = batch.video[1, step].float()
+        pixels = batch.x[1, step].float()
         assert pixels.std((-1, -2)).max() < 4
         same = [k for k in range(6) if batch.key[0][k] == f"s{sample}"]
         for k in same:
-            assert (batch.video[0, k].float().mean() - pixels.mean()).abs() < 20
+            assert (batch.x[0, k].float().mean() - pixels.mean()).abs() < 20
 
 
 def test_errors(split):
     plan = EpisodeSampler(LABELS, ways=2, instances=2)
-    with pytest.raises(ValueError, match="either clips or features"):
-        EpisodeLoader(plan, batch_size=1, episodes=1)
+    features = table().features
     with pytest.raises(ValueError, match=r"\[views, n, D\], got \[48, 4\]"):
-        EpisodeLoader(plan, batch_size=1, episodes=1, features=table()["features"][0])
+        FeatureSource(features[0], ["a"] * 48)
     with pytest.raises(ValueError, match="keys must name the 48 columns of features, got 3"):
-        EpisodeLoader(plan, batch_size=1, episodes=1, features=table()["features"], keys=["a"] * 3)
+        FeatureSource(features, ["a"] * 3)
     with pytest.raises(ValueError, match="batch_size and episodes"):
-        EpisodeLoader(plan, batch_size=0, episodes=1, **table())
+        EpisodeLoader(plan, table(), batch_size=0, episodes=1)
+
+
+def test_support_and_queries_of_features():
+    """Every protocol serves every source."""
+    plan = EpisodeSampler(LABELS, ways=3, instances=3)
+    options = {"batch_size": 4, "episodes": 4, "protocol": "support_query", "shots": 1}
+    batch = next(iter(EpisodeLoader(plan, table(), queries=2, **options)))
+    assert batch.target_mask.tolist() == [[False] * 3 + [True] * 6] * 4
+    assert (batch.given_label[:, :3].argmax(2) == batch.label[:, :3]).all()
+    with pytest.raises(ValueError, match=r"shots \+ queries = 4, got delay None and 3"):
+        EpisodeLoader(plan, table(), queries=3, **options)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from stmeta._util.hashing import uniform
+from stmeta._util.hashing import uniform, uniforms
 from stmeta.data.datasets.omniglot import load_omniglot
-from stmeta.data.episodes.clips import EpisodeSampler, instance_numbers
-from stmeta.data.episodes.images import ImageEpisodeBatch, ImageEpisodes, _turn, _uniform
+from stmeta.data.episodes.images import _turn, image_episodes
+from stmeta.data.episodes.loader import EpisodeBatch, EpisodeLoader
+from stmeta.data.episodes.sampler import EpisodeSampler, instance_numbers
 
 CLASSES, COUNT, HEIGHT, WIDTH = 9, 6, 8, 10
 
@@ -21,12 +22,12 @@ def table() -> torch.Tensor:
     return greys.view(CLASSES, COUNT, 1, 1).expand(-1, -1, HEIGHT, WIDTH).contiguous()
 
 
-def make(images: torch.Tensor | None = None, **options) -> ImageEpisodes:
+def make(images: torch.Tensor | None = None, **options) -> EpisodeLoader:
     options = {"episodes": 10, "batch_size": 4, "ways": 3, "seed": 2} | options
-    return ImageEpisodes(table() if images is None else images, **options)
+    return image_episodes(table() if images is None else images, **options)
 
 
-def drawn(batch: ImageEpisodeBatch) -> np.ndarray:
+def drawn(batch: EpisodeBatch) -> np.ndarray:
     """Which image each step shows, by its grey."""
     grey = (batch.x.amax(-1) * 255).round().long().numpy()
     return (grey - 20) // 4
@@ -72,7 +73,7 @@ def test_delayed(delay):
 
 
 def test_support_query():
-    batch = make(protocol="support_query", shots=2, queries=3).batch(range(40))
+    batch = make(instances=5, protocol="support_query", shots=2, queries=3).batch(range(40))
     assert batch.label.shape == (40, 15)
     assert batch.target_mask.tolist() == [[False] * 6 + [True] * 9] * 40
     for row in range(40):
@@ -89,7 +90,7 @@ def test_support_query():
 
 
 def test_support_comes_in_every_order_equally_often():
-    loader = make(protocol="support_query", shots=2, queries=1, ways=2)
+    loader = make(instances=3, protocol="support_query", shots=2, queries=1, ways=2)
     label = loader.batch(range(3000)).label
     codes = (label[:, :4] * torch.tensor([8, 4, 2, 1])).sum(1)
     counts = codes.bincount()
@@ -102,8 +103,8 @@ def test_support_comes_in_every_order_equally_often():
 def test_shift_moves_whole_images():
     random = np.random.default_rng(0)
     images = torch.from_numpy(random.integers(1, 255, (5, 6, 7, 9), dtype=np.uint8))
-    still = ImageEpisodes(images, episodes=50, length=7, batch_size=50).batch(range(50))
-    moved = ImageEpisodes(images, episodes=50, length=7, batch_size=50, shift=2).batch(range(50))
+    still = image_episodes(images, episodes=50, length=7, batch_size=50).batch(range(50))
+    moved = image_episodes(images, episodes=50, length=7, batch_size=50, shift=2).batch(range(50))
     assert still.key == moved.key
     found = []
     for image, result in zip(still.x.view(-1, 7, 9), moved.x.view(-1, 7, 9), strict=True):
@@ -156,7 +157,7 @@ def test_rotation_is_bounded_and_takes_part():
 
 def test_uniform_is_the_plan_s():
     seeds = [0, 1, 2**64 - 1, 0x9E3779B97F4A7C15]
-    values = _uniform(np.array(seeds, np.uint64), 5, 3)
+    values = uniforms(np.array(seeds, np.uint64), 5, 3)
     for row, seed in enumerate(seeds):
         assert values[row].flatten().tolist() == [uniform(seed, i) for i in range(15)]
 
@@ -164,8 +165,8 @@ def test_uniform_is_the_plan_s():
 @pytest.mark.parametrize("options", [{}, {"shift": 2}, {"shift": 1, "rotation": 0.2}])
 @pytest.mark.parametrize("stop", [1, 3, 4])
 def test_resume_is_exact(stop, options):
-    def take(loader: ImageEpisodes, count: int) -> list[ImageEpisodeBatch]:
-        found: list[ImageEpisodeBatch] = []
+    def take(loader: EpisodeLoader, count: int) -> list[EpisodeBatch]:
+        found: list[EpisodeBatch] = []
         while True:
             for batch in loader:
                 found.append(batch)
@@ -193,14 +194,29 @@ def test_resume_is_exact(stop, options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"protocol": "none"}, "must be one of offset, delayed, support_query, got 'none'"),
-        ({"protocol": "offset", "delay": 2}, "offset has a delay of 1, got 2; use"),
-        ({"protocol": "delayed"}, "delayed needs a delay of at least 1, got None"),
-        ({"protocol": "delayed", "delay": 0}, "delayed needs a delay of at least 1, got 0"),
-        ({"protocol": "support_query", "shots": 1}, "needs shots and queries .* got 1 and None"),
-        ({"protocol": "support_query", "shots": 1, "queries": 1, "length": 4}, "got None, None"),
-        ({"shots": 1}, "shots and queries belong to support_query, got protocol offset"),
-        ({"batch_size": 0}, "batch_size and episodes must be at least 1, got 0 and 10"),
+        (
+            {"length": 4, "protocol": "none"},
+            "one of offset, .* got 'none'",
+        ),
+        ({"length": 4, "protocol": "offset", "delay": 2}, "offset has a delay of 1, got 2; use"),
+        ({"length": 4, "protocol": "delayed"}, "delayed needs a delay of at least 1, got None"),
+        (
+            {"length": 4, "protocol": "delayed", "delay": 0},
+            "needs a delay of at least 1, got 0",
+        ),
+        (
+            {"length": 4, "protocol": "support_query", "shots": 1},
+            "needs shots and .* got 1 and None",
+        ),
+        ({"protocol": "support_query", "shots": 1, "queries": 1, "length": 4}, "and a length"),
+        (
+            {"length": 4, "shots": 1},
+            "belong to support_query, got protocol offset",
+        ),
+        (
+            {"length": 4, "batch_size": 0},
+            "must be at least 1, got 0 and 10",
+        ),
         ({"names": ["a"]}, "names must name the 9 classes, got 1"),
         ({"shift": -1}, "shift and rotation must be at least 0, got -1 and 0.0"),
         ({"rotation": float("nan")}, "got 0 and nan"),
@@ -221,7 +237,7 @@ def test_real_characters(shared_data):
         pytest.skip(f"Omniglot is not here ({root})")
     data = load_omniglot(root)
     options = {"names": data.names, "episodes": 100_000}
-    loader = ImageEpisodes(data.images, shift=2, rotation=math.pi / 16, **options)
+    loader = image_episodes(data.images, shift=2, rotation=math.pi / 16, **options)
     batch = loader.batch(range(16))
     assert batch.x.shape == (16, 50, 400) and 0.06 < batch.x.mean() < 0.1
     place = {name: row for row, name in enumerate(data.names)}

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from stmeta.data.loading.batch import ClipBatch, EpisodeBatch
+from stmeta.data.episodes.loader import EpisodeBatch
+from stmeta.data.loading.batch import ClipBatch
 
 
 def clips() -> ClipBatch:
@@ -40,10 +41,9 @@ def test_is_frozen():
 
 def test_episodes_move_what_they_have():
     numbers = torch.zeros(1, 3, dtype=torch.int64)
-    batch = EpisodeBatch(numbers, numbers, numbers, numbers, [["a"] * 3], features=numbers.float())
-    moved = batch.to("meta")
-    assert moved.video is None and moved.features.device.type == "meta" and len(moved) == 1
-    assert moved.protocol == "offset"
+    tensors = (numbers.float(), numbers.float(), numbers, numbers > 0, numbers, numbers)
+    moved = EpisodeBatch(*tensors, [["a"] * 3]).to("meta")
+    assert moved.x.device.type == moved.class_id.device.type == "meta" and len(moved) == 1
 
 
 @pytest.mark.gpu

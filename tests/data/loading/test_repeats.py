@@ -231,9 +231,9 @@ def test_any_list_of_clips_can_be_loaded(split):
         assert sweep == [f"v{i}" for i in range(COUNT)]
 
 
-def test_errors():
-    with pytest.raises(ValueError, match=r"batch_size must be a multiple of repeats = 4.* got 6"):
-        LoaderConfig(batch_size=6, repeats=4)
+def test_errors(split):
+    with pytest.raises(ValueError, match=r"must be a multiple of repeats = 4.* got 6"):
+        ClipLoader(split, LoaderConfig(batch_size=6, repeats=4))
     with pytest.raises(ValueError, match="repeats must be 1 or more, got 0"):
         LoaderConfig(repeats=0)
     with pytest.raises(ValueError, match="must be a multiple of repeats = 4, got 6"):

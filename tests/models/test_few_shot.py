@@ -1,24 +1,32 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from stmeta.memory import MANNConfig
-from stmeta.models.mann import (
-    FewShotConfig,
-    FewShotMANN,
+from stmeta.memory import DNCConfig, LSTMConfig, MANNConfig
+from stmeta.models.few_shot import (
+    FewShotClassifier,
+    FewShotClassifierConfig,
     augment_episode_features,
     matching_loss,
 )
+from stmeta.models.image_encoder import ImageEncoderConfig
 
-SMALL = MANNConfig(hidden=16, rows=16, width=24, reads=2)
+SMALL = MANNConfig(hidden=16, rows=16, width=24, num_heads=2, gate_bias=-2.0)
+SEES = ("features", "label")
+LSTM = FewShotClassifierConfig.plain(
+    LSTMConfig(hidden=16), standardise=True, inputs=("features", "label", "last_features")
+)
 CONFIGS = {
-    "default": FewShotConfig(mann=SMALL),
-    "plain": FewShotConfig.plain(),
-    "lstm": FewShotConfig(memory="lstm", mann=SMALL),
-    "no direct keys": FewShotConfig(mann=SMALL, direct_keys=False, controller_features=True),
-    "no binding": FewShotConfig(mann=SMALL, bind=False, controller_features=True),
+    "default": FewShotClassifierConfig(memory=SMALL),
+    "plain": FewShotClassifierConfig.plain(),
+    "lstm": LSTM,
+    "dnc": FewShotClassifierConfig.plain(DNCConfig(hidden=16, rows=8, width=6)),
+    "no direct keys": FewShotClassifierConfig(memory=SMALL, direct_keys=False, inputs=SEES),
+    "no binding": FewShotClassifierConfig(memory=SMALL, bind=False, inputs=SEES),
 }
 
 
@@ -36,7 +44,7 @@ def make_episodes(classes, batch, generator, *, ways=3, instances=5, noise=0.3):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_label_is_known_one_step_later_and_not_before(name):
     torch.manual_seed(0)
-    model = FewShotMANN(8, 3, CONFIGS[name]).eval()
+    model = FewShotClassifier(8, 3, CONFIGS[name]).eval()
     features, label = torch.randn(2, 9, 8), torch.randint(0, 3, (2, 9))
     other = label.clone()
     other[:, 4] = (label[:, 4] + 1) % 3
@@ -47,7 +55,7 @@ def test_a_label_is_known_one_step_later_and_not_before(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_clip_changes_nothing_before_it(name):
     torch.manual_seed(0)
-    model = FewShotMANN(8, 3, CONFIGS[name]).eval()
+    model = FewShotClassifier(8, 3, CONFIGS[name]).eval()
     features, label = torch.randn(2, 9, 8), torch.randint(0, 3, (2, 9))
     other = features.clone()
     other[:, 4] += 1
@@ -59,7 +67,7 @@ def test_a_clip_changes_nothing_before_it(name):
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_parameter_gets_a_gradient(name):
     torch.manual_seed(0)
-    model = FewShotMANN(8, 3, CONFIGS[name])
+    model = FewShotClassifier(8, 3, CONFIGS[name])
     generator = torch.Generator().manual_seed(0)
     label = torch.randint(0, 3, (2, 9))
     logits = model(torch.randn(2, 9, 8), label, generator=generator)
@@ -73,7 +81,7 @@ def test_it_learns_to_name_new_classes():
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     train, new = torch.randn(10, 16), torch.randn(6, 16)
-    model = FewShotMANN(16, 3, FewShotConfig(mann=SMALL))
+    model = FewShotClassifier(16, 3, FewShotClassifierConfig(memory=SMALL))
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     for _ in range(60):
         features, label = make_episodes(train, 16, generator)
@@ -105,7 +113,7 @@ def test_augmentation_keeps_distances_within_an_episode():
 
 def test_augmentation_and_statistics_only_in_training():
     torch.manual_seed(0)
-    model = FewShotMANN(8, 3, FewShotConfig(mann=SMALL))
+    model = FewShotClassifier(8, 3, FewShotClassifierConfig(memory=SMALL))
     features, label = 5 + 3 * torch.randn(4, 9, 8), torch.randint(0, 3, (4, 9))
     seeds = [torch.Generator().manual_seed(s) for s in (0, 1, 1)]
     a, b, c = (model(features, label, generator=g) for g in seeds)
@@ -124,7 +132,7 @@ def test_augmentation_and_statistics_only_in_training():
 
 def test_autocast_changes_nothing():
     torch.manual_seed(0)
-    model = FewShotMANN(8, 3, FewShotConfig(mann=SMALL)).eval()
+    model = FewShotClassifier(8, 3, FewShotClassifierConfig(memory=SMALL)).eval()
     features, label = torch.randn(2, 9, 8), torch.randint(0, 3, (2, 9))
     with torch.autocast("cpu", torch.bfloat16):
         half = model(features, label)
@@ -133,7 +141,7 @@ def test_autocast_changes_nothing():
 
 def test_state_dict_round_trip():
     torch.manual_seed(0)
-    one, two = (FewShotMANN(8, 3, FewShotConfig(mann=SMALL)) for _ in range(2))
+    one, two = (FewShotClassifier(8, 3, FewShotClassifierConfig(memory=SMALL)) for _ in range(2))
     features, label = torch.randn(2, 9, 8), torch.randint(0, 3, (2, 9))
     one(features, label)  # moves the statistics
     one.eval(), two.eval()
@@ -156,18 +164,18 @@ def test_state_dict_round_trip():
 )
 def test_errors(features, label, message):
     with pytest.raises(ValueError, match=message):
-        FewShotMANN(8, 3)(features, label)
+        FewShotClassifier(8, 3)(features, label)
 
 
 def test_flipping_signs_needs_centred_features():
     with pytest.raises(ValueError, match="augment needs standardise = True"):
-        FewShotConfig(standardise=False)
+        FewShotClassifierConfig(standardise=False)
 
 
 @pytest.mark.parametrize("off", ["direct_keys", "bind"])
 def test_a_network_that_cannot_see_the_clips_is_an_error(off):
-    with pytest.raises(ValueError, match="set controller_features = True"):
-        FewShotConfig(**{off: False})
+    with pytest.raises(ValueError, match="add 'features' to inputs"):
+        FewShotClassifierConfig(**{off: False})
 
 
 def test_matching_loss_is_its_definition():
@@ -197,7 +205,22 @@ def test_matching_loss_without_a_class_that_comes_again():
 
 def test_the_lstm_sees_the_last_clip_beside_its_label():
     torch.manual_seed(0)
-    model = FewShotMANN(8, 3, CONFIGS["lstm"]).eval()
-    apart = FewShotMANN(8, 3, FewShotConfig(memory="lstm", mann=SMALL, bind=False)).eval()
+    model = FewShotClassifier(8, 3, LSTM).eval()
+    apart = FewShotClassifier(8, 3, dataclasses.replace(LSTM, inputs=SEES)).eval()
     assert model.cell.in_dim == 2 * 8 + 3 and apart.cell.in_dim == 8 + 3
     assert model(torch.randn(2, 5, 8), torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 5, 3)
+
+
+def test_a_memory_that_takes_no_keys_is_named():
+    with pytest.raises(ValueError, match="takes keys, got LSTMCell; set both to False"):
+        FewShotClassifier(8, 3, FewShotClassifierConfig(memory=LSTMConfig()))
+
+
+def test_an_encoder_is_trained_along():
+    torch.manual_seed(0)
+    encoder = ImageEncoderConfig(filters=(4,), widths=(6,))
+    model = FewShotClassifierConfig(memory=SMALL, encoder=encoder).build(64, 3)
+    logits, features = model.forward_features(torch.rand(2, 5, 64), torch.zeros(2, 5).long())
+    assert logits.shape == (2, 5, 3) and features.shape == (2, 5, 6)
+    logits.sum().backward()
+    assert model.encoder.layers[0].weight.grad.abs().sum() > 0
