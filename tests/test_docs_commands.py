@@ -59,7 +59,7 @@ SMALL = {
     "python -m stmeta.train --recipe small_set --data DIR": f"{SET} --stage pretrain",
     "python -m stmeta.train --help": "",
     "python -m stmeta.train --resume runs/demo": "",
-    "python -m stmeta.train --recipe ntm_copy --fused": "--steps 1",
+    "python -m stmeta.train --recipe ntm_copy --fused": "--sequences.steps 1",
 }
 # Words of a command -> what stands here in their place.
 INSTEAD = {"{000000..000007}": "{000000..000000}", "DIR": "{motions}"}
