@@ -30,14 +30,14 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
 class Folder(Protocol):
     """Reads the shards of a split; may be called from many threads."""
 
-    def read(self, shard: str, offset: int, size: int, times: Timers) -> bytes:
+    def read(self, shard: str, offset: int, size: int, timers: Timers) -> bytes:
         """Read a part of a shard.
 
         Args:
             shard: its file name.
             offset: first byte.
             size: bytes.
-            times: receives "bytes"; from an address also "retry", "retry_seconds", "disk_hit" and
+            timers: receives "bytes"; from an address also "retry", "retry_seconds", "disk_hit" and
                 "disk_miss".
 
         Raises:
@@ -54,10 +54,10 @@ class LocalFolder:
         """Read the shards of a folder."""
         self.path = path
 
-    def read(self, shard: str, offset: int, size: int, times: Timers) -> bytes:
+    def read(self, shard: str, offset: int, size: int, timers: Timers) -> bytes:
         """See `Folder`."""
         content = read_part(self.path / shard, offset, size)
-        times.add("bytes", size)
+        timers.add("bytes", size)
         return content
 
 
@@ -144,12 +144,12 @@ def stored_stride(root: Root) -> int:
     return stride if isinstance(stride, int) and stride > 0 else 1
 
 
-def reading_stats(times: Timers) -> dict[str, Any]:
+def reading_stats(timers: Timers) -> dict[str, Any]:
     """What `Folder.read` added up, named as in the loader's `stats`."""
     return {
-        "bytes_read": int(times["bytes"]),
-        "retries": int(times["retry"]),
-        "read_retry_seconds": times["retry_seconds"],
-        "disk_cache_hits": int(times["disk_hit"]),
-        "disk_cache_misses": int(times["disk_miss"]),
+        "bytes_read": int(timers["bytes"]),
+        "retries": int(timers["retry"]),
+        "read_retry_seconds": timers["retry_seconds"],
+        "disk_cache_hits": int(timers["disk_hit"]),
+        "disk_cache_misses": int(timers["disk_miss"]),
     }

@@ -23,7 +23,7 @@ from stmeta._util.timers import Timers
 from stmeta.data.decode.sample import SampleDecoder, VideoPlace
 from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 from stmeta.data.shards.writer import ShardIndex
-from stmeta.data.storage import remote, transport
+from stmeta.data.storage import http_transport, remote, transport
 from stmeta.data.storage.config import StorageConfig
 from stmeta.data.storage.folder import StorageError, locate
 from tests.data._served import memory, split, storage
@@ -118,7 +118,7 @@ class Failing:
     def get(self, *_):
         self.asked += 1
         time.sleep(0.02)
-        raise transport.Unanswered("no")
+        raise transport.TransientError("no")
 
 
 def test_when_one_gives_up_the_others_do_too(memory, tmp_path):
@@ -139,7 +139,7 @@ def test_when_one_gives_up_the_others_do_too(memory, tmp_path):
     for thread in threads:
         thread.start()
     time.sleep(0.05)
-    root._gave_up = time.monotonic()  # as another thread does at the end of its tries
+    root._failed_at = time.monotonic()  # as another thread does at the end of its tries
     for thread in threads:
         thread.join(20)
     assert len(failed) == 4 and root._transport.asked < 4 * 900
@@ -157,20 +157,20 @@ def test_when_one_gives_up_the_others_do_too(memory, tmp_path):
 @pytest.mark.parametrize(
     ("code", "after", "kind", "wait"),
     [
-        (503, "7", transport.Unanswered, 7),
-        (429, "Wed, 21 Oct 2015 07:28:00 GMT", transport.Unanswered, 0),
-        (404, None, transport.Absent, None),
-        (403, None, transport.Refused, None),
-        (416, None, transport.Refused, None),
+        (503, "7", transport.TransientError, 7),
+        (429, "Wed, 21 Oct 2015 07:28:00 GMT", transport.TransientError, 0),
+        (404, None, transport.NotFound, None),
+        (403, None, transport.PermanentError, None),
+        (416, None, transport.PermanentError, None),
     ],
 )
 def test_which_answers_may_change(code, after, kind, wait):
     headers = Message()
     if after:
         headers["Retry-After"] = after
-    found = transport._status(HTTPError("http://host", code, "so", headers, None))
+    found = http_transport._status(HTTPError("http://host", code, "so", headers, None))
     assert type(found) is kind and str(code) in str(found)
-    assert getattr(found, "after", None) == wait
+    assert getattr(found, "retry_after", None) == wait
 
 
 def test_a_full_disk_switches_the_cache_off(split, memory, tmp_path, monkeypatch, caplog):

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 
 import pytest
 
+from stmeta.data.storage.http_transport import HttpTransport
 from stmeta.data.storage.transport import (
-    Absent,
-    HttpTransport,
-    NoAnswer,
-    Refused,
-    Unanswered,
+    NotFound,
+    PermanentError,
+    TransientError,
+    TransportError,
     without_password,
 )
 
@@ -87,7 +87,7 @@ def test_a_request_ends_in_time(answer):
     with serving(answer) as url:
         transport = HttpTransport(url, TIMEOUT)
         began = time.monotonic()
-        with pytest.raises((Unanswered, Refused)):
+        with pytest.raises((TransientError, PermanentError)):
             transport.get(str(transport.address("a.tar")), 0, 10, 10)
         assert time.monotonic() - began < TIMEOUT + 1.5
 
@@ -130,7 +130,7 @@ def test_an_answer_of_nonsense_is_no_answer(content):
         transport = HttpTransport(url, 2.0)
         try:
             assert transport.get(str(transport.address("a.tar")), 0, 10, 10) == b"0123456789"
-        except NoAnswer as error:
+        except TransportError as error:
             assert str(error) and len(str(error)) < 2000
 
 
@@ -139,7 +139,7 @@ def test_a_servers_words_move_no_cursor(code):
     reason = b"\x1b[2J\x1b]0;owned\x07\x9b31m" + b"very " * 5000 + b"long"
     with serving(say(b"HTTP/1.1 %d %s\r\n\r\n" % (code, reason))) as url:
         transport = HttpTransport(url, 2.0)
-        with pytest.raises((Absent, Refused, Unanswered)) as caught:
+        with pytest.raises((NotFound, PermanentError, TransientError)) as caught:
             transport.get(str(transport.address("a.tar")), 0, 10, 10)
     shown = str(caught.value)
     assert shown.isprintable() and len(shown) < 1000
