@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[3]
 SCAN_WAYS: dict[str, dict[str, int]] = {  # what a block of a scan may use
@@ -48,17 +49,19 @@ class HostProgram:
             pytest.skip("g++ is not on PATH")
         self.path = folder / f"{name}_{sanitizer.replace(',', '_')}"
         source = ROOT / "tests" / "cuda_host" / f"{name}.cpp"
-        command = [
+        compiler = [
             *("g++", "-std=c++20", "-O1", "-g1", "-Wall", "-Wextra", "-Werror"),
             *("-Wno-unknown-pragmas", "-pthread", *flags),
             *(f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"),
             *(f"-I{source.parent}", f"-I{ROOT / 'csrc'}", f"-isystem{TORCH_INCLUDE}"),
-            *(str(source), "-o", str(self.path)),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if flags == EXECUTOR:
+            headers = _precompiled(compiler, folder.parent / f"headers_{sanitizer}.h")
+            compiler += ["-Winvalid-pch", "-include", str(headers)]
+        done = _compile([*compiler, str(source), "-o", str(self.path)])
         if "cannot find -l" in done.stderr:
             pytest.skip(f"g++ has no library for -fsanitize={sanitizer}")
-        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr}"
+        assert done.returncode == 0, f"{' '.join(done.args)}\n{done.stderr}"
 
     def run(self, *items, check_only: bool = False) -> list[bytes]:
         """Results of one run; fails with what the program wrote to stderr, if anything.
@@ -84,6 +87,19 @@ class HostProgram:
             if done.returncode or said:
                 raise HostProgramError("\n".join([f"exit status {done.returncode}", *said]))
             return _split(target.read_bytes())
+
+
+def _precompiled(compiler: list[str], headers: Path) -> Path:
+    """A header with what all programs include, compiled once for a sanitizer."""
+    with FileLock(f"{headers}.lock"):
+        if not headers.exists():
+            headers.write_text('#include "case_io.h"\n#include "common/cuda_base.cuh"\n')
+            _compile([*compiler, "-x", "c++-header", str(headers), "-o", f"{headers}.gch"])
+    return headers
+
+
+def _compile(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def as_tensor(result: bytes, dtype: torch.dtype, shape) -> torch.Tensor:

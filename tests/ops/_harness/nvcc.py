@@ -39,13 +39,17 @@ class Kernel(NamedTuple):
     declared_bytes: int  # of the shared memory that its own arrays take
 
 
-def compile_launcher(op: str, folder: Path, *targets: int) -> list[Kernel]:
-    """Compile csrc/cuda/<room>/<op>.cu: every kernel that the op launches, for each target.
+def compile_launchers(ops: Iterable[str], folder: Path, *targets: int) -> list[Kernel]:
+    """Compile csrc/cuda/<room>/<op>.cu: every kernel that the ops launch, for each target.
 
-    The host compiler checks the host code, but need not optimise and write it: nobody runs it.
+    All in one source, as most of an op's time goes into torch's headers; tests/test_older_torch.py
+    compiles each alone. The host compiler checks the host code, but need not optimise and write it:
+    nobody runs it.
     """
     flags = ("-c", "-Xcompiler=-fsyntax-only", f"-I{CSRC}", *TORCH_FLAGS)
-    (source,) = CSRC.glob(f"cuda/*/{op}.cu")
+    sources = [path for op in ops for path in CSRC.glob(f"cuda/*/{op}.cu")]
+    source = folder / "launchers.cu"
+    source.write_text("".join(f'#include "{path}"\n' for path in sources))
     return _compile(source, folder, targets, flags)
 
 

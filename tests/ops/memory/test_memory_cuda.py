@@ -23,7 +23,7 @@ from tests.ops._harness import (
     sizes_of_zero,
 )
 from tests.ops._harness.cuda_host import HostProgram, HostProgramError, as_tensor, storage
-from tests.ops._harness.nvcc import check_kernels, compile_kernels, compile_launcher
+from tests.ops._harness.nvcc import Kernel, check_kernels, compile_kernels, compile_launchers
 
 ADDRESS, THREAD = "address", "thread"
 DTYPES = ("float", "__half", "__nv_bfloat16")
@@ -91,11 +91,17 @@ def test_kernels_do_not_spill(dtype, tmp_path):
     check_kernels(kernels, names, registers=128)  # 512 threads share 65,536
 
 
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory) -> list[Kernel]:
+    """Kernels of all launchers."""
+    return compile_launchers(OPS, tmp_path_factory.mktemp("launchers"), 90)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("op", OPS)
-def test_launcher_compiles(op, tmp_path):
+def test_launcher_compiles(launched, op):
     names = [name for dtype in DTYPES for name in _kernels(op, dtype)]
-    check_kernels(compile_launcher(op, tmp_path, 90), names, registers=128)
+    check_kernels(launched, names, registers=128)
 
 
 def _kernels(op: str, dtype: str) -> list[str]:

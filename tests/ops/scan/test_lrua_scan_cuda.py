@@ -18,7 +18,7 @@ from stmeta.ops import availability, lrua_scan
 from stmeta.ops.memory.content_addressing import EPS
 from stmeta.ops.scan._lrua_scan import _autograd, _backward_fake, _fake
 from tests.ops._harness.cuda_host import SCAN_WAYS, HostProgram, HostProgramError, as_tensor
-from tests.ops._harness.nvcc import check_kernels, compile_launcher
+from tests.ops._harness.nvcc import check_kernels, compile_launchers
 from tests.ops.scan.test_lrua_scan import OPTIONS, make
 
 ADDRESS, THREAD = "address,undefined", "thread"
@@ -45,7 +45,7 @@ Program = Callable[[str], HostProgram]
 
 @pytest.mark.slow
 def test_launcher_compiles(tmp_path):
-    kernels = compile_launcher("lrua_scan", tmp_path, 80, 90)
+    kernels = compile_launchers(["lrua_scan"], tmp_path, 80, 90)
     check_kernels(kernels, KERNELS, registers=128)  # 512 threads share 65,536
 
 

@@ -19,7 +19,7 @@ from stmeta.ops import availability, ntm_scan
 from stmeta.ops.memory.content_addressing import EPS
 from stmeta.ops.scan.ntm_scan import _autograd, _backward_fake, _fake
 from tests.ops._harness.cuda_host import SCAN_WAYS, HostProgram, HostProgramError, as_tensor
-from tests.ops._harness.nvcc import check_kernels, compile_launcher
+from tests.ops._harness.nvcc import check_kernels, compile_launchers
 from tests.ops.scan.test_ntm_scan import OPTIONS, make
 
 ADDRESS, THREAD = "address,undefined", "thread"
@@ -43,7 +43,7 @@ Function = Callable[[dict[str, Tensor], dict[str, Any]], tuple[Tensor, ...]]
 
 @pytest.mark.slow
 def test_launcher_compiles(tmp_path):
-    kernels = compile_launcher("ntm_scan", tmp_path, 80, 90)
+    kernels = compile_launchers(["ntm_scan"], tmp_path, 80, 90)
     check_kernels(kernels, KERNELS, registers=128)  # 512 threads share 65,536
 
 

@@ -10,7 +10,7 @@ from tests.ops.video.cases_locality_attention import make
 
 from tests.ops._harness import Case, check, load, make_inputs
 from tests.ops._harness.cuda_host import HostProgram, as_tensor, storage
-from tests.ops._harness.nvcc import check_kernels, compile_kernels, compile_launcher
+from tests.ops._harness.nvcc import check_kernels, compile_kernels, compile_launchers
 
 OP = load("locality_attention")
 DTYPES = ("float", "__half", "__nv_bfloat16")
@@ -25,7 +25,7 @@ def test_kernels_do_not_spill(tmp_path):
 
 @pytest.mark.slow
 def test_launcher_compiles(tmp_path):
-    kernels = compile_launcher("locality_attention", tmp_path, 90)
+    kernels = compile_launchers(["locality_attention"], tmp_path, 90)
     check_kernels(kernels, _kernels((1, 2, 4, 8), DTYPES))
 
 

@@ -13,7 +13,7 @@ import torch
 
 from stmeta.ops.video._patch_shift_args import scale_offset
 from tests.ops._harness.cuda_host import HostProgram, as_tensor, storage
-from tests.ops._harness.nvcc import Kernel, check_kernels, compile_kernels, compile_launcher
+from tests.ops._harness.nvcc import Kernel, check_kernels, compile_kernels, compile_launchers
 from tests.ops.video._patch_shift_cases import CASES, Case, Inputs, Results, check, make_inputs
 
 LARGE = Case(  # more features than 512 threads take at a time
@@ -44,7 +44,7 @@ def test_launcher_compiles(tmp_path):
         for dtype in DTYPES
         if (kernel, video) != ("backward_video", "unsigned char")  # bytes have no gradient
     ]
-    _check(compile_launcher("patch_shift", tmp_path, 90), [*names, *SHARED])
+    _check(compile_launchers(["patch_shift"], tmp_path, 90), [*names, *SHARED])
 
 
 def _check(kernels: list[Kernel], names: list[str]) -> None:

@@ -17,7 +17,7 @@ from stmeta.ops.video._patch_shift_args import scale_offset
 from stmeta.ops.video.gather_tokens import invert_ids
 from tests.ops._harness import Inputs, Results, check, load, make_inputs
 from tests.ops._harness.cuda_host import HostProgram, as_tensor, storage
-from tests.ops._harness.nvcc import check_kernels, compile_kernels, compile_launcher
+from tests.ops._harness.nvcc import Kernel, check_kernels, compile_kernels, compile_launchers
 
 ADDRESS, THREAD = "address", "thread"
 WIDE = {"float": 4, "__half": 8, "__nv_bfloat16": 8}  # numbers in 16 bytes, by dtype
@@ -92,10 +92,16 @@ def test_kernels_do_not_spill(dtype, tmp_path):
     check_kernels(kernels, LISTED[dtype], registers=80)  # three blocks of 256 threads
 
 
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory) -> list[Kernel]:
+    """Kernels of all launchers."""
+    return compile_launchers(OPS, tmp_path_factory.mktemp("launchers"), 90)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("op", OPS)
-def test_launcher_compiles(op, tmp_path):
-    check_kernels(compile_launcher(op, tmp_path, 90), LAUNCHED[op], registers=80)
+def test_launcher_compiles(launched, op):
+    check_kernels(launched, LAUNCHED[op], registers=80)
 
 
 @pytest.fixture(scope="module")
