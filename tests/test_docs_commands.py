@@ -24,12 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 MODEL = "--model.dim 16 --model.depth 1 --model.heads 1 --model.head-dim 16"
-# Its other two stages are one, which small_set has.
-DEMO = (
-    f"--data {{motions}} --max-steps 1 {MODEL} --stage pretrain fewshot --pretrain.evals 1 "
-    "--fewshot.encoder pretrain --fewshot.ways 3 --fewshot.instances 4 --fewshot.episodes 32 "
-    "--fewshot.test-episodes 8 --fewshot.evals 1 --fewshot.views 1"
-)
+# The other stages, with the same options, are in tests/train/test_pipeline.py and in small_set.
+DEMO = f"--data {{motions}} --max-steps 1 {MODEL} --stage pretrain --pretrain.evals 1"
 SET = f"--max-steps 1 --pretrain.batch-size 4 --classify.batch-size 4 {MODEL}"
 
 # Command -> the options that make it small. {motions}: the built-in clips, a few of each class.
@@ -89,8 +85,12 @@ LEFT_OUT = {
 
 
 def commands(page: Path) -> list[str]:
-    """The lines of a page's blocks of shell, without comments."""
-    found = re.findall(r"```(?:bash|sh|console)\n(.*?)```", page.read_text(), re.S)
+    """The lines of a page's blocks of shell, without comments.
+
+    Those of the recipes of docs/contributing.md run in test_contributing.py.
+    """
+    text = re.sub(r"^## A new .*", "", page.read_text(), flags=re.M | re.S)
+    found = re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, re.S)
     lines = [re.sub(r"(^|\s+)# .*", "", line) for block in found for line in block.splitlines()]
     return [line for line in lines if line]
 

@@ -76,7 +76,8 @@ class VideoClassifier(nn.Module):
 
     def features(self, video: Tensor, ids_keep: Tensor | None = None) -> Tensor:
         """What the head sees, [B, D]: pooled tokens after a LayerNorm."""
-        x = self.encoder(video, ids_keep)
+        # Only encoders whose tokens may be left out take ids.
+        x = self.encoder(video) if ids_keep is None else self.encoder(video, ids_keep)
         if self.pool == "cls":
             pooled = x[:, 0]
         else:
