@@ -60,9 +60,11 @@ def fuse(model: nn.Module, *, backend: str = "auto", strict: bool = False) -> Fu
         What was replaced, and what was left alone with the reason.
 
     Raises:
+        TypeError: `model` is no module.
         ValueError: there is no such backend; or `strict` and something would stay. The model is
             as it was before then.
     """
+    _check_module("fuse", model)
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"fuse: backend must be one of {('auto', *BACKENDS)}, got {backend!r}")
     report, plan = FuseReport(), []
@@ -99,13 +101,24 @@ def unfuse(model: nn.Module) -> int:
         How many blocks were fused.
 
     Raises:
+        TypeError: `model` is no module.
         ValueError: a wrapper was built on a fused class; the model stays as it is.
     """
+    _check_module("unfuse", model)
     fused = [(module, original(type(module))) for module in model.modules() if _is_fused(module)]
     for module, before in fused:
         module.__class__ = before
         module.__dict__.pop("stmeta_backend", None)
     return len(fused)
+
+
+def _check_module(function: str, model: object) -> None:
+    if not isinstance(model, nn.Module):
+        kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(
+            f"{function}: model must be a torch.nn.Module, got {kind}; pass the model itself, as "
+            f"{function}(model)"
+        )
 
 
 def _is_fused(module: nn.Module) -> bool:

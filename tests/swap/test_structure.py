@@ -150,3 +150,10 @@ def test_subclass_with_the_same_methods(monkeypatch):
 
     model = Wider()
     assert_close(run(fused(model), steps(x := clip())), run(model, steps(x)))
+
+
+@pytest.mark.parametrize("function", [fuse, unfuse])
+@pytest.mark.parametrize(("model", "got"), [(None, "NoneType"), (nn.Linear, "the class Linear")])
+def test_what_is_no_module_is_named(function, model, got):
+    with pytest.raises(TypeError, match=rf"model must be a torch.nn.Module, got {got}; pass the"):
+        function(model)

@@ -103,7 +103,9 @@ def check(
         )
     offsets = shift_offsets(shifts, tubelet, patch) if isinstance(shifts, str) else shifts
     if (
-        not offsets
+        not _has_items(offsets)
+        or not len(offsets)
+        or not all(map(_has_items, offsets))
         or any(len(offset) != 3 for offset in offsets)
         or any(not isinstance(number, int) for offset in offsets for number in offset)
         or tuple(offsets[0]) != (0, 0, 0)
@@ -115,7 +117,14 @@ def check(
     if (mean is None) != (std is None):
         raise ValueError(f"{op}: mean and std go together, got one of them; pass both")
     for name, numbers in (("mean", mean), ("std", std)):
-        if numbers is not None and len(numbers) != channels:
+        if numbers is None:
+            continue
+        if not _has_items(numbers):
+            raise ValueError(
+                f"{op}: {name} must be a sequence of C = {channels} numbers, got {numbers!r}; "
+                f"repeat one for all channels: [{numbers!r}] * {channels}"
+            )
+        if len(numbers) != channels:
             raise ValueError(
                 f"{op}: {name} must have C = {channels} numbers, got {len(numbers)} for video "
                 f"{list(video.shape)}{swap_hint(video, len(numbers) == frames)}"
@@ -130,6 +139,10 @@ def check(
             f"{op}: dtype must be one of {allowed} for a video of {video.dtype}, got {dtype}"
         )
     return offsets
+
+
+def _has_items(value: Any) -> bool:
+    return hasattr(value, "__len__") and not isinstance(value, str)
 
 
 def check_norm(

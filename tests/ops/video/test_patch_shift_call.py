@@ -43,6 +43,11 @@ def _ids(*values: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         ({"shifts": [(0, 0, 0), (1, 2)]}, "shifts must be triples"),
         ({"shifts": [(0, 0, 0), (0, 0.5, 0)]}, "shifts must be triples (dt, dy, dx) of ints"),
         ({"mean": [0.5] * 3}, "mean and std go together"),
+        (
+            {"mean": 0.5, "std": 0.2},
+            "mean must be a sequence of C = 3 numbers, got 0.5; repeat one",
+        ),
+        ({"shifts": 5}, "shifts must be triples (dt, dy, dx) of ints, the first (0, 0, 0), got 5"),
         ({"mean": [0.5] * 4, "std": [1.0] * 3}, "mean must have C = 3 numbers, got 4"),
         ({"mean": [0.5] * 3, "std": [1.0, 0.0, 1.0]}, "std must be positive, got [1.0, 0.0, 1.0]"),
         ({"norm_weight": WEIGHT}, "norm_weight and norm_bias go together"),
