@@ -24,6 +24,8 @@ from pathlib import Path
 import pybind11
 import pytest
 
+from stmeta.ops._core.torch_private import PRIVATE
+
 ROOT = Path(__file__).resolve().parents[1]
 CSRC = ROOT / "csrc"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "stmeta-tests"
@@ -31,6 +33,9 @@ ASKED = os.environ.get("STMETA_OLDER_TORCH", "")
 OLDEST, INSTALLED = "2.10.0", "2.11.0"
 VERSIONS = (OLDEST, INSTALLED)
 SOURCES = sorted([*CSRC.glob("*.cpp"), *CSRC.glob("cpu/**/*.cpp"), *CSRC.glob("cuda/**/*.cu")])
+
+# Of a wheel: headers, and what says which private APIs there are.
+WANTED = ("torch/include/", "torch/_C/", "torch/autograd/", "torch/utils/_python_dispatch.py")
 
 # Functions of the stable ABI are declared for TORCH_TARGET_VERSION; macros are there or not.
 MACROS = {
@@ -87,7 +92,7 @@ def pip(*arguments: str, python: str | Path = sys.executable) -> None:
 
 def headers(version: str) -> Path:
     """torch's include folder: that of the wheel for macOS, as all but that for CPUs is left out."""
-    with cached(f"torch-{version}-headers") as (folder, complete):
+    with cached(f"torch-{version}-sources") as (folder, complete):
         if not complete:
             with tempfile.TemporaryDirectory() as scratch:
                 pip(
@@ -97,7 +102,7 @@ def headers(version: str) -> Path:
                 )
                 (wheel,) = Path(scratch).glob("torch-*.whl")
                 with zipfile.ZipFile(wheel) as archive:
-                    wanted = [n for n in archive.namelist() if n.startswith("torch/include/")]
+                    wanted = [n for n in archive.namelist() if n.startswith(WANTED)]
                     archive.extractall(folder, wanted)
         return folder / "torch" / "include"
 
@@ -130,6 +135,22 @@ def test_compiles(source, version, tmp_path):
 
 
 @slow
+@needs_headers
+@pytest.mark.parametrize("version", VERSIONS)
+def test_has_the_private_apis_of_ops(version):
+    """By torch's own type stubs and Python files; tests/ops/rules holds what is installed to it."""
+    package, missing = headers(version).parent, []
+    for name in PRIVATE:
+        *path, last = name.split(".")
+        places = [package.joinpath(*path).with_suffix(x) for x in (".py", ".pyi")]
+        places.append(package.joinpath(*path, "__init__.pyi"))
+        (place,) = [place for place in places if place.is_file()]
+        if not re.search(rf"\b{last}\b", place.read_text()):
+            missing.append(name)
+    assert not missing, f"torch {version} lacks {', '.join(missing)}"
+
+
+@slow
 @needs_install
 def test_extension_runs_on_torch_2_11(tmp_path):
     """Built there, with CUDA where nvcc is; every op runs, and registers what was built."""
@@ -145,8 +166,10 @@ def test_extension_runs_on_torch_2_11(tmp_path):
     shutil.copytree(ROOT, copy, ignore=left_out)
     environment = {"TORCH_CUDA_ARCH_LIST": "9.0", **os.environ}
     environment.pop("PYTHONPATH", None)
+    has_all = "from stmeta.ops._core.torch_private import MISSING as m; assert m == (), m"
     for command in (
         ("setup.py", "--quiet", "build_ext", "--inplace"),
+        ("-c", has_all),
         ("tests/gpu_smoke.py", "--device", "cpu"),
     ):
         done = subprocess.run(
