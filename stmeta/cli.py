@@ -24,7 +24,7 @@ from stmeta._util.terminal import plain, unbroken
 
 COMMANDS = {
     "shard": "Turn a folder of videos into a data set of shards.",
-    "index": "Index the shards of a split again, such as shards from elsewhere.",
+    "index": "Index the shards of a split again, or shards that other tools wrote.",
     "dataset": "Make a data set: the built-in clips, or Kinetics and TinyVIRAT as one.",
     "verify": "Look for damage in shards, and name each bad sample with its reason.",
     "inspect": "Show what is in a split, a shard or one sample.",
@@ -81,7 +81,7 @@ def _main(args: Sequence[str] | None) -> None:
         )
         code = 1 if isinstance(error, (DataError, OSError)) else 2
     except KeyboardInterrupt:
-        hint = "; go on with --resume" if getattr(command, "resumable", False) else ""
+        hint = "; continue with --resume" if getattr(command, "resumable", False) else ""
         print(f"stopped{hint}", file=sys.stderr)
         code = 130
     sys.exit(code)

@@ -87,7 +87,7 @@ def test_a_stop_says_how_to_go_on(split, monkeypatch, capsys):
 
     monkeypatch.setattr("stmeta.data.verify.verifier.verify", stop)
     assert run("verify", split, "--resume") == 130
-    assert capsys.readouterr().err.endswith("stopped; go on with --resume\n")
+    assert capsys.readouterr().err.endswith("stopped; continue with --resume\n")
     assert run("verify", split) == 130
     assert capsys.readouterr().err.endswith("stopped\n")
 

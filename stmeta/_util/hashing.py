@@ -49,9 +49,9 @@ def shuffled(position: int, count: int, seed: int) -> int:
     columns = -(-count // rows)
     while True:
         high, low = divmod(position, columns)
-        for turn in range(4):
-            high = (high + hash64(seed ^ 2 * turn, low)) % rows
-            low = (low + hash64(seed ^ 2 * turn + 1, high)) % columns
+        for round_number in range(4):
+            high = (high + hash64(seed ^ 2 * round_number, low)) % rows
+            low = (low + hash64(seed ^ 2 * round_number + 1, high)) % columns
         position = high * columns + low
         if position < count:
             return position

@@ -26,7 +26,7 @@ class StoreOptions:
     workers: int | None = None
     """Processes; one per core if left out."""
     resume: bool = False
-    """Go on with a run that was stopped."""
+    """Continue an interrupted run; the result is the same as without the interruption."""
 
     def encode_options(self, fps: float | Literal["source"], stride: int = 1) -> EncodeOptions:
         """The same for the encoder, with the options that are the command's own."""

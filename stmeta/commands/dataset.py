@@ -46,7 +46,7 @@ class Dataset:
 
     @property
     def resumable(self) -> bool:
-        """Whether a stopped run can go on."""
+        """Whether an interrupted run can be continued."""
         return getattr(self.made, "resumable", False)
 
     def run(self) -> int:

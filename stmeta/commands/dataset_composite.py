@@ -24,7 +24,7 @@ class DatasetComposite:
     From annotation files and videos on this machine; nothing is downloaded. Classes of the same
     name are merged. Clips are 100 frames at 10 frames per second; shorter ones keep what they have.
     Videos that are missing or cannot be read are listed in manifest.json; the exit code is 1 if
-    some cannot be read. A run that was stopped goes on with --resume.
+    some cannot be read. --resume continues an interrupted run.
     """
 
     out: Path
@@ -44,7 +44,7 @@ class DatasetComposite:
     val_fraction: float = 0.0
     """Part of the clips of each other class that becomes the split "val"."""
     frames: int = 100
-    """Most frames of a clip."""
+    """Maximum number of frames of a clip."""
     min_frames: int = 10
     """Clips with fewer are left out."""
     fps: float = 10
@@ -57,7 +57,7 @@ class DatasetComposite:
 
     @property
     def resumable(self) -> bool:
-        """Whether a stopped run can go on."""
+        """Whether an interrupted run can be continued."""
         return True
 
     def run(self) -> int:

@@ -13,7 +13,7 @@ from stmeta.commands._show import count, print_bad
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Index:
-    """Index the shards of a split again, such as shards from elsewhere."""
+    """Index the shards of a split again, or shards that other tools wrote."""
 
     split: Positional[Path]
     """Folder with the shards (*.tar)."""

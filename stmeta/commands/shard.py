@@ -21,7 +21,7 @@ class Shard:
     Labels come from the folders (VIDEOS/CLASS/*.mp4 or VIDEOS/SPLIT/CLASS/*.mp4), from CSV files or
     from lists of "path label" lines.
     Videos that cannot be read are listed with the reason; the others are kept, and the exit code
-    is 1. A run that was stopped goes on with --resume.
+    is 1. --resume continues an interrupted run.
     """
 
     videos: Positional[Path]
@@ -51,7 +51,7 @@ class Shard:
 
     @property
     def resumable(self) -> bool:
-        """Whether a stopped run can go on."""
+        """Whether an interrupted run can be continued."""
         return True
 
     def run(self) -> int:
@@ -87,11 +87,13 @@ class Shard:
                     f"No video has a label: {self._how_labels_are_given()} Training without labels "
                     "(pretraining) works with these shards; classification does not."
                 )
-            print_bad("were taken in, but", [(x.source, x.reason) for x in report.remarks])
-            print_bad("could not be taken in", [(bad.source, bad.reason) for bad in report.bad])
+            print_bad("were stored, but", [(x.source, x.reason) for x in report.remarks])
+            print_bad("could not be stored", [(bad.source, bad.reason) for bad in report.bad])
             if report.others:
                 kinds = [f"{n} {end} ({path})" for end, (n, path) in report.others.items()]
-                print(plain(f"left out, as they are no videos by their name: {', '.join(kinds)}"))
+                print(
+                    plain(f"left out, as their names are not those of videos: {', '.join(kinds)}")
+                )
         return 1 if report.bad else 0
 
     def _how_labels_are_given(self) -> str:

@@ -30,16 +30,16 @@ class Verify:
     workers: int | None = None
     """Processes; one per core if left out."""
     on_error: Literal["skip", "fail"] = "skip"
-    """After a bad sample, go on or stop."""
+    """After a bad sample, continue or stop."""
     resume: bool = False
-    """Write down which shards are done, in verify-LEVEL.json beside them, and go on from there.
-    Shards that did not change since are not read again."""
+    """Write down which shards are done, in verify-LEVEL.json beside them, and continue from there.
+    Shards that have not changed since are not read again."""
     json: bool = False
     """Print counts and the bad samples as JSON, without a progress bar."""
 
     @property
     def resumable(self) -> bool:
-        """Whether a stopped run can go on."""
+        """Whether an interrupted run can be continued."""
         return self.resume
 
     def run(self) -> int:

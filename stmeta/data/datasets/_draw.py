@@ -38,7 +38,7 @@ _PATTERNS: tuple[_Distance, ...] = (
 )
 
 
-class _Look(NamedTuple):
+class _Style(NamedTuple):
     shape: _Distance
     pattern: _Distance
     colors: np.ndarray  # [2, 3]
@@ -46,7 +46,12 @@ class _Look(NamedTuple):
 
 
 def draw_clip(
-    motion: Motion, rng: Generator, *, frames: int, size: int, shown: Sequence[int] | None = None
+    motion: Motion,
+    rng: Generator,
+    *,
+    frames: int,
+    size: int,
+    frame_indices: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Draw one clip.
 
@@ -55,7 +60,7 @@ def draw_clip(
         rng: decides everything else: shapes, colours, background, still shapes, camera.
         frames: T.
         size: H = W, pixels.
-        shown: positions of the frames to draw; None = all.
+        frame_indices: positions of the frames to draw; None = all.
 
     Returns:
         uint8 [T or len(shown), H, W, 3].
@@ -65,20 +70,20 @@ def draw_clip(
     scene = _background(rng, size + 2 * _MARGIN)
     for _ in range(_still_shapes(rng, tracks)):
         x, y = rng.uniform(0.12, 0.88, 2) * size + _MARGIN
-        _paint(scene, _look(rng), x, y, 1.0, rng.uniform(0, 2 * np.pi), 1.0)
-    looks = [_look(rng) for _ in tracks]
+        _paint(scene, _style(rng), x, y, 1.0, rng.uniform(0, 2 * np.pi), 1.0)
+    styles = [_style(rng) for _ in tracks]
     turns = rng.uniform(0, 2 * np.pi, len(tracks))
     paths = [np.stack([np.broadcast_to(value, frames) for value in track]) for track in tracks]
     camera = _camera(rng, t)
     noise = rng.uniform(0, 3)
-    shown = range(frames) if shown is None else shown
-    clip = np.empty((len(shown), size, size, 3), np.uint8)
-    for row, i in enumerate(shown):
+    frame_indices = range(frames) if frame_indices is None else frame_indices
+    clip = np.empty((len(frame_indices), size, size, 3), np.uint8)
+    for row, i in enumerate(frame_indices):
         picture = _shifted(scene, *camera[i])
-        for look, path, turn in zip(looks, paths, turns, strict=True):
+        for style, path, turn in zip(styles, paths, turns, strict=True):
             x, y, scale, angle, opacity = path[:, i]
             middle = size / 2 + _MARGIN
-            _paint(picture, look, x + middle, y + middle, scale, angle + turn, opacity)
+            _paint(picture, style, x + middle, y + middle, scale, angle + turn, opacity)
         picture = picture[_MARGIN : _MARGIN + size, _MARGIN : _MARGIN + size]
         grain = rng.standard_normal((size, size, 1), np.float32) * noise
         clip[row] = np.clip(picture + grain, 0, 255)
@@ -93,12 +98,12 @@ def _still_shapes(rng: Generator, tracks: Tracks) -> int:
     return int(rng.choice(3, p=(0, 0.7, 0.3) if blinks else (0.5, 0.35, 0.15)))
 
 
-def _look(rng: Generator) -> _Look:
+def _style(rng: Generator) -> _Style:
     """A bright shape in two colours. Backgrounds are dark: see `_background`."""
     colors = rng.uniform(0, 1, (2, 3)).astype(np.float32)
     colors /= colors.max(1, keepdims=True)
     low, span = np.array([[150], [110]], np.float32), np.array([[105], [90]], np.float32)
-    return _Look(
+    return _Style(
         _SHAPES[rng.integers(len(_SHAPES))],
         _PATTERNS[rng.integers(len(_PATTERNS))],
         low + span * colors,
@@ -107,10 +112,16 @@ def _look(rng: Generator) -> _Look:
 
 
 def _paint(
-    picture: np.ndarray, look: _Look, x: float, y: float, scale: float, angle: float, opacity: float
+    picture: np.ndarray,
+    style: _Style,
+    x: float,
+    y: float,
+    scale: float,
+    angle: float,
+    opacity: float,
 ) -> None:
     """Draw a shape into float32 [H, W, 3], in place; parts outside are cut off."""
-    radius = look.radius * scale
+    radius = style.radius * scale
     reach = int(1.5 * radius) + 2
     top, left = max(int(y) - reach, 0), max(int(x) - reach, 0)
     window = picture[top : int(y) + reach + 1, left : int(x) + reach + 1]
@@ -121,9 +132,9 @@ def _paint(
     cos, sin = np.float32(np.cos(angle) / radius), np.float32(np.sin(angle) / radius)
     u, v = cos * columns + sin * rows, cos * rows - sin * columns
     # Distances are in radii; half a pixel to either side of an edge is mixed.
-    inside = np.clip(0.5 - look.shape(u, v) * radius, 0, 1) * opacity
-    share = np.clip(0.5 - look.pattern(u, v) * radius, 0, 1)[..., None]
-    color = look.colors[1] + (look.colors[0] - look.colors[1]) * share
+    inside = np.clip(0.5 - style.shape(u, v) * radius, 0, 1) * opacity
+    share = np.clip(0.5 - style.pattern(u, v) * radius, 0, 1)[..., None]
+    color = style.colors[1] + (style.colors[0] - style.colors[1]) * share
     window += inside[..., None] * (color - window)
 
 

@@ -86,13 +86,13 @@ def build(
         tinyvirat_videos: folders of its videos.
         test_fraction: part of the classes that becomes heldout.
         val_fraction: part of the clips of each other class that becomes val.
-        frames: most frames of a clip.
+        frames: maximum number of frames of a clip.
         min_frames: clips with fewer are left out.
         seed: of the splits and the order.
         encode: how clips are stored; None = short side 128, 10 frames per second, H.264.
         shard_mib: a shard is closed once its videos pass this many MiB.
         workers: processes; None = one per core.
-        resume: go on with an interrupted run.
+        resume: continue an interrupted run.
         progress: called after each video.
 
     Raises:

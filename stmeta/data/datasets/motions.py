@@ -133,23 +133,23 @@ def _samples(
         yield sample
 
 
-def preview(path: str | os.PathLike[str], *, seed: int = 0, shown: int = 8) -> None:
+def preview(path: str | os.PathLike[str], *, seed: int = 0, num_frames: int = 8) -> None:
     """Save a picture with one clip per class, a row each.
 
     Args:
         path: file to write, such as preview.png.
         seed: of the clips.
-        shown: frames of each clip, spread over its length.
+        num_frames: frames of each clip, spread over its length.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(2 * shown, len(CLASSES) * 0.55), layout="compressed")
+    figure = Figure(figsize=(2 * num_frames, len(CLASSES) * 0.55), layout="compressed")
     rows = (len(CLASSES) + 1) // 2
     axes = figure.subplots(rows, 2, squeeze=False)
     for label, name in enumerate(CLASSES):
         rng = np.random.default_rng((seed, label))
-        frames = np.linspace(0, FRAMES - 1, shown).round().astype(int).tolist()
-        clip = draw_clip(MOTIONS[name], rng, frames=FRAMES, size=SIZE, shown=frames)
+        frames = np.linspace(0, FRAMES - 1, num_frames).round().astype(int).tolist()
+        clip = draw_clip(MOTIONS[name], rng, frames=FRAMES, size=SIZE, frame_indices=frames)
         chosen = np.pad(clip, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=255)
         axis = axes[label % rows, label // rows]
         axis.imshow(np.concatenate(list(chosen), 1))

@@ -80,7 +80,7 @@ class PacketList:
         return runs
 
     def parts(self, indices: np.ndarray) -> list[np.ndarray]:
-        """The packets of each of `runs(indices)`, int64, but for spare ones not asked for."""
+        """The packets of each of `runs(indices)`, int64, without unwanted disposable ones."""
         needed = ~self.disposable
         needed[self.display_order[indices]] = True
         return [
@@ -186,7 +186,7 @@ def _display_order(video: bytes, evidence: Evidence, pts: np.ndarray) -> np.ndar
     doubt = evidence.doubt()
     order = np.argsort(pts, kind="stable")
     if doubt == Doubt():
-        return order[np.array(evidence.shown)[order]]
+        return order[np.array(evidence.displayed)[order]]
     if not doubt.resolvable:
         return None
     with open_video(video) as container:

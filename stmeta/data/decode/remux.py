@@ -50,28 +50,28 @@ def remux_packets(
     Arguments and result are those of `drop_disposable`.
     """
     order = np.argsort(packets.pts[part])
-    shown = np.empty(len(part), np.int64)  # place of each packet in display order
-    shown[order] = np.arange(len(part))
+    display_position = np.empty(len(part), np.int64)  # place of each packet in display order
+    display_position[order] = np.arange(len(part))
     # A frame is shown no sooner than it is decoded.
-    delay = int((np.arange(len(part)) - shown).max())
+    delay = int((np.arange(len(part)) - display_position).max())
     out = io.BytesIO()
     with reasons(), open_video(video) as source:
         with av.open(out, "w", format="mp4") as target:
             stream = target.add_stream_from_template(video_stream(source))
-            for count, (number, place) in enumerate(zip(part, shown, strict=True)):
+            for count, (number, place) in enumerate(zip(part, display_position, strict=True)):
                 begin = packets.offset[number]
                 packet = av.Packet(video[begin : begin + packets.size[number]])
                 packet.stream, packet.time_base, packet.duration = stream, _TICK, 1
                 packet.dts, packet.pts = count, int(place) + delay
                 packet.is_keyframe = bool(packets.key[number])
                 target.mux(packet)
-    places = dict(zip(part.tolist(), shown.tolist(), strict=True))
+    places = dict(zip(part.tolist(), display_position.tolist(), strict=True))
     found = [places[number] for number in packets.display_order[indices].tolist()]
     return out.getvalue(), np.array(found, np.int64)
 
 
 def needed(packets: PacketList, indices: np.ndarray) -> np.ndarray:
-    """From the first to the last packet that frames need, without spare ones not asked for.
+    """From the first to the last packet that frames need, without unwanted disposable ones.
 
     H.264 counts the pictures that others refer to: a decoder takes one left out for a lost one.
     """

@@ -174,10 +174,10 @@ def associative_recall_task(
     for row, n in enumerate(count):
         items = _different(random, (n, item_length, bits))
         query = random.integers(0, n - 1)  # the last item has no next one
-        shown = np.concatenate([items, items[query : query + 1]])
+        items_and_query = np.concatenate([items, items[query : query + 1]])
         # Delimiters and vectors take turns: [n + 1, 1 + item_length, in], one row per item.
         part = x[row, : (n + 1) * step].reshape(n + 1, step, bits + 2)
-        part[:, 1:, :bits] = shown
+        part[:, 1:, :bits] = items_and_query
         part[:n, 0, bits] = 1
         part[n, 0, bits + 1] = x[row, (n + 1) * step, bits + 1] = 1
         answer = slice((n + 1) * step + 1, (n + 2) * step)

@@ -30,14 +30,14 @@ def room(out: Path) -> Iterator[None]:
         yield
     except StorageError as error:
         raise DataError(
-            f"{error}; the shards in {out} that were finished are whole: go on with --resume"
+            f"{error}; the shards in {out} that were finished are whole: continue with --resume"
         ) from error
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
         raise DataError(
             f"{error.filename or out}: {os.strerror(error.errno)}; the shards in {out} that were "
-            "finished are whole: make room, and go on with --resume"
+            "finished are whole: make room, and continue with --resume"
         ) from error
 
 
@@ -93,7 +93,7 @@ def _encode(job: Job) -> EncodedVideo:
 
 
 def _stretch(part: Part, info: VideoInfo, options: EncodeOptions) -> tuple[float, int | None]:
-    """Seconds to leave out at the start of a file, and the most frames to store after them."""
+    """Seconds to leave out at the start of a file, and how many frames to store at most."""
     if part.seconds is None:
         return 0.0, part.frames
     begin, end = part.seconds

@@ -42,17 +42,17 @@ def claim(out: Path, manifest: dict[str, Any], resume: bool) -> None:
         return
     if not resume:
         raise DataError(
-            f"{out}: holds a data set or a part of one; go on with --resume, or choose another "
+            f"{out}: holds a data set or a part of one; continue with --resume, or choose another "
             "folder"
         )
     before = _read(path)
     if before["options"] != manifest["options"]:
         old, new = before["options"], manifest["options"]
         changed = ", ".join(f"{k}: {old.get(k)} → {new[k]}" for k in new if old.get(k) != new[k])
-        raise DataError(f"{out}: cannot go on with other options ({changed})")
+        raise DataError(f"{out}: cannot continue with other options ({changed})")
     if before != manifest:
         raise DataError(
-            f"{out}: cannot go on, as the videos or their labels changed since it was begun; "
+            f"{out}: cannot continue, as the videos or their labels have changed since the start; "
             "choose another folder"
         )
 

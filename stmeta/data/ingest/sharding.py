@@ -1,9 +1,9 @@
-"""A user's own videos to a data set of shards, over all cores; a killed run goes on where it was.
+"""A user's own videos to a data set of shards, over all cores; an interrupted run can be continued.
 
 Each video is decoded to its end and encoded again, so that what lies in a shard is known to be
 whole. `ingest.json` holds the options and a hash of the plan; each split's `shards.jsonl` gets one
 line per finished shard. The plan is a pure function of the source folder and the options, so the
-two files are enough to go on, and the result does not depend on interruptions or on `workers`.
+two files are enough to continue, and the result does not depend on interruptions or on `workers`.
 `ingest_plan` does the same for a plan that was made elsewhere.
 """
 
@@ -48,13 +48,13 @@ class IngestReport:
     splits: dict[str, dict[str, int]]
     """Per split: samples, shards, bytes, frames."""
     bad: list[BadSource]
-    """What could not be taken in, with the reason."""
+    """What could not be stored, with the reason."""
     remarks: list[BadSource]
     """What is worth knowing about videos that were taken in."""
     seconds: float
     """Time of this run."""
     others: dict[str, tuple[int, str]] = dataclasses.field(default_factory=dict)
-    """Files that are left out as they are no videos by their name, by ending: how many, and one."""
+    """Files left out, as their names are not those of videos: by ending, how many, and one."""
 
 
 def ingest(
@@ -87,7 +87,7 @@ def ingest(
         copy: copy videos that are stored so already, instead of encoding them again.
         shard_mib: a shard is closed once its videos pass this many MiB.
         workers: processes; None = one per core. 1 = no other process.
-        resume: go on with an interrupted run; with nothing to go on from, start.
+        resume: continue an interrupted run; with nothing to continue, start.
         progress: called after each video.
 
     Raises:
@@ -143,7 +143,7 @@ def ingest_plan(
         copy: has no effect on `parts`.
         shard_mib: size of a shard.
         workers: processes.
-        resume: go on.
+        resume: continue an interrupted run.
         progress: called after each video.
 
     Raises:

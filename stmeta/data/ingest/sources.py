@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from stmeta._errors import DataError
 from stmeta.data.ingest.annotations import Finder, read_rows, split_of
-from stmeta.data.video.find import look_through
+from stmeta.data.video.find import list_files
 
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -35,7 +35,7 @@ class Source(NamedTuple):
 
 
 class BadSource(NamedTuple):
-    """Something that could not be taken in.
+    """Something that could not be stored.
 
     Attributes:
         split: where it was meant to go.
@@ -55,7 +55,7 @@ class Part(NamedTuple):
         file: path of the video.
         seconds: start and end; None = from the start of the file. A file that is at most a second
             longer than this is taken for one that was cut to it before.
-        frames: most frames to store; None = all.
+        frames: maximum number of frames to store; None = all.
         min_frames: a video with fewer is refused.
         meta: more entries for the JSON of the sample.
     """
@@ -74,7 +74,7 @@ class Plan(NamedTuple):
         splits: sources of each split, in the order in which they will lie.
         classes: names, those of train first; the position is the label.
         bad: annotations without a video, and videos and folders that are in no split.
-        others: files that are left out as they are no videos by their name: how many of each
+        others: files whose names are not those of videos, left out: how many of each
             ending, and one of them.
     """
 
@@ -110,10 +110,10 @@ def plan_sources(
     """
     if not 0 <= val_fraction < 1:
         raise ValueError(f"shard: val_fraction must be at least 0 and below 1, got {val_fraction}")
-    found = look_through(videos)
+    found = list_files(videos)
     files, bad = (
         found.videos,
-        [BadSource("", path, reason) for path, reason in found.unread.items()],
+        [BadSource("", path, reason) for path, reason in found.skipped_folders.items()],
     )
     if annotations:
         finder, splits = Finder(videos, files, found.others), defaultdict(list)

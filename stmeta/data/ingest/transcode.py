@@ -26,7 +26,7 @@ from stmeta.data.video.timeline import Clock, in_order
 
 # Their index has the times of showing; in others a key frame may be found, or missed, by any time.
 _SEEKABLE = ("mp4", "matroska")
-_MOST_REPEATED = 200  # frames made of each; a wrong time stamp would fill the disk with one picture
+_MAX_REPEATED = 200  # frames made of each; a wrong time stamp would fill the disk with one picture
 
 
 def transcode(
@@ -58,7 +58,7 @@ def transcode(
         stride: see `EncodeOptions`.
         info: what `probe` says about the video; None = it is probed.
         start_seconds: what comes before is left out.
-        frames: most frames of the result; None = all.
+        frames: maximum number of frames of the result; None = all.
 
     Returns:
         The new file's content; `CODECS[codec].extension` is its container.
@@ -72,7 +72,7 @@ def transcode(
     )
     info = info or probe(video)
     rate = Fraction(fps or info.fps).limit_denominator(1001)
-    if frames is None and info.duration_seconds * rate > _MOST_REPEATED * (info.frames + 1000):
+    if frames is None and info.duration_seconds * rate > _MAX_REPEATED * (info.frames + 1000):
         raise DataError(
             f"{info.frames} frames in {info.duration_seconds:g} s would be repeated to fill "
             f"{float(rate):g} a second: its times are wrong, or it needs a lower `fps`"

@@ -184,16 +184,16 @@ class ClipSampler:
         if self.train:
             position, repeat = divmod(position, self.repeats)
             if self.labelled_sampler:
-                sample, lap = self.labelled_sampler.sample(position, hash64(self.seed, epoch))
+                sample, cycle = self.labelled_sampler.sample(position, hash64(self.seed, epoch))
             else:
-                lap, position = divmod(position, count)
+                cycle, position = divmod(position, count)
                 sample = shuffled(position, count, hash64(self.seed, epoch))
-            return self.clip(sample, epoch=epoch, lap=lap)._replace(repeat=repeat)
+            return self.clip(sample, epoch=epoch, cycle=cycle)._replace(repeat=repeat)
         return self.clip(position // self.views, view=position % self.views)
 
-    def clip(self, sample: int, *, epoch: int = 0, lap: int = 0, view: int = 0) -> ClipRequest:
+    def clip(self, sample: int, *, epoch: int = 0, cycle: int = 0, view: int = 0) -> ClipRequest:
         """The clip that a sample contributes to an epoch (training) or a view (evaluation)."""
-        seed = hash64(self.seed, epoch, sample, lap) if self.train else hash64(self.seed, sample)
+        seed = hash64(self.seed, epoch, sample, cycle) if self.train else hash64(self.seed, sample)
         return ClipRequest(sample, self._start(sample, seed, view), seed)
 
     def substitute(self, request: ClipRequest, attempt: int) -> ClipRequest | None:

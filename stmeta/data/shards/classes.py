@@ -12,7 +12,7 @@ import numpy as np
 
 from stmeta._errors import DataError
 
-MOST_LABELS = 2**20
+MAX_LABELS = 2**20
 """More classes are none: a list of their names is made, and a classifier has an output for each."""
 
 
@@ -41,13 +41,13 @@ def parse_classes(content: bytes, name: str) -> list[str]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{name}: not JSON: {error}") from error
     if not are_names(names):
-        raise DataError(f"{name}: must be a list of names, one per label, at most {MOST_LABELS}")
+        raise DataError(f"{name}: must be a list of names, one per label, at most {MAX_LABELS}")
     return names
 
 
 def are_names(names: Any) -> bool:
     """Whether something read from a file is a list of names that can be printed."""
-    if not isinstance(names, list) or len(names) > MOST_LABELS:
+    if not isinstance(names, list) or len(names) > MAX_LABELS:
         return False
     if not all(isinstance(name, str) for name in names):
         return False

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stmeta.data.shards.classes import MOST_LABELS, are_names
+from stmeta.data.shards.classes import MAX_LABELS, are_names
 from stmeta.data.shards.tar_samples import LARGEST_VIDEO
 from stmeta.data.video.display import WIDEST
 
@@ -72,7 +72,7 @@ def _places_fault(table: pa.Table, shards: Mapping[str, Sequence[int]]) -> str:
 
 
 def _values_fault(table: pa.Table, classes: Sequence[str] | None) -> str:
-    most = MOST_LABELS if classes is None else len(classes)
+    most = MAX_LABELS if classes is None else len(classes)
     for name, (low, high) in {**_BOUNDS, "label": (-1, most - 1)}.items():
         values = table[name].to_numpy()
         if not ((values >= low) & (values <= high)).all():  # NaN is neither

@@ -46,7 +46,7 @@ SCHEMA = pa.schema(
     }
 )
 _ALWAYS_UNPACKED = 2**28  # bytes
-_MOST_UNPACKED = 64  # times the file's bytes; hashes and keys make an index grow four times
+_MAX_UNPACKED = 64  # times the file's bytes; hashes and keys make an index grow four times
 # What indexes of earlier versions lack.
 _ADDED = {"mirror": False, "aspect": 1.0}
 # For checking files and for people; most of an index's memory, and of no use to a loader.
@@ -107,7 +107,7 @@ def _size_fault(metadata: pq.FileMetaData, source: Path | bytes) -> str:
     unpacked = sum(group.total_byte_size for group in groups)
     if any(group.num_rows < 0 or group.total_byte_size < 0 for group in groups):
         return "its sizes are negative"
-    if max(unpacked, 16 * metadata.num_rows) > _ALWAYS_UNPACKED + _MOST_UNPACKED * packed:
+    if max(unpacked, 16 * metadata.num_rows) > _ALWAYS_UNPACKED + _MAX_UNPACKED * packed:
         return f"its {packed} bytes unpack to {unpacked} and {metadata.num_rows} rows"
     return ""
 

@@ -38,7 +38,7 @@ class Sample:
     faults: list[str] = dataclasses.field(default_factory=list)
     """Why it cannot be used."""
     special: list[str] = dataclasses.field(default_factory=list)
-    """Fields that are devices, pipes and the like."""
+    """Fields that are links, devices, pipes and the like."""
     repeated: list[str] = dataclasses.field(default_factory=list)
     """Fields that occur more than once."""
     scattered: bool = False

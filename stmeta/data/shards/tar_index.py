@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from stmeta._errors import DataError
 from stmeta._util.machine_errors import StorageError, raise_if_machines
-from stmeta.data.shards.classes import MOST_LABELS
+from stmeta.data.shards.classes import MAX_LABELS
 from stmeta.data.shards.sample import Sample, Video
 from stmeta.data.shards.tar_samples import LARGEST_VIDEO, read_samples, text_of
 from stmeta.data.video.display import Display
@@ -219,7 +219,7 @@ def read_label(sample: Sample, video: Video, fd: int, classes: Sequence[str] | N
         raise DataError(f"the label {text[:40]!r} is neither a number nor a known class")
     if len(text) > 18:
         raise DataError(f"the label {text[:40]}... has {len(text)} digits")
-    label, most = int(text), MOST_LABELS if classes is None else len(classes)
+    label, most = int(text), MAX_LABELS if classes is None else len(classes)
     if -1 <= label < most:
         return label
     if classes is not None:

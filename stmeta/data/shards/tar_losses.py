@@ -10,7 +10,7 @@ from stmeta.data.shards.sample import Sample
 _READ = ("cls", "json", "nframes")  # what the index reads beside a video, by its last extension
 
 
-def look_for_losses(samples: Sequence[Sample]) -> None:
+def find_losses(samples: Sequence[Sample]) -> None:
     """Refuse samples that may have lost a member, such as their label, to damage beside them.
 
     They are compared with the others. Beside damage, or beside members that belong to no video, a

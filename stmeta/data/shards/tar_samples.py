@@ -16,7 +16,7 @@ from pathlib import Path
 from stmeta._errors import DataError
 from stmeta.data.shards.sample import Members, Sample
 from stmeta.data.shards.tar_headers import BLOCK, Gap, Member, read_tar
-from stmeta.data.shards.tar_losses import look_for_losses
+from stmeta.data.shards.tar_losses import find_losses
 
 LARGEST_VIDEO = 2**31  # bytes; more than this is no clip, and a reader would hold it in memory
 LARGEST_TEXT = 2**20  # of a label or a description
@@ -53,7 +53,7 @@ def read_samples(path: Path) -> tuple[list[Sample], list[str], list[str]]:
             else:
                 shard.add(entry)
     faults, samples = shard.faults(size), list(shard.samples.values())
-    look_for_losses(samples)
+    find_losses(samples)
     return samples, faults, shard.strange
 
 
@@ -167,7 +167,7 @@ def _place(sample: Sample, member: Member, field: str) -> None:
     elif member.special:
         sample.special.append(field)
     elif not member.plain:
-        sample.faults.append(f"{field} is a link, a device or a sparse file, not plain content")
+        sample.faults.append(f"{field} is a link, a device or a sparse file, not a plain file")
     elif field in sample.members:
         sample.repeated.append(field)
     else:

@@ -112,7 +112,7 @@ def summarise(path: str | os.PathLike[str]) -> Summary:
         DataError: there are no shards.
     """
     columns, bad, names = _columns(path)
-    shown = [f"{w}×{h}" for w, h in zip(columns["width"], columns["height"], strict=True)]
+    picture_sizes = [f"{w}×{h}" for w, h in zip(columns["width"], columns["height"], strict=True)]
     spread = {
         "frames": columns["frames"],
         "seconds": columns["duration_seconds"],
@@ -122,14 +122,14 @@ def summarise(path: str | os.PathLike[str]) -> Summary:
     return Summary(
         path=os.fspath(path),
         shards=len({*columns["shard"], *(row.shard for row in bad)}),
-        samples=len(shown),
+        samples=len(picture_sizes),
         frames=sum(columns["frames"]),
         bytes=sum(columns["size"]),
         seconds=float(sum(columns["duration_seconds"])),
         classes=_class_counts(columns["label"], names),
         codecs=dict(Counter(columns["codec"]).most_common()),
-        sizes=dict(Counter(shown).most_common()),
-        ranges={name: _range(values) for name, values in spread.items()} if shown else {},
+        sizes=dict(Counter(picture_sizes).most_common()),
+        ranges={name: _range(values) for name, values in spread.items()} if picture_sizes else {},
         variable_rate=sum(columns["variable_rate"]),
         rotated=sum(map(any, zip(columns["rotation"], columns["mirror"], strict=True))),
         stretched=sum(aspect != 1 for aspect in columns["aspect"]),
@@ -268,8 +268,8 @@ def _row_of(index: ShardIndex, path: str | os.PathLike[str], key: str) -> Sample
 
 
 def _no_sample(path: str | os.PathLike[str], key: str, keys: list[str]) -> DataError:
-    near = difflib.get_close_matches(key, keys, 5, 0.5) or keys[:5]
-    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    similar = difflib.get_close_matches(key, keys, 5, 0.5) or keys[:5]
+    hint = f"; did you mean {', '.join(similar)}?" if similar else ""
     return DataError(f"{path}: there is no sample {key!r}{hint}")
 
 

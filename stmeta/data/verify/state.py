@@ -1,4 +1,4 @@
-"""Remembers which shards of a folder were verified, so that a stopped verification goes on."""
+"""Remembers which shards of a folder were verified, so that `--resume` can continue."""
 
 from __future__ import annotations
 

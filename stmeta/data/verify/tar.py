@@ -106,7 +106,7 @@ def _checked(
 
 def _strict_faults(sample: Sample) -> Iterator[str]:
     for field in sample.special:
-        yield f"{field} is a link, a device or a sparse file, not plain content"
+        yield f"{field} is a link, a device or a sparse file, not a plain file"
     if sample.scattered:
         yield "its members do not lie next to each other in the shard"
     if not sample.paths and not _KEY.fullmatch(sample.key):

@@ -81,7 +81,7 @@ def verify(
             same as .nframes and the index; "hash": and the video's sha256, against the index's;
             "decode": and every frame. Hashes are compared before decoding where there is an index.
         workers: processes; None = one per core. 1 = no other process.
-        on_error: "skip" goes on after a bad sample, "fail" stops.
+        on_error: "skip" continues after a bad sample, "fail" stops.
         resume: keep `verify-LEVEL.json` in each folder, and leave out the shards that an earlier
             run has read and that did not change since, nor their index.
         progress: called after each sample.

@@ -13,7 +13,7 @@ _HEAD = 64  # bytes of a unit that are looked at
 
 
 def disposable_test(codec: str, extradata: bytes | None) -> Callable[[bytes], bool]:
-    """A function that tells whether a packet, as the container holds it, is spare.
+    """A function that tells whether a packet, as the container holds it, is disposable.
 
     H.264 says so in `nal_ref_idc` (ITU-T H.264, 7.4.1). Other codecs, and packets that do not
     read as expected, count as needed.

@@ -1,7 +1,7 @@
 """Whether the packets of a video prove which frames it shows, in which order and when.
 
 They do for ordinary H.264, HEVC, VP8, VP9, AV1 and Motion JPEG in MP4, Matroska, WebM, FLV and AVI.
-Anything else is decoded once instead (see `sequence`): packets may hold a half or two frames,
+Anything else is decoded once instead (see `timeline`): packets may hold a half or two frames,
 or one that is never shown, and containers may know no times, or wrong ones.
 """
 
@@ -51,7 +51,7 @@ class Evidence:
         self.pts: list[int | None] = []
         self.key: list[bool] = []
         """Whether decoding can start at a packet: the container and the packet say so."""
-        self.shown: list[bool] = []
+        self.displayed: list[bool] = []
         self.lengths: list[int] = []
         self._never_shown: list[bool] = []  # packets of which no decoder shows anything
         self._first, self._reordered, self._ambiguous = PacketFacts(), False, False
@@ -68,7 +68,7 @@ class Evidence:
             self._first = facts._replace(random_access=facts.random_access and packet.is_keyframe)
         self.pts.append(packet.pts)
         self.key.append(facts.random_access and packet.is_keyframe)
-        self.shown.append(facts.frames > 0 and not packet.is_discard)
+        self.displayed.append(facts.frames > 0 and not packet.is_discard)
         self.lengths.append(packet.duration or 0)
         self._never_shown.append(not facts.frames)
         self._reordered |= facts.reordered

@@ -18,12 +18,12 @@ class Files(NamedTuple):
     Attributes:
         videos: paths relative to it, sorted; links are followed, each folder once.
         others: files whose names do not end as videos' do, likewise.
-        unread: folders that are not looked into, and why.
+        skipped_folders: folders that are not looked into, and why.
     """
 
     videos: list[str]
     others: list[str]
-    unread: dict[str, str]
+    skipped_folders: dict[str, str]
 
 
 def find_videos(folder: Path) -> list[str]:
@@ -32,10 +32,10 @@ def find_videos(folder: Path) -> list[str]:
     Raises:
         DataError: there is no such folder, or no video in it.
     """
-    return look_through(folder).videos
+    return list_files(folder).videos
 
 
-def look_through(folder: Path) -> Files:
+def list_files(folder: Path) -> Files:
     """List the files under a folder.
 
     Raises:
@@ -51,7 +51,9 @@ def look_through(folder: Path) -> Files:
         return Path(path).relative_to(folder).as_posix()
 
     def refused(error: OSError) -> None:
-        found.unread[name_of(os.fspath(error.filename))] = f"cannot be read: {error.strerror}"
+        found.skipped_folders[name_of(os.fspath(error.filename))] = (
+            f"cannot be read: {error.strerror}"
+        )
 
     for root, folders, files in os.walk(folder, onerror=refused, followlinks=True):
         entered = []
@@ -63,7 +65,9 @@ def look_through(folder: Path) -> Files:
                 refused(error)
                 continue
             if place in places:  # a loop, or a class that would be there twice
-                found.unread[name_of(path)] = f"a link to what is there already: {places[place]}"
+                found.skipped_folders[name_of(path)] = (
+                    f"a link to what is there already: {places[place]}"
+                )
             else:
                 places[place] = name_of(path)
                 entered.append(name)
@@ -77,7 +81,7 @@ def look_through(folder: Path) -> Files:
             elif os.path.exists(path):
                 found.others.append(name_of(path))
             else:
-                found.unread[name_of(path)] = "a link that leads nowhere"
+                found.skipped_folders[name_of(path)] = "a link that leads nowhere"
     if not found.videos:
         endings = sorted({Path(name).suffix.lower() for name in found.others} - {""})
         there = f"; found {' '.join(endings[:20])}" if endings else ""

@@ -52,7 +52,7 @@ class VideoInfo(NamedTuple):
         rotation: clockwise degrees, one of 0, 90, 180, 270, that a viewer must turn each frame by.
         container: FFmpeg's short format name, such as "mp4", "matroska" or "avi".
         breaks: how often the file's times go back, or leap where streams are joined; the times of
-            frames here and in the loader do not (see `decode.sequence.Clock`).
+            frames here and in the loader do not (see `timeline.Clock`).
         mirror: whether a viewer must mirror each frame left to right, once it is turned.
         aspect: width of a stored pixel over its height.
         films: video streams of the file, covers left out; one of them is read.
@@ -140,20 +140,20 @@ def _describe(video: Video, container: InputContainer, size: int) -> VideoInfo:
     if packets[-1].is_corrupt and name not in _STREAMED:
         raise DataError(f"truncated: the data ends inside frame {len(packets)}")
     certain = evidence.doubt() == Doubt()
-    shown = _packets_shown(evidence) if certain else _frames_shown(video, len(packets))
+    timeline = _packets_shown(evidence) if certain else _frames_shown(video, len(packets))
     first = first or _first_frame(video)
     check_matrix(first)
     shows = display_of(first, stream.sample_aspect_ratio)
     if codec.width < 1 or codec.height < 1:
         raise DataError(f"the picture size {codec.width}×{codec.height} is not valid")
     tick = float(stream.time_base or 1)
-    seconds = float(shown.ticks[-1] + shown.length) * tick
+    seconds = float(timeline.ticks[-1] + timeline.length) * tick
     if seconds <= 0:  # one frame, or all at one time, of no length
-        seconds = len(shown.ticks) / float(stream.average_rate or stream.guessed_rate or 25)
-    fps, variable = _rate(stream, shown.ticks, tick, seconds)
+        seconds = len(timeline.ticks) / float(stream.average_rate or stream.guessed_rate or 25)
+    fps, variable = _rate(stream, timeline.ticks, tick, seconds)
     if not _SLOWEST <= fps <= _FASTEST:
         raise DataError(
-            f"its times cannot be right: {len(shown.ticks)} frames in {seconds:g} s; rates from "
+            f"its times cannot be right: {len(timeline.ticks)} frames in {seconds:g} s; rates from "
             f"{_SLOWEST:g} to {_FASTEST:g} frames a second are read"
         )
     return VideoInfo(
@@ -161,13 +161,13 @@ def _describe(video: Video, container: InputContainer, size: int) -> VideoInfo:
         width=codec.width,
         height=codec.height,
         fps=fps,
-        frames=len(shown.ticks),
+        frames=len(timeline.ticks),
         duration_seconds=seconds,
         variable_rate=variable,
-        keyframes=tuple(np.flatnonzero(shown.key).tolist()),
+        keyframes=tuple(np.flatnonzero(timeline.key).tolist()),
         rotation=shows.rotation,
         container=name,
-        breaks=shown.breaks,
+        breaks=timeline.breaks,
         mirror=shows.mirror,
         aspect=shows.aspect,
         films=len(films_of(container)),
@@ -199,7 +199,7 @@ def _packets_shown(evidence: Evidence) -> Timeline:
     """The frames, where each is that of a packet."""
     pts = np.array(evidence.pts, np.int64)
     order = np.argsort(pts, kind="stable")
-    order = order[np.array(evidence.shown)[order]]
+    order = order[np.array(evidence.displayed)[order]]
     if len(order) == 0:
         raise DataError("no frame of the video is shown")
     ticks = pts[order] - pts[order[0]]
@@ -218,13 +218,15 @@ def _decoded_alone(codec: VideoCodecContext, packet: av.Packet) -> list[av.Video
 def _frames_shown(video: Video, packets: int) -> Timeline:
     """The frames that a decode from the start gives."""
     with open_video(video) as container:  # some containers cannot go back
-        shown, stopped = read_timeline(container, video_stream(container))
+        timeline, stopped = read_timeline(container, video_stream(container))
     if stopped is not None:
         reason = getattr(stopped, "strerror", None) or str(stopped)
-        raise DataError(f"decoding stopped after {len(shown.ticks)} of {packets} frames: {reason}")
-    if len(shown.ticks) == 0:
+        raise DataError(
+            f"decoding stopped after {len(timeline.ticks)} of {packets} frames: {reason}"
+        )
+    if len(timeline.ticks) == 0:
         raise DataError("no frame can be decoded")
-    return shown
+    return timeline
 
 
 def _first_frame(video: Video) -> av.VideoFrame:

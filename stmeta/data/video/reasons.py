@@ -11,7 +11,7 @@ from av.error import ArgumentError, FFmpegError, InvalidDataError
 
 from stmeta._errors import DataError
 
-_MOST_BOXES = 10_000  # an MP4 has a dozen, a fragmented one two for each fragment
+_MAX_BOXES = 10_000  # an MP4 has a dozen, a fragmented one two for each fragment
 
 
 def check_end(video: bytes | str | os.PathLike[str]) -> None:
@@ -115,7 +115,7 @@ def _mp4_fault(file: BinaryIO, fragments: bool = False) -> str:
         fragments: look for a fragment that is cut, and nothing else.
     """
     size, place, names, name, over = _size(file), 0, set(), b"", ""
-    for _ in range(_MOST_BOXES):
+    for _ in range(_MAX_BOXES):
         file.seek(place)
         head = file.read(16)
         if len(head) < 8:

@@ -158,10 +158,12 @@ def test_resume_gives_the_same_bytes(made, local, tmp_path):
     assert state(tmp_path / "out") == state(tmp_path / "whole")
     assert len(list((tmp_path / "out" / "train").glob("*.tar"))) > 2
     assert done.manifest == made.manifest
-    with pytest.raises(DataError, match=r"cannot go on with other options \(min_frames: 10 → 5\)"):
+    with pytest.raises(
+        DataError, match=r"cannot continue with other options \(min_frames: 10 → 5\)"
+    ):
         make(local, tmp_path / "out", shard_mib=0.02, resume=True, min_frames=5)
     next((moved / "k400").rglob("*.mp4")).unlink()
-    with pytest.raises(DataError, match="changed since it was begun"):
+    with pytest.raises(DataError, match="changed since the start"):
         make(moved, tmp_path / "out", shard_mib=0.02, resume=True)
 
 

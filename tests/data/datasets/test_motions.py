@@ -146,7 +146,9 @@ def test_a_single_frame_does_not_give_the_class_away(frame, limit):
         for label, name in enumerate(motions.CLASSES[:-HELD_OUT]):
             for clip in clips:
                 rng = np.random.default_rng((5, label, clip))
-                (picture,) = draw_clip(MOTIONS[name], rng, frames=24, size=72, shown=[frame])
+                (picture,) = draw_clip(
+                    MOTIONS[name], rng, frames=24, size=72, frame_indices=[frame]
+                )
                 gray = picture.mean(2)
                 # Where the shapes are, not which colours the clip has.
                 pictures.append(np.abs(gray - np.median(gray))[::3, ::3].ravel())
@@ -161,5 +163,5 @@ def test_a_single_frame_does_not_give_the_class_away(frame, limit):
 
 
 def test_preview(tmp_path):
-    motions.preview(tmp_path / "preview.png", shown=2)
+    motions.preview(tmp_path / "preview.png", num_frames=2)
     assert (tmp_path / "preview.png").stat().st_size > 20_000

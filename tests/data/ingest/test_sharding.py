@@ -70,7 +70,7 @@ def state(out: Path) -> dict[str, bytes]:
 def test_broken_videos_are_named_and_the_rest_is_kept(mixed_folder, tmp_path, capsys):
     assert run("shard", mixed_folder, "--out", tmp_path / "out", *FAST) == 1
     shown = capsys.readouterr().out
-    assert "6 could not be taken in" in shown
+    assert "6 could not be stored" in shown
     for number, reason in (
         (3, "not a video"),
         (7, "zeros"),
@@ -173,7 +173,7 @@ def test_resume_refuses_what_would_not_fit(mixed_folder, clips, tmp_path, capsys
     assert "gop: 16 → 4" in capsys.readouterr().err
     good.with_name("2.mp4").write_bytes(clips[1])
     assert run("shard", tmp_path / "in", "--out", out, *FAST, "--resume") == 1
-    assert "changed since it was begun" in capsys.readouterr().err
+    assert "changed since the start" in capsys.readouterr().err
 
 
 def test_two_runs_keep_apart(mixed_folder, tmp_path):

@@ -14,6 +14,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation
 from stmeta._errors import DataError
 from stmeta.data.decode import pyav, yuv
 from stmeta.data.ingest.transcode import transcode
+from stmeta.data.video.colour import known_matrix
 from stmeta.data.video.probe import probe
 from tests.data._videos import decode
 
@@ -182,7 +183,7 @@ def test_a_matrix_is_converted_or_refused_by_name(space, format):
         plane.update(bytes([90]) * plane.buffer_size)
     frame.colorspace, frame.color_range = space, 1
     out = np.empty((48, 64, 3), np.uint8)
-    if yuv.known_matrix(frame):
+    if known_matrix(frame):
         yuv.write_rgb(frame, out, 0)
         assert np.ptp(out, (0, 1)).max() == 0
     else:

@@ -158,5 +158,5 @@ def test_the_command_names_what_it_leaves_out(make_video, tmp_path, capsys):
         main(arguments)
     printed = capsys.readouterr().out
     assert left.value.code == 1 and "x.mp4: 1 video(s) left out, beside" in printed
-    assert "no videos by their name: 1 .txt (train/a/notes.txt)" in printed
+    assert "not those of videos: 1 .txt (train/a/notes.txt)" in printed
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == ["a", "b"]
