@@ -12,8 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stmeta.data.datasets import motions
-
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = (
     "--recipe demo --fused --stage pretrain --max-steps 4 --pretrain.evals 1 --clip.threads 1 "
@@ -22,8 +20,8 @@ ARGUMENTS = (
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return motions.build(tmp_path_factory.mktemp("motions"), size="tiny", workers=1)
+def data(tiny_motions) -> Path:
+    return tiny_motions
 
 
 def train(processes: int, batch: int, out: Path, data: Path) -> dict:

@@ -14,7 +14,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from stmeta.data.datasets import motions
 from stmeta.train import main
 
 STAGES = ("pretrain", "classify", "fewshot")
@@ -28,8 +27,8 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return motions.build(tmp_path_factory.mktemp("motions"), size="tiny")
+def data(tiny_motions):
+    return tiny_motions
 
 
 @pytest.fixture(scope="module")
