@@ -126,10 +126,15 @@ def test_folders_and_files_are_small():
     assert {k: n for k, n in lines.items() if n > 400} == {}
 
 
-def test_import_is_light():
-    code = (
-        "import sys, stmeta; heavy = {'triton', 'nvidia.dali', 'av', 'matplotlib', 'pyarrow'};"
-        "sys.exit(', '.join(sorted(heavy & set(sys.modules))) or 0)"
-    )
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("stmeta", ["triton", "nvidia.dali", "av", "matplotlib", "pyarrow", "psutil", "filelock"]),
+        ("stmeta.train.tasks.classify", ["torchmetrics", "scipy", "transformers"]),
+        ("stmeta.data.decode.worker", ["torch", "scipy", "PIL", "psutil"]),
+    ],
+)
+def test_import_is_light(module, heavy):
+    code = f"import sys, {module}; sys.exit(', '.join({{*{heavy}}} & set(sys.modules)) or 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, f"import stmeta loads {done.stderr}"
+    assert done.returncode == 0, f"import {module} loads {done.stderr}"

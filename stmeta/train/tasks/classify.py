@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.functional.classification import multiclass_f1_score
 
 from stmeta.data.loading.batch import ClipBatch
 from stmeta.data.loading.config import LoaderConfig
@@ -185,7 +184,7 @@ class ClassifyTask(ClipTask):
             "loss": float(F.cross_entropy(logits, labels)),
             "top1": float(top[:, :1].any(1).float().mean()),
             "top5": float(top.any(1).float().mean()),
-            "macro_f1": float(multiclass_f1_score(logits, labels, self.classes, average="macro")),
+            "macro_f1": macro_f1(logits, labels, self.classes),
         }
 
     def finish(self, record: dict[str, Any], folder: Path) -> None:
@@ -216,6 +215,20 @@ def mixup(video: Tensor, share: float) -> Tensor:
     return video.float().lerp_(video.flip(0).float(), 1 - share).round_().to(torch.uint8)
 
 
+def macro_f1(predicted: Tensor, labels: Tensor, classes: int) -> float:
+    """Mean F1 of the classes that occur.
+
+    Args:
+        predicted: classes [n], or logits [n, classes].
+        labels: int64 [n], true classes.
+        classes: number of classes.
+    """
+    # Here, as it brings scipy.signal and transformers along: half the time that training starts in.
+    from torchmetrics.functional.classification import multiclass_f1_score
+
+    return float(multiclass_f1_score(predicted, labels, classes, average="macro"))
+
+
 def bootstrap_macro_f1(
     predicted: Tensor, labels: Tensor, classes: int, *, rounds: int = 2000, seed: int = 0
 ) -> dict[str, float]:
@@ -232,15 +245,14 @@ def bootstrap_macro_f1(
 
     pairs = predicted[labels >= 0].numpy(), labels[labels >= 0].numpy()
 
-    def macro_f1(predicted: np.ndarray, labels: np.ndarray) -> float:
-        arguments = torch.from_numpy(predicted), torch.from_numpy(labels)
-        return float(multiclass_f1_score(*arguments, classes, average="macro"))
+    def score(predicted: np.ndarray, labels: np.ndarray) -> float:
+        return macro_f1(torch.from_numpy(predicted), torch.from_numpy(labels), classes)
 
-    exact = low = high = macro_f1(*pairs)
+    exact = low = high = score(*pairs)
     if len(pairs[0]) > 1:  # all resamplings of a single clip are the same
         low, high = bootstrap(
             pairs,
-            macro_f1,
+            score,
             n_resamples=rounds,
             batch=100,  # of the resamplings that are in memory at a time
             vectorized=False,
