@@ -120,6 +120,11 @@ def dense_rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def row_tile(width: int) -> dict[str, int]:
-    """A tile [rows, columns] of 1,024 numbers; rows of more than that take several programs."""
+    """A tile [rows, columns] of 1,024 numbers; rows of more than that take several programs.
+
+    No more threads than numbers: in a kernel that works in place, threads that hold copies of a
+    number would read it while the one that stores it writes.
+    """
     block_d = min(triton.next_power_of_2(width), 1024)
-    return {"BLOCK_ROWS": min(1024 // block_d, 32), "BLOCK_D": block_d, "num_warps": 4}
+    rows = min(1024 // block_d, 32)
+    return {"BLOCK_ROWS": rows, "BLOCK_D": block_d, "num_warps": min(rows * block_d // 32, 4)}

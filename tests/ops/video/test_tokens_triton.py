@@ -83,6 +83,13 @@ def test_compiles_where_sizes_are_one():
     compiled(lambda: embed(1, 2, 2, 1, 1, True, frames=2), 90)
 
 
+@pytest.mark.parametrize("width", [1, 2, 3, 96, 5000])
+def test_no_more_threads_than_numbers(width):
+    """Or copies of a thread read what another one wrote, as the epilogue works in place."""
+    tile = launcher("gather_tokens").row_tile(width)
+    assert 1 <= tile["num_warps"] <= tile["BLOCK_ROWS"] * tile["BLOCK_D"] / 32
+
+
 def compiled(launch: Callable[[], object], target: int) -> list[str]:
     """Names of the kernels that it launches, of which none spills."""
     kernels: list[Kernel] = compile_launches(launch, target)
