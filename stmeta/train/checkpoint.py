@@ -26,7 +26,7 @@ from stmeta._errors import DataError
 from stmeta._util.files import open_regular, replaced
 from stmeta.train.old_runs import convert_names
 
-_REMEDY = "delete the folder {folder} to begin this stage again, or bring the file back"
+_REMEDY = "delete the folder {folder} to begin this task again, or bring the file back"
 _MARK = b"sha256 "
 FIGURES: dict[str, Any] = {"best": float, "seconds": float, "waited": float, "clips": int}
 """Plain numbers of a state, beside `step`, `history`, `evals`, `model`, `optimizer` and `data`."""
@@ -215,12 +215,12 @@ def load_weights(path: Path) -> dict[str, Tensor]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise DataError(
-            f"weights: {path} cannot be read: {error}; train that stage again"
+            f"weights: {path} cannot be read: {error}; train that task again"
         ) from error
     if wanted is not None and wanted != _digest(tensors):
         raise DataError(
             f"weights: {path} is damaged: it does not have the hash that it was written with; "
-            "train that stage again, or bring the file back"
+            "train that task again, or bring the file back"
         )
     return tensors
 

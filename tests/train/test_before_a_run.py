@@ -73,7 +73,7 @@ GOOD = [0, 0, 1, 1]
         ({"train": [-1] * 4, "val": GOOD}, ["--stage", "pretrain", "classify"], "no labels"),
         ({"train": GOOD, "val": [-1, -1]}, ["--stage", "pretrain", "classify"], "no labels"),
         ({"train": GOOD, "val": [5, 6]}, ["--stage", "pretrain", "classify"], "class5, class6"),
-        ({"train": GOOD, "val": GOOD}, ["--stage", "classify"], "run the stage 'pretrain' first"),
+        ({"train": GOOD, "val": GOOD}, ["--stage", "classify"], "run the task 'pretrain' first"),
         ({"train": GOOD, "val": GOOD}, ["--stage", "classify", "pretrain"], "put pretrain before"),
         ({"train": GOOD, "val": GOOD}, ["--stage", "pretrain", "pretrain"], "--stage must name"),
         ({"train": GOOD, "val": GOOD}, ["--clip.repeats", 3], "multiple of repeats = 3"),

@@ -10,14 +10,12 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from stmeta.data.datasets.omniglot import Omniglot
 from stmeta.data.episodes.images import ImageSource
 from stmeta.memory import CellConfig, DNCConfig, LSTMConfig, MANNConfig, NTMConfig
 from stmeta.models.few_shot import FewShotClassifierConfig
 from stmeta.models.sequence import SequenceModel
 from stmeta.train import RunConfig, main
 from stmeta.train import run as training
-from stmeta.train.tasks import episodes
 from stmeta.train.tasks._episodes import EpisodeTask
 from stmeta.train.tasks.episodes import OmniglotConfig
 
@@ -41,21 +39,6 @@ EPISODES = options(
 )
 ROWS = options("episodes", "--model.memory.rows 8 --model.memory.width 6")
 ENCODER = options("episodes", "--model.encoder.widths 8 --model.encoder.filters 4 6")
-
-
-@pytest.fixture
-def omniglot(monkeypatch, tmp_path):
-    """Characters of random strokes in the place of Omniglot."""
-
-    def load(folder, *, size, part, rotations=True):
-        generator = torch.Generator().manual_seed(len(part))
-        images = 255 * (torch.rand(6, 20, size, size, generator=generator) < 0.2)
-        return Omniglot(
-            images.to(torch.uint8), tuple(f"Made/{part}{i:02d}/rot000" for i in range(6))
-        )
-
-    monkeypatch.setattr(episodes, "load_omniglot", load)
-    return tmp_path
 
 
 def run(arguments, out, *more):

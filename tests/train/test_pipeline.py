@@ -154,8 +154,8 @@ def test_second_run_never_overwrites(data, whole, capsys):
     ("arguments", "message"),
     [
         (["--data", "nowhere"], "the folder nowhere does not exist"),
-        (["--stage", "classify"], "run the stage 'pretrain' first"),
-        (["--stage", "fewshot"], "run the stage 'classify' first"),
+        (["--stage", "classify"], "run the task 'pretrain' first"),
+        (["--stage", "fewshot"], "run the task 'classify' first"),
     ],
 )
 def test_errors_say_what_to_do(data, tmp_path, capsys, arguments, message):

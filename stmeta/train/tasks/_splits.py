@@ -101,7 +101,7 @@ def check_weights(context: TaskContext, field: str, source: str) -> None:
     if not path.exists():
         late = source in context.order
         remedy = (
-            f"put {source} before {context.name}" if late else f"run the stage {source!r} first"
+            f"put {source} before {context.name}" if late else f"run the task {source!r} first"
         )
         raise DataError(
             f"weights: {context.name} begins with those of {source}, and {path} is missing; "
