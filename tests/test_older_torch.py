@@ -8,7 +8,6 @@ built against it, and every op runs.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shutil
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import pybind11
 import pytest
+from filelock import FileLock
 
 from stmeta.ops._core.torch_private import PRIVATE
 
@@ -71,8 +71,7 @@ def cached(name: str) -> Iterator[tuple[Path, bool]]:
     """A folder of the cache, and whether it is complete; one process at a time fills it."""
     CACHE.mkdir(parents=True, exist_ok=True)
     folder = CACHE / name
-    with (CACHE / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(CACHE / f"{name}.lock"):
         done = folder / ".complete"
         if not done.exists():
             shutil.rmtree(folder, ignore_errors=True)
