@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from tests.ops.video.cases_locality_attention import make
 
 from tests.ops._harness import Case, check, load, make_inputs
 from tests.ops._harness.cuda_host import HostProgram, as_tensor, storage
 from tests.ops._harness.nvcc import check_kernels, compile_kernels, compile_launchers
+from tests.ops.video.test_locality_attention import make
 
 OP = load("locality_attention")
 DTYPES = ("float", "__half", "__nv_bfloat16")
