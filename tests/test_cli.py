@@ -105,6 +105,7 @@ def test_stream(split, capsys):
     assert sum(found["work_share"].values()) == pytest.approx(1)
     assert found["bound"] == max(found["work_share"], key=found["work_share"].get)
     assert [skip["key"] for skip in found["skips"]] == ["c11"]
+    assert list(found["skips"][0]) == ["key", "shard", "reason"]
     assert "not a video" in found["skips"][0]["reason"]
 
 

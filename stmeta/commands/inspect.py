@@ -13,7 +13,8 @@ from tyro.conf import Positional
 from stmeta.commands._show import count, plain, print_bad, print_json, print_table
 
 if TYPE_CHECKING:
-    from stmeta.data.verify.inspect import Picture, Sample, Summary
+    from stmeta.data.verify.inspect import Sample, Summary
+    from stmeta.data.verify.pictures import Picture
 
 _LISTED = 40  # classes and sizes that are shown; --json has all
 
@@ -57,7 +58,8 @@ class Inspect:
         return 1 if summary.bad else 0
 
     def _sample(self, key: str) -> int:
-        from stmeta.data.verify.inspect import find_sample, pictures
+        from stmeta.data.verify.inspect import find_sample
+        from stmeta.data.verify.pictures import pictures
 
         sample = find_sample(self.path, key)
         fields = _fields(sample)

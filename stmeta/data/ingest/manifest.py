@@ -57,21 +57,6 @@ def claim(out: Path, manifest: dict[str, Any], resume: bool) -> None:
         )
 
 
-def journal_record(line: str) -> dict[str, Any] | None:
-    """What a line of a split's journal says; None = it is not whole, or says something else."""
-    try:
-        record = json.loads(line) if line.endswith("\n") else None
-        numbers = [record[name] for name in ("shards", "size", "next")] if record else [-1]
-        entries = [*record["bad"], *record.get("remarks", [])] if record else []
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
-    if any(type(number) is not int or number < 0 for number in numbers):
-        return None
-    if not all(isinstance(entry, list) and len(entry) == 3 for entry in entries):
-        return None
-    return record
-
-
 def _read(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_bytes())

@@ -10,7 +10,6 @@ two files are enough to continue, and the result does not depend on interruption
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +20,8 @@ from stmeta._errors import DataError
 from stmeta._util.workers import ordered_map
 from stmeta.data.ingest.encode import EncodeOptions
 from stmeta.data.ingest.job import EncodedVideo, Job, encode_part, room
-from stmeta.data.ingest.manifest import claim, fingerprint, journal_record, locked
+from stmeta.data.ingest.journal import Journal
+from stmeta.data.ingest.manifest import claim, fingerprint, locked
 from stmeta.data.ingest.sources import BadSource, Part, Plan, Source, plan_sources
 from stmeta.data.shards.writer import (
     EncodedSample,
@@ -30,8 +30,6 @@ from stmeta.data.shards.writer import (
     build_index,
     write_classes,
 )
-
-JOURNAL = "shards.jsonl"
 
 Progress = Callable[[str, int, int, int], None]
 """Called with split, videos done, videos in all, bad ones so far."""
@@ -192,7 +190,8 @@ class _Split:
     def run(self, workers: int, progress: Progress | None) -> list[BadSource]:
         """Write the shards that are still missing; return the bad videos of all."""
         self.folder.mkdir(exist_ok=True)
-        shards, done, bad = self._finished()
+        journal = Journal(self.folder)
+        shards, done, bad, self.remarks = journal.read()
         todo = self.sources[done:]
         jobs = [Job(part, self.encode, self.copy) for _, _, part in todo]
         results = ordered_map(encode_part, jobs, min(workers, len(jobs)))
@@ -220,8 +219,7 @@ class _Split:
             size = writer.close() if writer else 0
             shards, done, bad = shards + bool(writer), done + count, bad + fresh
             self.remarks += noted
-            record = {"shards": shards, "size": size, "next": done, "bad": fresh}
-            self._record(record | {"remarks": noted})
+            journal.add(shards=shards, size=size, sources=done, bad=fresh, remarks=noted)
         return bad
 
     def _parts(self, results: Iterator[Any]) -> Iterator[Iterator[Any]]:
@@ -249,46 +247,6 @@ class _Split:
             info=result.info,
             meta={"source_video": result.source._replace(keyframes=())._asdict(), **part.meta},
         )
-
-    def _finished(self) -> tuple[int, int, list[BadSource]]:
-        """Shards, videos and bad videos of earlier runs; files past them are removed."""
-        shards = done = 0
-        bad: list[BadSource] = []
-        journal = self.folder / JOURNAL
-        lines = (
-            journal.read_text(errors="replace").splitlines(keepends=True)
-            if journal.exists()
-            else []
-        )
-        good = []
-        for line in lines:
-            record = journal_record(line)
-            if record is None:  # the run was stopped while it wrote this line
-                break
-            path = self.folder / f"{record['shards'] - 1:06d}.tar"
-            if record["size"] and (not path.exists() or path.stat().st_size != record["size"]):
-                break
-            shards, done = record["shards"], record["next"]
-            bad += [BadSource(*entry) for entry in record["bad"]]
-            self.remarks += [BadSource(*entry) for entry in record.get("remarks", [])]
-            good.append(line)
-        if good != lines:  # not in place: without its journal, a shard would be made again
-            partial = journal.with_name(f"{JOURNAL}.tmp")
-            with open(partial, "w") as file:
-                file.write("".join(good))
-            os.replace(partial, journal)
-        for path in [*self.folder.glob("*.tar"), *self.folder.glob("*.idx")]:
-            if not path.stem.isdigit() or int(path.stem) >= shards:
-                path.unlink()
-        for path in self.folder.glob("*.tmp"):
-            path.unlink()
-        return shards, done, bad
-
-    def _record(self, record: dict[str, Any]) -> None:
-        with open(self.folder / JOURNAL, "a") as file:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def _finish(folder: Path, workers: int) -> tuple[dict[str, int], list[BadSource]]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from av.error import FFmpegError
 
 from stmeta._errors import DataError
 from stmeta.data.shards.classes import read_classes
@@ -22,9 +21,6 @@ from stmeta.data.shards.tar_samples import LARGEST_TEXT, LARGEST_VIDEO
 from stmeta.data.shards.writer import SampleInfo, ShardIndex
 from stmeta.data.storage.folder import is_address
 from stmeta.data.verify.tar import check_tar
-from stmeta.data.video import limits
-from stmeta.data.video.file import open_video, video_stream
-from stmeta.data.video.timeline import Clock, in_order
 
 _COLUMNS = (
     *("key", "shard", "size", "label", "codec", "width", "height", "fps", "frames"),
@@ -86,20 +82,6 @@ class Sample:
     """What is wrong with it."""
     video: bytes
     """The encoded video; b"" = it cannot be found."""
-
-
-class Picture(NamedTuple):
-    """One frame, upright.
-
-    Attributes:
-        index: position in the video.
-        seconds: time after the first frame.
-        image: uint8 [H, W, 3], RGB.
-    """
-
-    index: int
-    seconds: float
-    image: np.ndarray
 
 
 def summarise(path: str | os.PathLike[str]) -> Summary:
@@ -166,45 +148,6 @@ def find_sample(path: str | os.PathLike[str], key: str) -> Sample:
         faults=list(dict.fromkeys(faults)),
         video=video,
     )
-
-
-def pictures(sample: Sample, count: int) -> tuple[list[Picture], str]:
-    """Decode evenly spaced frames of a sample, the first and the last among them.
-
-    Args:
-        sample: what `find_sample` returned.
-        count: how many; a short video gives fewer.
-
-    Returns:
-        The frames, and why some are missing ("" = none is).
-
-    Raises:
-        ValueError: `count` is below 1.
-    """
-    if count < 1:
-        raise ValueError(f"pictures: count must be 1 or more, got {count}")
-    info, found, number = sample.info, [], 0
-    last = max(info.frames, 1) - 1
-    wanted = set(np.linspace(0, last, min(count, last + 1)).round().astype(int).tolist())
-    reason = ""
-    try:
-        with open_video(sample.video) as container:
-            limits.check_clip(len(wanted), info.width, info.height)
-            stream = video_stream(container)
-            clock = Clock(container, stream)
-            for frame in in_order(container.demux(stream)):
-                seconds = float(clock(frame) * clock.time_base)
-                if number in wanted:
-                    seconds = seconds if info.variable_rate else number / (info.fps or 25.0)
-                    wide = max(1, round(frame.width * info.aspect))
-                    image = info.display.upright(frame.to_ndarray(format="rgb24", width=wide))
-                    found.append(Picture(number, seconds, image))
-                number += 1
-    except (FFmpegError, DataError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-    if len(found) < len(wanted):
-        reason = f"decoding stops after {number} frames: {reason or 'the video ends there'}"
-    return found, reason
 
 
 def _remote_sample(path: str | os.PathLike[str], key: str) -> Sample:

@@ -10,7 +10,7 @@ import pytest
 
 from stmeta._errors import DataError
 from stmeta.cli import main
-from stmeta.data.ingest.manifest import journal_record
+from stmeta.data.ingest.journal import journal_record
 from stmeta.data.shards.writer import build_index, read_classes, write_classes
 from stmeta.data.verify.inspect import find_sample
 from stmeta.data.verify.verifier import verify

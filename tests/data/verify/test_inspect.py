@@ -10,7 +10,8 @@ from matplotlib.image import imread
 from stmeta import cli
 from stmeta._errors import DataError
 from stmeta.data.shards.writer import EncodedSample, ShardIndex, write_shards
-from stmeta.data.verify.inspect import find_sample, pictures, summarise
+from stmeta.data.verify.inspect import find_sample, summarise
+from stmeta.data.verify.pictures import pictures
 from tests.data._shards import CLASSES, pack, sample
 from tests.data._videos import decode
 

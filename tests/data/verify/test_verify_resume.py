@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
 
+from stmeta.data.shards.index import BadSample
 from stmeta.data.shards.writer import build_index
 from stmeta.data.verify import verifier as module
 from tests.data._shards import check, shards, split
@@ -49,6 +51,19 @@ def test_resume(split, monkeypatch):
     third = check(split, resume=True)
     assert read == [] and third.bad == whole.bad and third.resumed == len(names)
     assert check(split, "tar", resume=True).resumed == 0  # each level for itself
+
+
+def test_a_stored_record_keeps_its_form(split):
+    """Key, level, reason: files that were written before are read."""
+    check(split, "header", resume=True)
+    path = split / "verify-header.json"
+    stored = json.loads(path.read_text())
+    name = shards(split)[0].name
+    stored["shards"][name] |= {"bad": [["k", "tar", "why"]], "remarks": [["m", "header", "so"]]}
+    path.write_text(json.dumps(stored))
+    found = check(split, "header", resume=True)
+    assert found.bad == [BadSample(str(split / name), "k", "why", level="tar")]
+    assert found.remarks == [BadSample(str(split / name), "m", "so", level="header")]
 
 
 def test_resume_reads_again_what_changed(split, monkeypatch, caplog):
