@@ -100,9 +100,7 @@ def check_weights(context: TaskContext, field: str, source: str) -> None:
     path, flag = context.folder / source / "last.safetensors", context.flag(field)
     if not path.exists():
         late = source in context.order
-        remedy = (
-            f"put {source} before {context.name}" if late else f"run the task {source!r} first"
-        )
+        remedy = f"put {source} before {context.name}" if late else f"run the task {source!r} first"
         raise DataError(
             f"weights: {context.name} begins with those of {source}, and {path} is missing; "
             f"{remedy} (--stage), or start from random weights with {flag} scratch"
