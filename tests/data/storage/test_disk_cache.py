@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from stmeta._util import locks
 from stmeta.data.storage.disk_cache import DiskCache
 
 ROOT = Path(__file__).parents[3]
@@ -93,3 +95,26 @@ def test_a_lock_that_is_not_given_back_stops_nobody(tmp_path):
             pass
     with second.alone("ab" * 32, 60):
         pass
+
+
+def test_where_nothing_can_be_locked(tmp_path, monkeypatch):
+    """As on some network file systems: runs go on, and the cache keeps nothing."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks, "lock_descriptor", refuse)
+    with locks.lock_folder(tmp_path) as free, locks.lock_folder(tmp_path) as again:
+        assert free and again
+    cache = DiskCache(tmp_path / "cache", 1000)
+    with cache.alone("ab" * 32, 60):
+        cache.write("ab" * 32, b"x" * 10)
+    assert cache.writable and cache.read("ab" * 32, 10, 0, 10) is None
+
+
+def test_a_folder_is_locked_for_others_until_the_end(tmp_path):
+    with locks.lock_folder(tmp_path) as mine:
+        with locks.lock_folder(tmp_path) as second:
+            assert mine and not second
+    with locks.lock_folder(tmp_path) as free:
+        assert free and not list(tmp_path.iterdir())
