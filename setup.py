@@ -3,7 +3,8 @@
 The extension uses torch's stable ABI: one binary serves every torch from 2.10 on.
 
 Environment: FORCE_CUDA=1 makes it an error to leave out the CUDA kernels (no GPU is needed),
-TORCH_CUDA_ARCH_LIST chooses their targets, STMETA_SANITIZE=1 adds ASan and UBSan.
+TORCH_CUDA_ARCH_LIST chooses their targets, STMETA_SANITIZE=1 adds ASan and UBSan, and
+STMETA_ISA=plain|avx2|avx512|bf16dot compiles the CPU kernels for one instruction set alone.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, C
 
 ROOT = Path(__file__).resolve().parent
 ARCHS = "8.0;8.6;8.9;9.0+PTX"
+ISAS = ("plain", "avx2", "avx512", "bf16dot")
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 
 
@@ -53,6 +55,17 @@ def why_no_cuda(sources: list[str]) -> str:
     return reason
 
 
+def one_isa() -> list[str]:
+    """Flags for a build with one set of CPU kernels, in a quarter of the time: to edit and test."""
+    name = os.environ.get("STMETA_ISA", "")
+    if not name:
+        return []
+    if name not in ISAS:
+        raise SystemExit(f"[stmeta] STMETA_ISA must be one of {ISAS}, got {name!r}")
+    note(f"the CPU kernels are for {name} alone: not a build to install elsewhere")
+    return [f"-DSTMETA_ONE_ISA={name}", f"-DSTMETA_ONE_{name.upper()}"]
+
+
 def extensions() -> list[CppExtension]:
     """The extension, or nothing where there is no compiler."""
     reason = why_no_compiler()
@@ -67,6 +80,7 @@ def extensions() -> list[CppExtension]:
     left_out = why_no_cuda(cuda)
     flags = ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wall", TARGET]
     flags += ["-Wno-psabi", "-Wno-maybe-uninitialized"]  # both false alarms of GCC on vectors
+    flags += ["-g0", *one_isa()]  # Python may say -g, which takes a tenth of the time
     link = []
     if os.environ.get("STMETA_SANITIZE") == "1":
         checks = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]

@@ -66,6 +66,7 @@ PYBIND11_MODULE(_C, m) {
              {stmeta::Isa::plain, stmeta::Isa::avx2, stmeta::Isa::avx512, stmeta::Isa::bf16dot}) {
           if (name != stmeta::isa_name(isa)) continue;
           if (isa > stmeta::best_isa()) throw py::value_error("this CPU has no " + name);
+          if (!stmeta::is_built(isa)) throw py::value_error("stmeta._C was built without " + name);
           stmeta::chosen_isa() = isa;
           return;
         }

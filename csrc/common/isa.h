@@ -1,5 +1,6 @@
 // Which instruction set the CPU kernels use, decided once at run time: a wheel must run elsewhere.
-// STMETA_CPU=plain|avx2|avx512 in the environment lowers it, for tests and for bug reports.
+// STMETA_CPU=plain|avx2|avx512 in the environment lowers it, for tests and for bug reports. A build
+// with STMETA_ONE_ISA has that set alone.
 #pragma once
 
 #include <atomic>
@@ -25,6 +26,13 @@ inline Isa best_isa() {
 #endif
 }
 
+#if defined(STMETA_ONE_ISA)
+constexpr Isa kOnly = Isa::STMETA_ONE_ISA;
+inline bool is_built(Isa isa) { return isa == kOnly; }
+#else
+inline bool is_built(Isa) { return true; }
+#endif
+
 inline const char* isa_name(Isa isa) {
   switch (isa) {
     case Isa::bf16dot:
@@ -40,6 +48,9 @@ inline const char* isa_name(Isa isa) {
 
 // The choice itself: a lower one than the best only by request.
 inline std::atomic<Isa>& chosen_isa() {
+#if defined(STMETA_ONE_ISA)
+  static std::atomic<Isa> chosen = kOnly;
+#else
   static std::atomic<Isa> chosen = [] {
     const char* wanted = std::getenv("STMETA_CPU");
     const Isa best = best_isa();
@@ -50,6 +61,7 @@ inline std::atomic<Isa>& chosen_isa() {
     }
     return named < best ? named : best;
   }();
+#endif
   return chosen;
 }
 

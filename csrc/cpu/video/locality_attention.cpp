@@ -10,7 +10,7 @@
 
 namespace stmeta {
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && (!defined(STMETA_ONE_ISA) || defined(STMETA_ONE_BF16DOT))
 // bf16 in pairs where the CPU multiplies them, else in fp32.
 namespace bf16dot {
 template <typename T>
@@ -24,22 +24,34 @@ using Kernel = void (*)(const Attention&, int64_t, int64_t, float*);
 
 template <typename T>
 Kernel forward_kernel(T) {
+#if defined(STMETA_ONE_BF16DOT)
+  return &bf16dot::forward<bf16dot::PolicyOf<T>, T>;
+#elif defined(STMETA_ONE_ISA)
+  return &STMETA_ONE_ISA::forward<STMETA_ONE_ISA::Plain, T>;
+#else
 #if defined(__x86_64__)
   if (current_isa() == Isa::bf16dot) return &bf16dot::forward<bf16dot::PolicyOf<T>, T>;
   if (current_isa() == Isa::avx512) return &avx512::forward<avx512::Plain, T>;
   if (current_isa() == Isa::avx2) return &avx2::forward<avx2::Plain, T>;
 #endif
   return &plain::forward<plain::Plain, T>;
+#endif
 }
 
 template <typename T>
 Kernel backward_kernel(T) {
+#if defined(STMETA_ONE_BF16DOT)
+  return &bf16dot::backward<bf16dot::PolicyOf<T>, T>;
+#elif defined(STMETA_ONE_ISA)
+  return &STMETA_ONE_ISA::backward<STMETA_ONE_ISA::Plain, T>;
+#else
 #if defined(__x86_64__)
   if (current_isa() == Isa::bf16dot) return &bf16dot::backward<bf16dot::PolicyOf<T>, T>;
   if (current_isa() == Isa::avx512) return &avx512::backward<avx512::Plain, T>;
   if (current_isa() == Isa::avx2) return &avx2::backward<avx2::Plain, T>;
 #endif
   return &plain::backward<plain::Plain, T>;
+#endif
 }
 
 Attention make_problem(const Tensor& qkv, const Tensor& temperature, bool exclude_self) {

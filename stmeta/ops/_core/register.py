@@ -130,7 +130,8 @@ def _function(
     def forward(ctx: Any, *arguments: Any) -> Any:
         with below_autograd():
             output = overload(*arguments)
-        setup(ctx, arguments, output)
+        if any(ctx.needs_input_grad):
+            setup(ctx, arguments, output)
         return output
 
     def backward(ctx: Any, *grads: Any) -> Any:

@@ -104,8 +104,7 @@ def check(
     offsets = shift_offsets(shifts, tubelet, patch) if isinstance(shifts, str) else shifts
     if (
         not _has_items(offsets)
-        or not len(offsets)
-        or not all(map(_has_items, offsets))
+        or not offsets
         or any(len(offset) != 3 for offset in offsets)
         or any(not isinstance(number, int) for offset in offsets for number in offset)
         or tuple(offsets[0]) != (0, 0, 0)
