@@ -8,7 +8,7 @@ SOURCES := $(wildcard csrc/*.cpp csrc/*/*.* csrc/*/*/*)
 
 .PHONY: train test test-older-torch test-gpu bench lint sanitize clean
 
-train: $(STAMP)  ## the three stages on built-in clips
+train: $(STAMP)  ## the demo on built-in clips
 	$(BIN)/python -m stmeta.train --fused
 
 test: $(STAMP)  ## the whole test suite
