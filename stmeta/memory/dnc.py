@@ -122,8 +122,8 @@ class DNCCell(nn.Module):
         reads, writes, width = config.read_heads, config.write_heads, config.width
         self.out_dim = config.hidden + reads * width
         self.input = nn.Linear(in_dim, 4 * config.hidden)
-        fed = reads * width if config.feed_reads else 0
-        self.recurrent = nn.Linear(config.hidden + fed, 4 * config.hidden, bias=False)
+        recurrent_in = reads * width if config.feed_reads else 0
+        self.recurrent = nn.Linear(config.hidden + recurrent_in, 4 * config.hidden, bias=False)
         self.modes = 2 * writes + 1 if config.links else 0
         # Read heads: key, strength, free gate, modes. Write heads: key, erase, add, strength,
         # allocation gate, write gate.
@@ -196,19 +196,19 @@ class DNCCell(nn.Module):
         outputs = []  # unbind, not indexing: x[:, t] fills a zero tensor of all steps in a backward
         for t, gates in enumerate(projected.unbind(1)):
             before, state = state, self._step(state, gates)
-            shown = [state.h, state.reads]
+            output = [state.h, state.reads]
             if lengths is not None:
-                shown = select(t < lengths, shown, (0, 0))
+                output = select(t < lengths, output, (0, 0))
                 state = DNCState(*select(t < lengths, state, before))
-            outputs += shown
+            outputs += output
         y = torch.cat(outputs, dim=1) if outputs else projected.new_zeros(batch, 0)
         return y.view(batch, steps, self.out_dim), state
 
     def _step(self, state: DNCState, gates: Tensor) -> DNCState:
         config = self.config
         reads, writes = config.read_heads, config.write_heads
-        fed = torch.cat([state.h, state.reads], 1) if config.feed_reads else state.h
-        h, c = lstm_gates(gates + self.recurrent(fed), state.c)
+        recurrent_in = torch.cat([state.h, state.reads], 1) if config.feed_reads else state.h
+        h, c = lstm_gates(gates + self.recurrent(recurrent_in), state.c)
         out = self.interface(h)
         size = reads * self.per_read
         reading = out[:, :size].unflatten(1, (reads, self.per_read))
@@ -224,7 +224,7 @@ class DNCCell(nn.Module):
         link, precedence = state.link, state.precedence
         if config.links:
             link, precedence = temporal_link(link, precedence, write_weights)
-        read_weights = self._look(memory, link, state.read_weights, reading)
+        read_weights = self._read_weights(memory, link, state.read_weights, reading)
         read = memory_read(memory, read_weights).flatten(1)
         return DNCState(memory, usage, link, precedence, write_weights, read_weights, read, h, c)
 
@@ -243,7 +243,7 @@ class DNCCell(nn.Module):
         weight = torch.stack(weights, 1)
         return erase_add(memory, weight, torch.sigmoid(erase), add), weight
 
-    def _look(self, memory: Tensor, link: Tensor, last: Tensor, heads: Tensor) -> Tensor:
+    def _read_weights(self, memory: Tensor, link: Tensor, last: Tensor, heads: Tensor) -> Tensor:
         # heads [B, R, M + 2 + modes], last [B, R, N] -> read weights [B, R, N]
         key, scalars, modes = heads.split([self.config.width, 2, self.modes], dim=2)
         strength = 1 + F.softplus(scalars[:, :, 0])

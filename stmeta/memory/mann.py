@@ -103,10 +103,10 @@ class MANNCell(nn.Module):
             )
         self.config, self.in_dim, self.rows = config, in_dim, config.rows
         self.slots = (config.num_heads, config.width)
-        fed = config.num_heads * config.width if config.feed_reads else 0
+        recurrent_in = config.num_heads * config.width if config.feed_reads else 0
         self.out_dim = config.hidden + config.num_heads * config.width
         self.input = nn.Linear(in_dim, 4 * config.hidden)
-        self.recurrent = nn.Linear(config.hidden + fed, 4 * config.hidden, bias=False)
+        self.recurrent = nn.Linear(config.hidden + recurrent_in, 4 * config.hidden, bias=False)
         vectors = 2 if config.write == "add" else 1
         # Per head: key, write vector, strength, gate.
         self.per_head = vectors * config.width + 2
@@ -196,7 +196,7 @@ class MANNCell(nn.Module):
         y = episode.y
         if x.shape[1] == 0:
             return y, state
-        last = last_shown(y, lengths, state.h, state.reads)
+        last = last_output(y, lengths, state.h, state.reads)
         h, reads = last.split([config.hidden, config.num_heads * config.width], dim=1)
         return y, MANNState(episode.memory, episode.usage, episode.weight, reads, h, episode.c)
 
@@ -212,7 +212,7 @@ class MANNCell(nn.Module):
                 )
 
 
-def last_shown(y: Tensor, lengths: Tensor | None, h: Tensor, reads: Tensor) -> Tensor:
+def last_output(y: Tensor, lengths: Tensor | None, h: Tensor, reads: Tensor) -> Tensor:
     """Row of y [B, T, H + R * M] at each sequence's last step; h and reads where it has none."""
     if lengths is None:
         return y[:, -1]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from stmeta.memory._cell import CellConfig
-from stmeta.memory.mann import last_shown, lstm_gates, select
+from stmeta.memory.mann import last_output, lstm_gates, select
 from stmeta.ops.memory.ntm_step import ntm_step
 from stmeta.ops.scan._common import check_lengths, within
 from stmeta.ops.scan.ntm_scan import ntm_scan
@@ -118,8 +118,8 @@ class NTMCell(nn.Module):
         self.out_dim = config.hidden + read
         out = config.hidden * (4 if lstm else 1)
         self.input = nn.Linear(in_dim, out)
-        fed = (config.hidden if lstm else 0) + (read if config.feed_reads else 0)
-        self.recurrent = nn.Linear(fed, out, bias=False)
+        recurrent_in = (config.hidden if lstm else 0) + (read if config.feed_reads else 0)
+        self.recurrent = nn.Linear(recurrent_in, out, bias=False)
         self.heads = config.read_heads + config.write_heads
         # Per head: key, strength, sharpness, gate, shifts. Per write head: erase, add.
         self.per_head = config.width + 3 + config.taps
@@ -225,7 +225,7 @@ class NTMCell(nn.Module):
         )
         if projected.shape[1] == 0:
             return done.y, state
-        last = last_shown(done.y, lengths, state.h, state.reads)
+        last = last_output(done.y, lengths, state.h, state.reads)
         h, reads = last.split([config.hidden, config.read_heads * config.width], dim=1)
         return done.y, NTMState(done.memory, done.weights, reads, h, done.c)
 
@@ -234,11 +234,11 @@ class NTMCell(nn.Module):
         outputs = []  # unbind, not indexing: x[:, t] fills a zero tensor of all steps in a backward
         for t, now in enumerate(projected.unbind(1)):
             before, state = state, self._step(state, now)
-            shown = [state.h, state.reads]
+            output = [state.h, state.reads]
             if lengths is not None:
-                shown = select(t < lengths, shown, (0, 0))
+                output = select(t < lengths, output, (0, 0))
                 state = NTMState(*select(t < lengths, state, before))
-            outputs += shown
+            outputs += output
         y = torch.cat(outputs, dim=1) if outputs else projected.new_zeros(batch, 0)
         return y.view(batch, steps, self.out_dim), state
 
@@ -270,8 +270,8 @@ class NTMCell(nn.Module):
         config = self.config
         if config.controller == "feedforward":
             return torch.tanh(projected + self.recurrent(state.reads)), state.c
-        fed = torch.cat([state.h, state.reads], 1) if config.feed_reads else state.h
-        return lstm_gates(projected + self.recurrent(fed), state.c)
+        recurrent_in = torch.cat([state.h, state.reads], 1) if config.feed_reads else state.h
+        return lstm_gates(projected + self.recurrent(recurrent_in), state.c)
 
 
 def _check_config(in_dim: int, config: NTMConfig) -> None:

@@ -173,10 +173,10 @@ class FewShotClassifier(nn.Module):
         if self.config.augment and self.training:
             x = augment_episode_features(x, generator)
         known = _late(F.one_hot(label, self.ways).to(x.dtype))
-        shown = {"features": x, "label": known}
+        inputs_by_name = {"features": x, "label": known}
         if "last_features" in self.config.inputs:
-            shown["last_features"] = _late(x)
-        inputs = torch.cat([shown[name] for name in self.config.inputs], dim=2)
+            inputs_by_name["last_features"] = _late(x)
+        inputs = torch.cat([inputs_by_name[name] for name in self.config.inputs], dim=2)
         if self.key is None:
             return self.head(self.cell(inputs)[0])
         clip, add = self.key(x), None

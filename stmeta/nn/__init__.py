@@ -3,7 +3,7 @@
 from stmeta.nn.block import Block, DropPath, Mlp
 from stmeta.nn.embed import MaskedTokens, ShiftedPatchEmbed, TubeletEmbed
 from stmeta.nn.lsa import LocalitySelfAttention
-from stmeta.nn.memory import MANN, NTMMemory
+from stmeta.nn.memory import MANN, MemoryLayer, NTMMemory
 from stmeta.nn.positions import SeparablePositions
 from stmeta.nn.spt import ShiftedPatchTokenization
 
@@ -13,6 +13,7 @@ __all__ = [
     "DropPath",
     "LocalitySelfAttention",
     "MaskedTokens",
+    "MemoryLayer",
     "Mlp",
     "NTMMemory",
     "SeparablePositions",

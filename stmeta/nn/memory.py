@@ -6,11 +6,53 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from stmeta.memory.mann import MANNCell, MANNConfig, MANNState
-from stmeta.memory.ntm import NTMCell, NTMConfig, NTMState
+from stmeta.memory import CellConfig, MANNConfig, NTMConfig
 
 
-class NTMMemory(nn.Module):
+class MemoryLayer(nn.Module):
+    """Any memory as a layer: its output at a step, through a Linear where `out_dim` is given.
+
+    Args:
+        dim: width D of the features.
+        out_dim: width D' of the result; None = no Linear, D' = `cell.out_dim`.
+        config: of the memory, which it builds.
+
+    Raises:
+        ValueError: `out_dim` is below 1, or the sizes do not fit (from the memory).
+    """
+
+    def __init__(self, dim: int, out_dim: int | None = None, *, config: CellConfig) -> None:
+        super().__init__()
+        self.cell = config.build(dim)
+        if out_dim is not None and out_dim < 1:
+            name = type(self).__name__
+            raise ValueError(f"{name}: out_dim must be at least 1, or None, got {out_dim}")
+        width: int = self.cell.out_dim
+        self.out_dim = width if out_dim is None else out_dim
+        self.proj = nn.Identity() if out_dim is None else nn.Linear(width, out_dim)
+
+    def forward(
+        self, x: Tensor, state: Any = None, *, lengths: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """Read a sequence, as `torch.nn.LSTM` with `batch_first` does.
+
+        Args:
+            x: [B, T, D], fp32 or fp64; under autocast any.
+            state: where to start, such as the end of the last part of a sequence; None = empty.
+            lengths: int64 [B], steps of each sequence; None = T. What comes out behind the end of
+                a sequence means nothing.
+
+        Returns:
+            [B, T, D'], and the state behind the last step of each sequence.
+
+        Raises:
+            ValueError: a shape does not fit (from the memory).
+        """
+        y, end = self.cell(x, state, lengths=lengths)
+        return self.proj(y), end
+
+
+class NTMMemory(MemoryLayer):
     """A neural Turing machine as a layer (Graves et al. 2014, section 3).
 
     With controller output h, head weights w, erase e and write vector a, one step reads r = w M
@@ -30,32 +72,10 @@ class NTMMemory(nn.Module):
     def __init__(
         self, dim: int, out_dim: int | None = None, *, config: NTMConfig | None = None
     ) -> None:
-        super().__init__()
-        self.cell = NTMCell(dim, config)
-        self.proj, self.out_dim = _projection("NTMMemory", self.cell.out_dim, out_dim)
-
-    def forward(
-        self, x: Tensor, state: NTMState | None = None, *, lengths: Tensor | None = None
-    ) -> tuple[Tensor, NTMState]:
-        """Read a sequence, as `torch.nn.LSTM` with `batch_first` does.
-
-        Args:
-            x: [B, T, D], fp32 or fp64; under autocast any.
-            state: where to start, such as the end of the last part of a sequence; None = empty.
-            lengths: int64 [B], steps of each sequence; None = T. What comes out behind the end of
-                a sequence means nothing.
-
-        Returns:
-            [B, T, D'], and the state behind the last step of each sequence.
-
-        Raises:
-            ValueError: a shape does not fit (from `stmeta.memory.NTMCell`).
-        """
-        y, end = self.cell(x, state, lengths=lengths)
-        return self.proj(y), end
+        super().__init__(dim, out_dim, config=config or NTMConfig())
 
 
-class MANN(nn.Module):
+class MANN(MemoryLayer):
     """A memory-augmented network with least-recently-used access (Santoro et al. 2016, section 3).
 
     With controller output h, key k and gate alpha, one step writes at weights w_w = sigmoid(alpha)
@@ -75,34 +95,4 @@ class MANN(nn.Module):
     def __init__(
         self, dim: int, out_dim: int | None = None, *, config: MANNConfig | None = None
     ) -> None:
-        super().__init__()
-        self.cell = MANNCell(dim, config)
-        self.proj, self.out_dim = _projection("MANN", self.cell.out_dim, out_dim)
-
-    def forward(
-        self, x: Tensor, state: MANNState | None = None, *, lengths: Tensor | None = None
-    ) -> tuple[Tensor, MANNState]:
-        """Read a sequence, as `torch.nn.LSTM` with `batch_first` does.
-
-        Args:
-            x: [B, T, D], fp32 or fp64; under autocast any.
-            state: where to start, such as the end of the last part of a sequence; None = empty.
-            lengths: int64 [B], steps of each sequence; None = T. What comes out behind the end of
-                a sequence means nothing.
-
-        Returns:
-            [B, T, D'], and the state behind the last step of each sequence.
-
-        Raises:
-            ValueError: a shape does not fit (from `stmeta.memory.MANNCell`).
-        """
-        y, end = self.cell(x, state, lengths=lengths)
-        return self.proj(y), end
-
-
-def _projection(name: str, width: int, out_dim: int | None) -> tuple[Any, int]:
-    if out_dim is None:
-        return nn.Identity(), width
-    if out_dim < 1:
-        raise ValueError(f"{name}: out_dim must be at least 1, or None, got {out_dim}")
-    return nn.Linear(width, out_dim), out_dim
+        super().__init__(dim, out_dim, config=config or MANNConfig())

@@ -60,11 +60,11 @@ def parse(argv: Sequence[str]) -> tuple[RunConfig, bool]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run and return the exit code: 0 done, 1 failed, 130 interrupted."""
+    """Run and return the exit code: 0 done, 1 failed, 130 interrupted; 2 for unknown options."""
     waiting = _openmp.wait_asleep()
     from stmeta.train import distributed  # loads torch
 
-    with unbroken(), distributed.together():
+    with unbroken(), distributed.process_group():
         return _main(sys.argv[1:] if argv is None else argv, waiting)
 
 
@@ -72,9 +72,9 @@ def _main(argv: Sequence[str], waiting: str) -> int:
     from stmeta.train import distributed, run
     from stmeta.train.trainer import NonFiniteLossError
 
-    console = Console(quiet=not distributed.is_first())
+    console = Console(quiet=not distributed.is_main_process())
     logging.basicConfig(
-        level=logging.INFO if distributed.is_first() else logging.ERROR,
+        level=logging.INFO if distributed.is_main_process() else logging.ERROR,
         format="%(message)s",
         handlers=[RichHandler(console=console, show_path=False, show_time=False)],
     )

@@ -31,13 +31,13 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process writes files and talks."""
     return rank() == 0
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Join the other processes that torchrun started, if it did, and leave them at the end."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield
@@ -53,43 +53,43 @@ def together() -> Iterator[None]:
 
 
 @contextmanager
-def first_alone() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """The first process runs the block before the others do; then all of them go on."""
-    if world_size() > 1 and not is_first():
+    if world_size() > 1 and not is_main_process():
         dist.barrier()
     try:
         yield
     finally:
-        if world_size() > 1 and is_first():
+        if world_size() > 1 and is_main_process():
             dist.barrier()
 
 
 @contextmanager
-def only_first() -> Iterator[bool]:
+def main_process_alone() -> Iterator[bool]:
     """The block is the first process's alone, which is as if started alone; the others wait.
 
     Yields:
         Whether this is the first process.
     """
     global _alone
-    if world_size() == 1 or not is_first():
-        yield is_first()
+    if world_size() == 1 or not is_main_process():
+        yield is_main_process()
     else:
         _alone = True
         try:
             yield True
         finally:
             _alone = False
-    wait()
+    barrier()
 
 
-def wait() -> None:
+def barrier() -> None:
     """Wait for the other processes."""
     if world_size() > 1:
         dist.barrier()
 
 
-def share(value: str) -> str:
+def broadcast(value: str) -> str:
     """The first process's text, on all of them."""
     if world_size() == 1:
         return value

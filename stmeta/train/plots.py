@@ -60,9 +60,9 @@ def _numbered(evals: list[dict], metric: str) -> list[str]:
 
 
 def _curve(axis: Any, history: list[dict], evals: list[dict], key: str) -> None:
-    shown = [item for item in history if key in item]  # a batch without labels has no accuracy
-    steps = np.array([item["step"] for item in shown])
-    values = np.array([item[key] for item in shown])
+    rows = [item for item in history if key in item]  # a batch without labels has no accuracy
+    steps = np.array([item["step"] for item in rows])
+    values = np.array([item[key] for item in rows])
     window = max(1, len(values) // 60)
     # Means over equal windows: the curve stays readable however many steps there are.
     usable = len(values) // window * window
@@ -184,10 +184,10 @@ def weights(
     for axis, (name, values) in zip(
         figure.subplots(2, 1, sharex=True), (("write", write), ("read", read)), strict=True
     ):
-        shown = axis.imshow(values[:, order].T.numpy(), aspect="auto", cmap="viridis", vmin=0)
+        image = axis.imshow(values[:, order].T.numpy(), aspect="auto", cmap="viridis", vmin=0)
         axis.set_ylabel(f"rows, {name} weights")
         axis.set_yticks([])
-        figure.colorbar(shown, ax=axis, pad=0.01)
+        figure.colorbar(image, ax=axis, pad=0.01)
     if marks:
         axis.set_xticks(range(len(marks)), marks, fontsize=7)
     axis.set_xlabel("step")

@@ -37,14 +37,14 @@ def run(config: RunConfig, *, resume: bool, console: Console) -> dict[str, Any]:
             f"{config.recipe}: its tasks are trained by one process, got {many}; run it without "
             "torchrun"
         )
-    with claimed(config, resume) if distributed.is_first() else nullcontext(config) as mine:
-        out = Path(distributed.share(str(mine.folder)))
+    with claimed(config, resume) if distributed.is_main_process() else nullcontext(config) as mine:
+        out = Path(distributed.broadcast(str(mine.folder)))
         return _run(dataclasses.replace(config, out=out), resume, console)
 
 
 def _run(config: RunConfig, resume: bool, console: Console) -> dict[str, Any]:
     device = device_of(config)
-    with distributed.first_alone():
+    with distributed.main_process_first():
         data = _data_root(config)
     opened: dict[Any, Any] = {}
     contexts = {
@@ -66,7 +66,7 @@ def _run(config: RunConfig, resume: bool, console: Console) -> dict[str, Any]:
             config.tasks[name].check(context)
         if resume:
             check_state(config)
-        elif distributed.is_first():
+        elif distributed.is_main_process():
             write_config(config)
         console.print(
             f"[bold]{config.recipe}[/] → {config.folder}   {device}, {config.precision}, "
@@ -76,7 +76,7 @@ def _run(config: RunConfig, resume: bool, console: Console) -> dict[str, Any]:
         records: dict[str, Any] = {}
         for context in contexts.values():
             _train(config, context, resume, console, records)
-    if distributed.is_first():
+    if distributed.is_main_process():
         console.print(plots.summary(records))
     console.print(f"plots, weights and metrics are in {config.folder}", highlight=False)
     return records
@@ -88,7 +88,7 @@ def _train(
     """Train one task, and add its record to those of the run."""
     task_config = config.tasks[context.name]
     # Small tasks are trained by the first process, as if there were no others.
-    with nullcontext(True) if task_config.distributed else distributed.only_first() as mine:
+    with nullcontext(True) if task_config.distributed else distributed.main_process_alone() as mine:
         if not mine:
             return
         with closing(task_config.build(context)) as task:
@@ -96,13 +96,13 @@ def _train(
                 task.model.compile()
             trainer = Trainer(task, config, device=context.device, console=console)
             record = trainer.run(resume=resume)
-            if distributed.is_first():
+            if distributed.is_main_process():
                 task.finish(record, config.folder)
                 record["result"] = task.describe(record)
                 records[context.name] = record
                 write_metrics(config, records)
                 plots.curves(records, config.folder / "curves.png")
-        distributed.wait()
+        distributed.barrier()
 
 
 def _data_root(config: RunConfig) -> Path | None:

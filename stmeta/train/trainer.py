@@ -129,8 +129,8 @@ class Trainer:
         return rate
 
     def _evaluate(self, writer: SummaryWriter | None) -> None:
-        if not distributed.is_first():
-            distributed.wait()
+        if not distributed.is_main_process():
+            distributed.barrier()
             return
         began = time.perf_counter()
         self.task.model.eval()
@@ -140,10 +140,10 @@ class Trainer:
             assert writer is not None
             writer.add_scalar(f"val/{name}", figure, self.step)
         self.evals.append({"step": self.step, **figures})
-        shown = {k: v for k, v in figures.items() if k in self.task.console_metrics}
+        metrics = {k: v for k, v in figures.items() if k in self.task.console_metrics}
         self.console.print(
             f"[dim]{self.task.name:>15} {self.step:>6}/{self.steps}[/]  {self._note()}  "
-            + "  ".join(f"val {k} {v:.4g}" for k, v in shown.items())
+            + "  ".join(f"val {k} {v:.4g}" for k, v in metrics.items())
             + f"  [dim]({time.perf_counter() - began:.1f} s)[/]",
             highlight=False,
             soft_wrap=True,
@@ -152,7 +152,7 @@ class Trainer:
         if score > self.best:
             self.best = score
             checkpoint.save_weights(self.task.model, self.folder / "best.safetensors")
-        distributed.wait()
+        distributed.barrier()
 
     def _note(self) -> str:
         recent = self.history[-50:]
@@ -173,7 +173,7 @@ class Trainer:
         }
 
     def _save(self, data: dict[str, int] | None = None) -> None:
-        if not distributed.is_first():
+        if not distributed.is_main_process():
             return
         state = {
             "model": self.task.model.state_dict(),
@@ -209,7 +209,7 @@ class Trainer:
 @contextmanager
 def _writer(folder: Path, step: int) -> Iterator[SummaryWriter | None]:
     """TensorBoard's files, written by one process."""
-    if not distributed.is_first():
+    if not distributed.is_main_process():
         yield None
         return
     with SummaryWriter(str(folder), purge_step=step) as writer:

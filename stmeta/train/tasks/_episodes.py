@@ -132,7 +132,7 @@ class EpisodeTask(LoaderTask):
     def describe(self, record: dict[str, Any]) -> str:
         """Accuracy by how often the class has come."""
         final = record["final"]
-        shown = [k for k in (1, 2, 5, 10) if f"instance_{k}" in final]
-        parts = ", ".join(f"{k}: {final[f'instance_{k}']:.1%}" for k in shown)
+        known = [k for k in (1, 2, 5, 10) if f"instance_{k}" in final]
+        parts = ", ".join(f"{k}: {final[f'instance_{k}']:.1%}" for k in known)
         chance = f" (chance {record['chance']:.0%})" if "chance" in record else ""
         return f"new classes, accuracy at {self.unit[:-1]} {parts}{chance}"
