@@ -138,31 +138,34 @@ class FewShotClassifier(nn.Module):
             nn.init.normal_(self.value.weight, std=self.slots[1] ** -0.5)
         self.head = nn.Linear(self.cell.out_dim, ways)
 
-    def forward(self, x: Tensor, label: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        label: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        with_features: bool = False,
+    ) -> Any:
         """Classify the steps of episodes.
 
         Args:
             x: [B, L, in_dim].
             label: int64 [B, L], 0 ... ways - 1; step t sees only those before t.
             generator: source of randomness for `augment`, in training.
+            with_features: return the features too.
 
         Returns:
-            logits [B, L, ways].
+            logits [B, L, ways]; with features a pair of them and the encoder's, [B, L, D].
 
         Raises:
             ValueError: shapes do not fit.
         """
-        return self.forward_features(x, label, generator)[0]
-
-    def forward_features(
-        self, x: Tensor, label: Tensor, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """As `forward`: the logits, and the features [B, L, D] that the encoder gave."""
         self._check(x, label)
         features = x if self.encoder is None else self.encoder(x)
         # An episode adds to its memory step by step: that stays in the dtype of the weights.
         with torch.autocast(x.device.type, enabled=False):
-            return self._classify(features, label, generator), features
+            logits = self._classify(features, label, generator)
+        return (logits, features) if with_features else logits
 
     def _classify(
         self, features: Tensor, label: Tensor, generator: torch.Generator | None

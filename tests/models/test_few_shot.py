@@ -220,7 +220,8 @@ def test_an_encoder_is_trained_along():
     torch.manual_seed(0)
     encoder = ImageEncoderConfig(filters=(4,), widths=(6,))
     model = FewShotClassifierConfig(memory=SMALL, encoder=encoder).build(64, 3)
-    logits, features = model.forward_features(torch.rand(2, 5, 64), torch.zeros(2, 5).long())
+    label = torch.zeros(2, 5, dtype=torch.int64)
+    logits, features = model(torch.rand(2, 5, 64), label, with_features=True)
     assert logits.shape == (2, 5, 3) and features.shape == (2, 5, 6)
     logits.sum().backward()
     assert model.encoder.layers[0].weight.grad.abs().sum() > 0

@@ -86,7 +86,7 @@ class EpisodeTask(LoaderTask):
         """
         x, label = self._inputs(batch)
         mask = batch.target_mask.to(self.device)
-        logits, features = self.model.forward_features(x, label, generator)
+        logits, features = self.model(x, label, generator, with_features=True)
         loss = F.cross_entropy(logits[mask].float(), label[mask])
         if self.config.matching:
             loss = loss + self.config.matching * matching_loss(features, label)
