@@ -92,7 +92,7 @@ def test_a_file_that_is_no_checkpoint(run, tmp_path, capsys, monkeypatch):
     for name, content in cases.items():
         path.write_bytes(content)
         shown = resumed(capsys, run)
-        assert "last.pt" in shown and "begin this stage again" in shown, name
+        assert "last.pt" in shown and "begin this task again" in shown, name
     assert not (tmp_path / "evil").exists()
     path.unlink()
     path.mkdir()
