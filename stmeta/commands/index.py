@@ -20,7 +20,7 @@ class Index:
     workers: int = 1
     """Processes."""
     full: bool = False
-    """Read all shards again, also those that did not change."""
+    """Read all shards again, also those that have not changed."""
     json: bool = False
     """Print the result as JSON."""
 

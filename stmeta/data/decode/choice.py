@@ -51,7 +51,7 @@ def choose_decoder(decoder: str, device: str, *, fits: bool) -> DecoderChoice:
             f"ClipLoader: device={device!r}, but torch finds no GPU; use device='cpu'"
         )
     if decoder == "pyav":
-        return DecoderChoice("pyav", device, "asked for")
+        return DecoderChoice("pyav", device, "requested")
     if decoder == "auto" and not on_gpu:
         return DecoderChoice("pyav", device, "on a CPU it takes the least CPU time")
     if decoder == "auto" and fits:
@@ -65,5 +65,5 @@ def choose_decoder(decoder: str, device: str, *, fits: bool) -> DecoderChoice:
     if problem:
         return DecoderChoice("pyav", device, problem)
     return DecoderChoice(
-        "dali", device, "decodes and resizes on the GPU" if on_gpu else "asked for"
+        "dali", device, "decodes and resizes on the GPU" if on_gpu else "requested"
     )

@@ -176,7 +176,7 @@ def _wanted(
         yield place, frame
         count += 1
     if count < len(indices) or count == 0:
-        raise DataError(f"only {count} of the {len(indices)} frames asked for could be decoded")
+        raise DataError(f"only {count} of the {len(indices)} requested frames could be decoded")
 
 
 def _from_packets(

@@ -30,7 +30,7 @@ class Collator:
     """Turns lists of requests into batches.
 
     `threads` readers work on clips, a few at a time; one more thread puts batches together, in the
-    order in which they were asked for.
+    order in which they were requested.
     """
 
     def __init__(

@@ -75,7 +75,7 @@ class LoaderConfig:
     decoder: Literal["auto", "dali", "pyav"] = "auto"
     processes: Literal["auto"] | int = "auto"
     """Processes that PyAV decodes in; 0 = the threads below. "auto": one for each thread, but none
-    where at most two are asked for, the cache holds all videos, or clips start where shards were
+    where at most two are requested, the cache holds all videos, or clips start where shards were
     made for their stride."""
     device: str = "auto"
     """Where batches are delivered: auto, cpu, cuda or cuda:N."""

@@ -235,7 +235,7 @@ class ClipLoader:
         """Settle which decoder runs, and where.
 
         Raises:
-            ValueError: DALI was asked for, with settings that it does not serve.
+            ValueError: DALI was requested, with settings that it does not serve.
         """
         config = self.config
         choice = choose_decoder(config.decoder, config.device, fits=self._fits())

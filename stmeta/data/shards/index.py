@@ -67,7 +67,7 @@ class BadSample(NamedTuple):
 class ShardIndex:
     """The samples of one split, good ones by position, bad ones with their reason.
 
-    Columns stay as arrays; a row is built when it is asked for. Pickles, for worker processes.
+    Columns stay as arrays; a row is built when it is used. Pickles, for worker processes.
 
     Attributes:
         root: folder of the split, or what reads it from an address; as a string, its name.

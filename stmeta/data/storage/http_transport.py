@@ -74,7 +74,7 @@ class HttpTransport:
                 )
             if (first, last + 1) != (begin, end):
                 raise TransientError(
-                    f"the server sent bytes {first} to {last}, others than asked for"
+                    f"the server sent bytes {first} to {last}, which were not requested"
                 )
             parts, size = [], 0
             while size < end - begin:

@@ -53,7 +53,7 @@ class RemoteFolder:
     """
 
     def __init__(self, url: str, config: StorageConfig) -> None:
-        """Read below an address; nothing is asked for yet.
+        """Read below an address; nothing is requested yet.
 
         Raises:
             BackendUnavailableError: fsspec needs another package for this address.

@@ -55,7 +55,7 @@ class VerifyState:
         self._changed = False
 
     def get(self, shard: Path) -> ShardRecord | None:
-        """The record of a shard that did not change since."""
+        """The record of a shard that has not changed since."""
         record = self.shards.get(shard.name)
         return record if record and record.stamp == stamp(shard) else None
 

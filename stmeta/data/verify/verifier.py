@@ -83,7 +83,7 @@ def verify(
         workers: processes; None = one per core. 1 = no other process.
         on_error: "skip" continues after a bad sample, "fail" stops.
         resume: keep `verify-LEVEL.json` in each folder, and leave out the shards that an earlier
-            run has read and that did not change since, nor their index.
+            run has read and that have not changed since, nor their index.
         progress: called after each sample.
 
     Raises:

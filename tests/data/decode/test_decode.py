@@ -172,7 +172,7 @@ def test_frames_past_the_end_are_an_error(videos):
     packets = pyav.read_packets(videos["h264"])
     with pytest.raises(DataError, match="frame 36 is past the end, 36 frames"):
         pyav.decode(videos["h264"], np.array([36]), packets=packets)
-    with pytest.raises(DataError, match="only 1 of the 2 frames"):
+    with pytest.raises(DataError, match="only 1 of the 2 requested frames"):
         pyav.decode(videos["mpeg4 in avi"], np.array([3, 36]))
 
 
@@ -251,7 +251,7 @@ def test_resize_matches_float64(window, flip):
 
 def test_auto_on_a_cpu_is_pyav():
     assert choose_decoder("auto", "cpu", fits=False)[:2] == ("pyav", "cpu")
-    assert choose_decoder("pyav", "cpu", fits=False).reason == "asked for"
+    assert choose_decoder("pyav", "cpu", fits=False).reason == "requested"
 
 
 def test_a_missing_gpu_is_an_error(monkeypatch):
