@@ -24,7 +24,8 @@ from stmeta.data.ingest.encode import EncodeOptions
 from stmeta.data.ingest.sharding import ingest
 from stmeta.data.loading.loader import ClipLoader, LoaderConfig
 from stmeta.data.shards.writer import ShardIndex, build_index
-from stmeta.data.verify.inspect import find_sample, pictures
+from stmeta.data.verify.inspect import find_sample
+from stmeta.data.verify.pictures import pictures
 from stmeta.data.verify.verifier import verify
 from tests.data._shards import pack
 from tests.data._streams import Truth, truth

@@ -16,7 +16,8 @@ from stmeta.data.ingest.transcode import transcode
 from stmeta.data.shards.index_checks import table_fault
 from stmeta.data.shards.index_file import INDEX_NAME
 from stmeta.data.shards.writer import EncodedSample, ShardIndex, write_shards
-from stmeta.data.verify.inspect import find_sample, pictures, summarise
+from stmeta.data.verify.inspect import find_sample, summarise
+from stmeta.data.verify.pictures import pictures
 from stmeta.data.video.display import AS_STORED, Display
 from stmeta.data.video.probe import probe
 from tests.data._loading import all_same, batches, copied, needs_dali

@@ -14,7 +14,8 @@ from stmeta.data.decode import pyav, remux
 from stmeta.data.ingest.transcode import transcode
 from stmeta.data.loading.loader import ClipLoader
 from stmeta.data.shards.writer import EncodedSample, ShardIndex, write_shards
-from stmeta.data.verify.inspect import find_sample, pictures
+from stmeta.data.verify.inspect import find_sample
+from stmeta.data.verify.pictures import pictures
 from stmeta.data.video.file import open_video
 from stmeta.data.video.probe import probe
 from tests.data._loading import config, overwrite
