@@ -47,7 +47,7 @@ def test_too_large():
 
 def launch(sizes: tuple[int, ...], *options: bool) -> None:
     """Both kernels, on tensors of no device."""
-    from stmeta.kernels.triton import lrua_scan as module
+    from stmeta.kernels.triton.scan import lrua_scan as module
 
     batch, steps, hidden, heads, rows, width = sizes
     *flags, extra, ends, fed = options

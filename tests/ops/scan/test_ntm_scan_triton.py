@@ -48,7 +48,7 @@ def test_too_large(sizes):
 
 def launch(sizes: tuple[int, ...], taps: int, *options: bool) -> None:
     """Both kernels, on tensors of no device."""
-    from stmeta.kernels.triton import ntm_scan as module
+    from stmeta.kernels.triton.scan import ntm_scan as module
 
     batch, steps, hidden, reading, writing, rows, width = sizes
     *flags, ends, fed = options

@@ -118,7 +118,7 @@ def test_more_clips_and_heads_than_fit_one_axis_of_a_grid():
 
 
 def launch(batch: int, tokens: int, heads: int, width: int, dtype: torch.dtype) -> None:
-    from stmeta.kernels.triton import locality_attention as launcher
+    from stmeta.kernels.triton.video import locality_attention as launcher
 
     qkv = torch.empty(batch, tokens, 3, heads, width, dtype=dtype, device="meta")
     temperature = torch.empty(heads, device="meta")

@@ -39,7 +39,7 @@ def test_compiles_where_sizes_are_one():
 
 def _launch(tubelet: int, patch: int, shifts: tuple[int, ...], size: int = 64) -> None:
     """The forward and the backward of bf16 tokens with everything on, on tensors without data."""
-    from stmeta.kernels.triton import patch_shift as launcher
+    from stmeta.kernels.triton.video import patch_shift as launcher
 
     def meta(*shape, dtype=torch.float32):
         return torch.empty(shape, dtype=dtype, device="meta")
