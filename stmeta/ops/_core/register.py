@@ -91,7 +91,7 @@ def register(
         library.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
         torch.library.register_fake(name, fake, lib=library)
         setup, backward = (autograd or _no_derivative(op))(getattr(torch.ops, namespace))
-        setup = _by_name(schema, setup)
+        setup = by_schema_names(schema, setup)
         public = backward if FAST_AUTOGRAD else _twice_differentiable(op, backward)
         torch.library.register_autograd(name, public, setup_context=setup, lib=library)
         overload = getattr(getattr(torch.ops, namespace), op).default
@@ -108,7 +108,7 @@ def register(
         missing[op] |= {"triton": _why_no_triton(launcher), "cuda": _why_no_kernel(op, "cuda")}
 
 
-def _by_name(schema: str, setup: Function) -> Function:
+def by_schema_names(schema: str, setup: Function) -> Function:
     """`setup` with arguments and results by the schema's names."""
     arguments, results = arguments_of(schema), results_of(schema)
 

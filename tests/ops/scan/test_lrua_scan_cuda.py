@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from stmeta.ops import availability, lrua_scan
+from stmeta.ops._core.register import by_schema_names
 from stmeta.ops.memory.content_addressing import EPS
-from stmeta.ops.scan._lrua_scan import _autograd, _backward_fake, _fake
+from stmeta.ops.scan._lrua_scan import _SCHEMA, _autograd, _backward_fake, _fake
 from tests.ops._harness.cuda_host import SCAN_WAYS, HostProgram, HostProgramError, as_tensor
 from tests.ops._harness.nvcc import check_kernels, compile_launchers
 from tests.ops.scan.test_lrua_scan import OPTIONS, make
@@ -281,6 +282,7 @@ def host(program: HostProgram, whole: bool = True, cluster: int = 1):
                     previous, c, lengths, inputs[17:], *items)  # fmt: skip
 
     setup, formula = _autograd(SimpleNamespace(lrua_scan_backward=backward))
+    setup = by_schema_names(_SCHEMA, setup)
 
     class Scan(torch.autograd.Function):
         @staticmethod
