@@ -73,7 +73,7 @@ class _SmallFile(io.FileIO):
 def limit(monkeypatch):
     def set_to(room: float) -> SmallDisk:
         disk = SmallDisk(room)
-        for module in ("shards.writer", "ingest.sharding"):
+        for module in ("shards.writer", "ingest.sharding", "ingest.journal"):
             monkeypatch.setattr(f"stmeta.data.{module}.open", disk.open, raising=False)
         return disk
 

@@ -138,6 +138,7 @@ def make_inputs(
     *,
     layout: str = "contiguous",
     grad_layout: str = "contiguous",
+    seed: int = 0,
 ) -> Inputs:
     """Random inputs, the same each time.
 
@@ -148,8 +149,9 @@ def make_inputs(
         device: where they lie.
         layout: a name of `LAYOUTS`, of every input.
         grad_layout: a name of `GRAD_LAYOUTS`, of the gradient of every output.
+        seed: of the numbers.
     """
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     arguments = case.make(generator)
     leaves = []
     for name, x in arguments.items():

@@ -46,6 +46,29 @@ def check_rounding(draws: Iterable[tuple[Results, Results, Results]], factor: fl
     assert not large, f"errors in the mean, as shares of eager's: {large}, allowed {factor}"
 
 
+def check_pooled(draws: Iterable[tuple[Results, Results, Results]], factor: float) -> None:
+    """Hold the root mean square of the errors over all draws to `factor` times eager's.
+
+    For results of few numbers, of which eager hits some exactly by luck.
+
+    Args:
+        draws: as of `check_rounding`.
+        factor: how much larger than eager's and one rounding's the errors may be.
+    """
+    squares = defaultdict(list)
+    for exact, eager, ours in draws:
+        for name, truth in exact.items():
+            if truth.is_floating_point() and truth.numel():
+                x = ours[name]
+                size = float(truth.square().mean().sqrt())
+                rounding = ONE_ROUNDING * torch.finfo(x.dtype).eps * size
+                allowed = math.hypot(_error(eager[name], truth), rounding)
+                squares[name].append((_error(x, truth) ** 2, allowed**2))
+    for name, pairs in squares.items():
+        error, allowed = (math.sqrt(sum(x) / len(pairs)) for x in zip(*pairs, strict=True))
+        assert error <= factor * allowed, f"{name}: {error / allowed} times eager's"
+
+
 def _ratio(ours: Tensor, eager: Tensor, exact: Tensor) -> float:
     size = float(exact.square().mean().sqrt())
     rounding = ONE_ROUNDING * torch.finfo(ours.dtype).eps * size

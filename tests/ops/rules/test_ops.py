@@ -29,7 +29,9 @@ from tests.ops._harness import (
     run,
     run_backend,
     run_eager,
+    run_exact,
 )
+from tests.ops._harness.rounding import check_pooled
 
 OPS = {name: load(name) for name in ALL_OPS}
 CASES = [
@@ -156,13 +158,24 @@ def test_reference_gradients(op):
 @given(data=st.data())
 @every_op
 def test_any_shape(op, backend, data):
-    """Shapes, strides and dtypes that nobody thought of."""
+    """Shapes, strides and dtypes that nobody thought of.
+
+    What is worse than eager in one draw of the numbers must be no worse in the mean over many: a
+    result that is one number can be exact by luck.
+    """
     case = op.sized(**{k: data.draw(st.integers(*v), label=k) for k, v in op.sizes.items()})
-    inputs = make_inputs(
-        op,
-        case,
-        data.draw(st.sampled_from(op.dtypes)),
-        layout=data.draw(st.sampled_from(list(LAYOUTS))),
-        grad_layout=data.draw(st.sampled_from(GRAD_LAYOUTS)),
-    )
-    check(inputs, run_backend(inputs, backend), factor=8)
+    dtype = data.draw(st.sampled_from(op.dtypes))
+    layout = data.draw(st.sampled_from(list(LAYOUTS)))
+    grad_layout = data.draw(st.sampled_from(GRAD_LAYOUTS))
+
+    def drawn(seed: int):
+        return make_inputs(op, case, dtype, layout=layout, grad_layout=grad_layout, seed=seed)
+
+    inputs = drawn(0)
+    try:
+        check(inputs, run_backend(inputs, backend), factor=8)
+    except AssertionError as failure:
+        if "error" not in str(failure):
+            raise
+        many = [drawn(seed) for seed in range(64)]
+        check_pooled(((run_exact(x), run_eager(x), run_backend(x, backend)) for x in many), 4)
