@@ -6,13 +6,16 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.* csrc/*/*/*)
 
-.PHONY: train test test-older-torch test-gpu bench lint sanitize clean
+.PHONY: train test test-slow test-older-torch test-gpu bench lint sanitize clean
 
 train: $(STAMP)  ## the demo on built-in clips
 	$(BIN)/python -m stmeta.train --fused
 
-test: $(STAMP)  ## the whole test suite
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+test: $(STAMP)  ## the tests, but for those that guard rare changes (`slow`)
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
+
+test-slow: $(STAMP)  ## the others: every launcher by nvcc, every GPU target, kills at every stage
+	$(BIN)/python -m pytest -m slow -n auto --maxprocesses 4 --dist loadfile
 
 test-older-torch: $(STAMP)  ## every source file against the headers of older versions of torch
 	STMETA_OLDER_TORCH=1 $(BIN)/python -m pytest tests/test_older_torch.py -n auto

@@ -65,6 +65,7 @@ TESTED = "tests/{}.py runs it"
 LEFT_OUT = {
     "make train": f"{ENVIRONMENT}; what it then runs is a command of docs/training.md",
     "make test": f"{ENVIRONMENT}; it is this test suite",
+    "make test-slow": f"{ENVIRONMENT}; it is the rest of this test suite",
     "make lint": f"{ENVIRONMENT}; it is the other half of continuous integration",
     "pip install torch": ENVIRONMENT,
     "pip install setuptools wheel pybind11 ninja numpy": ENVIRONMENT,
