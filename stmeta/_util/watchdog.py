@@ -28,13 +28,20 @@ class Watch:
         """Watch nothing yet."""
         self.ended: set[int] = set()
         self._seen: dict[int, int] = {}  # process -> looks in a row that found it stopped
+        self._groups: dict[int, tuple[int, ...]] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def add(self, *processes: int) -> None:
-        """Watch children of this process until they end."""
+        """Watch children of this process until they end.
+
+        Args:
+            processes: that share a queue. Where one is ended, all are: it may have held the lock
+                of the queue, for which the others would wait for ever.
+        """
         with self._lock:
             self.ended -= set(processes)
+            self._groups |= dict.fromkeys(processes, processes)
             self._seen |= dict.fromkeys(processes, 0)
             # A thread of the parent is not there after a fork.
             if self._thread is None or not self._thread.is_alive():
@@ -46,26 +53,38 @@ class Watch:
             time.sleep(PATIENCE / _LOOKS)
             with self._lock:
                 for process in list(self._seen):
-                    self._look(process)
+                    if process in self._seen:  # not ended with another one
+                        self._look(process)
                 if not self._seen:
                     self._thread = None
                     return
 
     def _look(self, process: int) -> None:
-        try:
-            child = psutil.Process(process)
-            with child.oneshot():
-                parent, stopped = child.ppid(), child.status() == psutil.STATUS_STOPPED
-        except psutil.Error:  # it is gone, or somebody else's
-            parent, stopped = None, False
-        if parent != os.getpid():  # it has ended, and its number may be somebody else's by now
-            del self._seen[process]
+        status = _status(process)
+        if status is None:
+            self._forget(process)
             return
+        stopped = status == psutil.STATUS_STOPPED
         self._seen[process] = self._seen[process] + 1 if stopped else 0
         if self._seen[process] >= _LOOKS:
             self.ended.add(process)
-            del self._seen[process]
-            os.kill(process, signal.SIGKILL)
+            for one in self._groups[process]:
+                if one in self._seen and _status(one) is not None:
+                    os.kill(one, signal.SIGKILL)
+                    self._forget(one)
+
+    def _forget(self, process: int) -> None:
+        del self._seen[process], self._groups[process]
+
+
+def _status(process: int) -> str | None:
+    """How a child of this process is; None = it has ended, and its number may be another's."""
+    try:
+        child = psutil.Process(process)
+        with child.oneshot():
+            return child.status() if child.ppid() == os.getpid() else None
+    except psutil.Error:
+        return None
 
 
 WATCH = Watch()

@@ -90,8 +90,7 @@ def process_pool(workers: int) -> ProcessPoolExecutor:
         pool.submit(os.getpid).result()
         # All start now: where one dies while the pool starts another, the pool waits for that one
         # for ever.
-        for started in [pool.submit(_meet) for _ in range(workers)]:
-            WATCH.add(started.result())
+        WATCH.add(*[x.result() for x in [pool.submit(_meet) for _ in range(workers)]])
     except BrokenProcessPool as error:
         raise RuntimeError(
             "worker processes cannot start, as they run the main script again; put its work under "

@@ -24,3 +24,19 @@ def test_a_worker_that_is_stopped_costs_no_item(monkeypatch):
         else:
             found.append((item, result))
     assert found == [(0, 0), (1, 1)]
+
+
+def wait(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def test_a_worker_that_is_stopped_while_it_holds_the_queue(monkeypatch):
+    """The only idle one does. All results are there, and the other one waits for its end."""
+    monkeypatch.setattr(watchdog, "PATIENCE", 1.0)
+    found = []
+    for item, process in ordered_map(wait, [0, 0.5], 2):
+        found.append(item)
+        if item == 0:
+            os.kill(process, signal.SIGSTOP)
+    assert found == [0, 0.5]
