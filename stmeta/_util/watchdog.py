@@ -74,7 +74,8 @@ class Watch:
                     self._forget(one)
 
     def _forget(self, process: int) -> None:
-        del self._seen[process], self._groups[process]
+        self._seen.pop(process)
+        self._groups.pop(process, None)
 
 
 def _status(process: int) -> str | None:
