@@ -1,10 +1,10 @@
-"""Where a loader stands, and where another goes on from there."""
+"""The position of a loader, which another one resumes from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-_EPOCHS = 2**40  # no run gets so far; what does not fit into 64 bits must not reach the plan
+_EPOCHS = 2**40  # no run gets so far; what does not fit into 64 bits must not reach the sampler
 
 
 class ResumableLoader:
